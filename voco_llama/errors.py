@@ -1,0 +1,21 @@
+"""The errors that a user's input or settings can cause.
+
+Each carries one line: what is wrong, where, and what to do. The command line prints that line and exits with
+status 2; anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class VoCoError(ValueError):
+    """A mistake in what the user gave us; its text is one line fit to be shown."""
+
+
+class SettingsError(VoCoError):
+    """A setting is unknown, contradicts another, or names something that is not there."""
+
+
+class DataError(VoCoError):
+    """A record, an image, a clip or an index cannot be used; the text names the file and the record."""
+
+
+class CheckpointError(VoCoError):
+    """A checkpoint or a cache cannot be loaded here, or does not fit the model."""
