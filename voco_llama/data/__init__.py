@@ -1,0 +1,1 @@
+"""From files to rows: readers, images, clips, prompts, batches."""

@@ -1,0 +1,205 @@
+"""Where a row is laid out: from text and segments to token ids, labels and the four vectors.
+
+Every token of a row carries four facts, computed here once and never guessed again from token ids:
+
+    segment   0 = text stream; s >= 1 = the s-th compressed segment of the row, its VoCo tokens included
+    voco      this token is a VoCo token
+    position  rotary position
+    document  which packed sample the token belongs to; -1 = padding
+
+A segment is `[prefix, vision x V, infix, voco x N]`; prefix and infix are empty except in the authors' order,
+where BOS and a newline stand inside it. The module assumes text that is already tokenized, and knows nothing of
+tokenizers, templates or images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from voco_llama.errors import DataError
+from voco_llama.tokens import IGNORE_INDEX, TokenIds
+
+Condition = Literal["voco", "full"]
+"""`voco`: text reads segments through VoCo tokens only. `full`: plain causal attention (the upper bound)."""
+CONDITIONS: tuple[Condition, ...] = ("voco", "full")
+
+PADDING_DOCUMENT = -1
+
+
+@dataclass(frozen=True)
+class TextSpan:
+    """Tokenized text. `trained[i]` says whether token i is an answer token that the loss counts."""
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class SegmentMark:
+    """One compressed segment (an image or a video frame) stands here."""
+
+
+Part = TextSpan | SegmentMark
+
+
+@dataclass(frozen=True)
+class SegmentShape:
+    """What every segment of a model looks like.
+
+    Attributes:
+        num_vision: Vision tokens of one image; 0 lays out VoCo tokens alone, for reading from a cache.
+        num_voco: VoCo tokens after them.
+        prefix: Token ids before the vision tokens, inside the segment.
+        infix: Token ids between vision and VoCo tokens.
+    """
+
+    num_vision: int
+    num_voco: int
+    prefix: tuple[int, ...] = ()
+    infix: tuple[int, ...] = ()
+
+    def ids(self, tokens: TokenIds) -> list[int]:
+        """Token ids of one segment, in order."""
+        return [*self.prefix, *[tokens.image] * self.num_vision, *self.infix, *[tokens.voco] * self.num_voco]
+
+    @property
+    def num_compressed(self) -> int:
+        """Tokens that stand before the VoCo tokens and vanish from the cache."""
+        return len(self.prefix) + self.num_vision + len(self.infix)
+
+    @property
+    def cached(self) -> "SegmentShape":
+        """The same segment as a cache leaves it: its VoCo tokens alone."""
+        return SegmentShape(0, self.num_voco)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One laid-out row; every field is `[length]`. `voco` is bool, all others int64."""
+
+    input_ids: Tensor
+    labels: Tensor
+    segment: Tensor
+    voco: Tensor
+    position: Tensor
+    document: Tensor
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def num_trained(self) -> int:
+        return int((self.labels != IGNORE_INDEX).sum())
+
+
+ROW_FIELDS = tuple(field.name for field in fields(Row))
+
+
+def lay_out(
+    parts: Sequence[Part],
+    tokens: TokenIds,
+    shape: SegmentShape,
+    condition: Condition,
+    max_length: int | None = None,
+) -> Row:
+    """Lay out one document.
+
+    Positions under `voco`: VoCo and text tokens advance the row's counter, a segment's other tokens take the
+    places just before its VoCo tokens. `[V V C T T]` is numbered `-2 -1 0 1 2`; a second segment after it starts
+    from the counter, `[V V C V V C T]` is `-2 -1 0 -1 0 1 2`. Under `full`, text sees vision, so every token is
+    numbered contiguously from 0.
+
+    Args:
+        parts: Text and segments in row order.
+        tokens: Ids of the special tokens.
+        shape: The shape of every segment.
+        condition: Decides the positions.
+        max_length: Tokens a row may have. Text is cut from the end.
+
+    Raises:
+        DataError: Cutting would lose a VoCo token, or would leave none of the row's trained tokens.
+    """
+    ids, labels, segment, voco, position = [], [], [], [], []
+    counter, num_segments, segments_end = 0, 0, 0
+    segment_ids = shape.ids(tokens)
+    for part in parts:
+        if isinstance(part, TextSpan):
+            ids += part.ids
+            labels += [i if trained else IGNORE_INDEX for i, trained in zip(part.ids, part.trained, strict=True)]
+            segment += [0] * len(part.ids)
+            voco += [False] * len(part.ids)
+            position += range(counter, counter + len(part.ids))
+            counter += len(part.ids)
+            continue
+        num_segments += 1
+        ids += segment_ids
+        labels += [IGNORE_INDEX] * len(segment_ids)
+        segment += [num_segments] * len(segment_ids)
+        voco += [False] * shape.num_compressed + [True] * shape.num_voco
+        position += range(counter - shape.num_compressed, counter + shape.num_voco)
+        counter += shape.num_voco
+        segments_end = len(ids)
+    if condition == "full":
+        position = list(range(len(ids)))
+    if max_length is not None and len(ids) > max_length:
+        _check_cut(len(ids), max_length, segments_end, labels)
+    return Row(
+        torch.tensor(ids[:max_length]),
+        torch.tensor(labels[:max_length]),
+        torch.tensor(segment[:max_length]),
+        torch.tensor(voco[:max_length], dtype=torch.bool),
+        torch.tensor(position[:max_length]),
+        torch.zeros(len(ids[:max_length]), dtype=torch.long),
+    )
+
+
+def _check_cut(length: int, max_length: int, segments_end: int, labels: list[int]) -> None:
+    if segments_end > max_length:
+        raise DataError(
+            f"the row has {length} tokens and its last image ends at {segments_end}, so cutting it to max_length"
+            f" {max_length} would lose VoCo tokens: raise data.max_length or drop the record"
+        )
+    was_trained = any(label != IGNORE_INDEX for label in labels)
+    if was_trained and all(label == IGNORE_INDEX for label in labels[:max_length]):
+        raise DataError(
+            f"the row has {length} tokens and none of its trained tokens is left after cutting it to max_length"
+            f" {max_length}: raise data.max_length or drop the record"
+        )
+
+
+def pack_rows(rows: Sequence[Row]) -> Row:
+    """Put several rows one after another as documents of one row.
+
+    Positions stay each document's own. The first label of a document is never trained: its predecessor belongs
+    to another document.
+    """
+    joined = {name: torch.cat([getattr(row, name) for row in rows]) for name in ROW_FIELDS}
+    joined["document"] = torch.cat([torch.full((len(row),), index) for index, row in enumerate(rows)])
+    starts = torch.tensor([0, *[len(row) for row in rows[:-1]]]).cumsum(0)
+    joined["labels"][starts] = IGNORE_INDEX
+    return Row(**joined)
+
+
+def pad_rows(rows: Sequence[Row], tokens: TokenIds, side: Literal["left", "right"] = "right") -> dict[str, Tensor]:
+    """Stack rows of unequal length.
+
+    Returns:
+        The fields of `Row`, each `[batch, longest]`. Padding has document -1, label -100, segment 0, position 0.
+    """
+    fill = {
+        "input_ids": tokens.pad,
+        "labels": IGNORE_INDEX,
+        "segment": 0,
+        "voco": False,
+        "position": 0,
+        "document": PADDING_DOCUMENT,
+    }
+    return {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [getattr(row, name) for row in rows], batch_first=True, padding_value=value, padding_side=side
+        )
+        for name, value in fill.items()
+    }

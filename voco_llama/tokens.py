@@ -1,0 +1,94 @@
+"""The two tokens added to a vocabulary, `<image>` and `<voco>`, and the ids the project uses.
+
+`<voco>` is one vocabulary row, whatever the number of VoCo tokens a segment has. `<image>` only marks the places
+that projected vision features fill; its own embedding is never read. Both are added once, here, and their ids
+are resolved once, here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from voco_llama.errors import CheckpointError
+
+IMAGE_TOKEN = "<image>"
+VOCO_TOKEN = "<voco>"
+IGNORE_INDEX = -100
+"""Label of a token that is not trained on; the value PyTorch's cross entropy ignores."""
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Ids in one tokenizer. `bos` is None for a tokenizer without one (Qwen)."""
+
+    image: int
+    voco: int
+    bos: int | None
+    eos: int
+    pad: int
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
+    """Resolve the ids of a tokenizer that already has both tokens.
+
+    Raises:
+        CheckpointError: The tokenizer lacks `<image>`, `<voco>` or an end-of-sequence token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for token in (IMAGE_TOKEN, VOCO_TOKEN):
+        if token not in vocabulary:
+            raise CheckpointError(f"the tokenizer has no {token} token: add it with voco_llama.tokens.add_special_tokens")
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return TokenIds(
+        vocabulary[IMAGE_TOKEN], vocabulary[VOCO_TOKEN], tokenizer.bos_token_id, tokenizer.eos_token_id, pad
+    )
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
+    """Add `<image>` and `<voco>` to the tokenizer if they are not there, and resolve all ids."""
+    missing = [token for token in (IMAGE_TOKEN, VOCO_TOKEN) if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    return token_ids(tokenizer)
+
+
+@torch.no_grad()
+def extend_embeddings(language_model: PreTrainedModel, ids: TokenIds, vocab_size: int) -> None:
+    """Make room for the added tokens and set their rows to the mean of all other rows.
+
+    A language model whose table is already larger than its vocabulary (Qwen pads it) keeps its size. Tied output
+    embeddings follow by themselves; untied ones get the mean of their own rows.
+
+    Args:
+        language_model: Changed in place.
+        ids: The ids of the added tokens.
+        vocab_size: Length of the tokenizer, added tokens included.
+    """
+    if language_model.get_input_embeddings().weight.shape[0] < vocab_size:
+        language_model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    tables = [language_model.get_input_embeddings().weight]
+    head = language_model.get_output_embeddings()
+    if head is not None and head.weight is not tables[0]:
+        tables.append(head.weight)
+    for table in tables:
+        if is_deepspeed_zero3_enabled():
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters(table, modifier_rank=0):
+                if torch.distributed.get_rank() == 0:
+                    _set_to_mean(table, ids, vocab_size)
+        else:
+            _set_to_mean(table, ids, vocab_size)
+
+
+def _set_to_mean(table: nn.Parameter, ids: TokenIds, vocab_size: int) -> None:
+    added = torch.tensor([ids.image, ids.voco], device=table.device)
+    known = torch.ones(table.shape[0], dtype=torch.bool, device=table.device)
+    known[added] = False
+    known[vocab_size:] = False
+    table[added] = table[known].float().mean(dim=0).to(table.dtype)

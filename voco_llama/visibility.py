@@ -1,0 +1,128 @@
+"""Who may attend to whom: one predicate, and the forms that attention backends want of it.
+
+True = may attend, everywhere. Drawn for `[V V C T T]` (V = vision, C = VoCo, T = text), query by row:
+
+        V V C T T
+    V   1 0 0 0 0
+    V   1 1 0 0 0
+    C   1 1 1 0 0
+    T   0 0 1 1 0
+    T   0 0 1 1 1
+
+This is the only place of the project that knows the rule (section 3.1, equation 3 of the paper).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from voco_llama.errors import SettingsError
+from voco_llama.layout import CONDITIONS, Condition
+
+BACKENDS = ("eager", "sdpa", "flex_attention")
+"""Attention implementations of transformers that can express the mask."""
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What the predicate asks of tokens; every field is `[batch, length]`.
+
+    `index` is the token's place in its row. It is kept apart from the place in the tensor because keys read from
+    a cache need not lie in row order.
+    """
+
+    index: Tensor
+    segment: Tensor
+    voco: Tensor
+    document: Tensor
+
+    @classmethod
+    def of_rows(cls, segment: Tensor, voco: Tensor, document: Tensor) -> "TokenFacts":
+        """Facts of whole rows, whose tensors are in row order."""
+        index = torch.arange(segment.shape[1], device=segment.device).expand_as(segment)
+        return cls(index, segment, voco, document)
+
+    def at(self, *place: object) -> "TokenFacts":
+        """The facts indexed like a tensor, for example `facts.at(slice(None), slice(0, 4))`."""
+        return TokenFacts(self.index[place], self.segment[place], self.voco[place], self.document[place])
+
+
+def visible(query: TokenFacts, key: TokenFacts, condition: Condition) -> Tensor:
+    """The predicate, elementwise over broadcastable facts; a bool tensor of the broadcast shape.
+
+    causal, and within one document that is not padding, and -- under `voco` -- within one segment (text with
+    text, a segment with itself) or from text to a VoCo token. Under `full` the first two alone.
+    """
+    allowed = (key.index <= query.index) & (query.document == key.document) & (key.document >= 0)
+    if condition == "full":
+        return allowed
+    return allowed & ((query.segment == key.segment) | ((query.segment == 0) & key.voco))
+
+
+def dense_mask(query: TokenFacts, key: TokenFacts, condition: Condition) -> Tensor:
+    """The predicate for all pairs, bool `[batch, queries, keys]`. The row of a padding query is empty."""
+    columns, rows = (slice(None), slice(None), None), (slice(None), None, slice(None))
+    return visible(query.at(*columns), key.at(*rows), condition)
+
+
+def _visible_or_itself(query: TokenFacts, key: TokenFacts, condition: Condition) -> Tensor:
+    """The predicate, and a padding query sees itself, so that no softmax runs over an empty row."""
+    return visible(query, key, condition) | ((query.document < 0) & (query.index == key.index))
+
+
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `mask` (bool) is True, the most negative number of `dtype` elsewhere; same shape."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def block_mask(query: TokenFacts, key: TokenFacts, condition: Condition) -> BlockMask:
+    """The predicate as a FlexAttention `BlockMask`, for `[batch, any head, queries, keys]`."""
+
+    def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return _visible_or_itself(query.at(batch, q), key.at(batch, k), condition)
+
+    batch_size, num_queries = query.segment.shape
+    return create_block_mask(mask_mod, batch_size, None, num_queries, key.segment.shape[1], query.segment.device)
+
+
+def attention_mask(
+    backend: str, query: TokenFacts, key: TokenFacts, condition: Condition, dtype: torch.dtype
+) -> Tensor | BlockMask:
+    """The mask in the form that an attention backend takes as a ready-made mask.
+
+    Args:
+        backend: One of `BACKENDS`.
+        query: Facts of the queries, `[batch, queries]`.
+        key: Facts of the keys, `[batch, keys]`.
+        condition: `voco` or `full`.
+        dtype: Of the hidden states; only the additive form has one.
+
+    Returns:
+        sdpa: bool `[batch, 1, queries, keys]`. eager: the same, additive. flex_attention: a `BlockMask`.
+
+    Raises:
+        SettingsError: The backend cannot express the mask.
+    """
+    check_backend(backend)
+    if condition not in CONDITIONS:
+        raise SettingsError(f"condition {condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
+    if backend == "flex_attention":
+        return block_mask(query, key, condition)
+    columns, rows = (slice(None), slice(None), None), (slice(None), None, slice(None))
+    mask = _visible_or_itself(query.at(*columns), key.at(*rows), condition)[:, None]
+    return mask if backend == "sdpa" else additive_mask(mask, dtype)
+
+
+def check_backend(backend: str) -> None:
+    """Refuse an attention backend that would drop the mask silently.
+
+    Raises:
+        SettingsError: It names the backends that can express the mask.
+    """
+    if backend not in BACKENDS:
+        raise SettingsError(
+            f"attention backend {backend!r} cannot express the VoCo mask: set model.attention to one of"
+            f" {', '.join(BACKENDS)}"
+        )
