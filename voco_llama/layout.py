@@ -92,6 +92,7 @@ class Row:
 
     @property
     def num_trained(self) -> int:
+        """Tokens that the loss counts."""
         return int((self.labels != IGNORE_INDEX).sum())
 
 

@@ -40,7 +40,9 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
     vocabulary = tokenizer.get_vocab()
     for token in (IMAGE_TOKEN, VOCO_TOKEN):
         if token not in vocabulary:
-            raise CheckpointError(f"the tokenizer has no {token} token: add it with voco_llama.tokens.add_special_tokens")
+            raise CheckpointError(
+                f"the tokenizer has no {token} token: add it with voco_llama.tokens.add_special_tokens"
+            )
     if tokenizer.eos_token_id is None:
         raise CheckpointError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

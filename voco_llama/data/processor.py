@@ -1,0 +1,267 @@
+"""`VoCoProcessor`: tokenizer, image transform and prompt style, one object, saved beside the model.
+
+It turns a record into a laid-out row with its pixels (training), and questions with or without images into a
+left-padded batch (inference).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from voco_llama.data.images import ImageTransform, load_image
+from voco_llama.data.prompts import Piece, PromptStyle, Segment, Special, render
+from voco_llama.data.records import IMAGE_MARK, Record, Turn
+from voco_llama.data.video import read_frames
+from voco_llama.errors import CheckpointError, DataError, SettingsError
+from voco_llama.layout import (
+    ROW_FIELDS,
+    Condition,
+    Part,
+    Row,
+    SegmentMark,
+    SegmentShape,
+    TextSpan,
+    lay_out,
+    pad_rows,
+)
+from voco_llama.tokens import TokenIds, token_ids
+
+PROCESSOR_FILE = "voco_processor.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class VoCoProcessor:
+    """See the module.
+
+    Attributes:
+        tokenizer: With `<image>` and `<voco>` added (`voco_llama.tokens.add_special_tokens`).
+        image_transform: PIL image to `[3, height, width]`.
+        style: Template, order and system text of prompts.
+        num_vision: Vision tokens of one image.
+        num_voco: VoCo tokens of one segment.
+        condition: Visibility the rows are laid out for (it decides their positions).
+        max_length: Tokens of a training row; None: not limited.
+        num_frames: Frames taken from a clip.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_transform: ImageTransform
+    style: PromptStyle = field(default_factory=PromptStyle)
+    num_vision: int = 576
+    num_voco: int = 1
+    condition: Condition = "voco"
+    max_length: int | None = 2048
+    num_frames: int = 8
+
+    @property
+    def tokens(self) -> TokenIds:
+        """Ids of the special tokens."""
+        return token_ids(self.tokenizer)
+
+    def segment_shape(self, num_voco: int | None = None) -> SegmentShape:
+        """Shape of a segment under the prompt's order."""
+        num_voco = self.num_voco if num_voco is None else num_voco
+        if not self.style.bos_inside_segment:
+            return SegmentShape(self.num_vision, num_voco)
+        bos = self.tokens.bos
+        return SegmentShape(self.num_vision, num_voco, () if bos is None else (bos,), tuple(self._encode("\n")[0]))
+
+    # ---- training
+
+    def row(self, record: Record) -> dict[str, Tensor]:
+        """Lay out a record and load what it looks at.
+
+        Returns:
+            The fields of `voco_llama.layout.Row`, each `[length]`, and `pixel_values`
+            `[images, 3, height, width]` float32 (0 images for text-only records).
+
+        Raises:
+            DataError: An image or the clip cannot be read, or the row does not fit `max_length`; it names the
+                record.
+        """
+        try:
+            images = self._images(record)
+            segments_per_mark = len(images) if record.video is not None else 1
+            row = self.lay_out(record.turns, segments_per_mark=segments_per_mark, max_length=self.max_length)
+        except DataError as error:
+            raise DataError(f"{record.source}: {error}") from error
+        if row.num_trained == 0:
+            raise DataError(f"{record.source}: the record has no answer to train on: give it an assistant turn")
+        return {**{name: getattr(row, name) for name in ROW_FIELDS}, "pixel_values": self.pixels(images)}
+
+    def _images(self, record: Record) -> list[Image.Image]:
+        if record.video is not None:
+            return read_frames(record.video, self.num_frames)
+        return [load_image(path) for path in record.images]
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """`[images, 3, height, width]` float32, normalized; 0 images give an empty first dimension."""
+        size = self.image_transform.image_size
+        return (
+            torch.stack([self.image_transform(image) for image in images]) if images else torch.empty(0, 3, size, size)
+        )
+
+    def lay_out(
+        self,
+        turns: Sequence[Turn],
+        segments_per_mark: int = 1,
+        shape: SegmentShape | None = None,
+        condition: Condition | None = None,
+        max_length: int | None = None,
+    ) -> Row:
+        """Lay out a conversation without loading anything."""
+        parts = self.tokenize(render(turns, self.style, segments_per_mark))
+        return lay_out(parts, self.tokens, shape or self.segment_shape(), condition or self.condition, max_length)
+
+    # ---- inference
+
+    def __call__(
+        self,
+        text: Sequence[str] | str,
+        images: Sequence[Image.Image] | Image.Image | None = None,
+        condition: Condition | None = None,
+        num_voco: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Lay out questions as a left-padded batch for `VoCoLlama.generate`.
+
+        With images, the texts' `<image>` marks stand for them in order (a text without any mark gets one in front
+        if every text lacks it and there is one image for each). Without images, a mark reads one entry of the
+        cache that `generate` is given, and texts without any mark read all of it.
+
+        Args:
+            text: Questions, one a row.
+            images: All images of the batch, in the order of the marks.
+            condition: `full` lays out for a model whose text sees vision; the processor's own by default.
+            num_voco: VoCo tokens a segment; the processor's own by default.
+
+        Returns:
+            The fields of a batch of rows, `pixel_values` if images were given, and the `condition`.
+
+        Raises:
+            DataError: The number of marks is not the number of images.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        if isinstance(images, Image.Image):
+            images = [images]
+        condition = condition or self.condition
+        shape = self.segment_shape(num_voco)
+        batch: dict[str, Any] = {}
+        if images is None:
+            shape = shape.cached
+        else:
+            texts = _with_marks(texts, len(images))
+            batch["pixel_values"] = self.pixels(images)
+        rows = [self.lay_out([Turn("user", t)], shape=shape, condition=condition) for t in texts]
+        batch |= pad_rows(rows, self.tokens, side="left")
+        del batch["labels"]
+        return {**batch, "condition": condition}
+
+    # ---- tokens
+
+    def tokenize(self, pieces: Sequence[Piece]) -> list[Part]:
+        """Tokenize pieces; neighboring texts are tokenized as one, so that a border does not change the tokens.
+
+        Special tokens spelled out in a text are text, never the tokens themselves.
+        """
+        parts: list[Part] = []
+        stretch: list[Piece] = []
+        for piece in [*pieces, None]:
+            if piece is None or isinstance(piece, Segment | Special):
+                if stretch:
+                    parts.append(self._text_span(stretch))
+                stretch = []
+            if isinstance(piece, Segment):
+                parts.append(SegmentMark())
+            elif isinstance(piece, Special):
+                token = getattr(self.tokens, piece.role)
+                if token is not None:
+                    parts.append(TextSpan((token,), (piece.trained,)))
+            elif piece is not None:
+                stretch.append(piece)
+        return parts
+
+    def _text_span(self, texts: Sequence[Any]) -> TextSpan:
+        ids, offsets = self._encode("".join(piece.text for piece in texts))
+        trained_spans, end = [], 0
+        for piece in texts:
+            start, end = end, end + len(piece.text)
+            if piece.trained:
+                trained_spans.append((start, end))
+        trained = tuple(any(a < stop and b > start for start, stop in trained_spans) for a, b in offsets)
+        return TextSpan(tuple(ids), trained)
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    # ---- files
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write the tokenizer and `voco_processor.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        described = {
+            "format_version": FORMAT_VERSION,
+            "image_transform": self.image_transform.to_dict(),
+            "style": asdict(self.style),
+            "num_vision": self.num_vision,
+            "num_voco": self.num_voco,
+            "condition": self.condition,
+            "max_length": self.max_length,
+            "num_frames": self.num_frames,
+        }
+        (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "VoCoProcessor":
+        """Read what `save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: The folder holds no processor, or one of another format version.
+        """
+        file = Path(folder) / PROCESSOR_FILE
+        try:
+            described = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(
+                f"{file}: cannot be read as a processor ({error}): give a folder of a saved model"
+            ) from error
+        if described.pop("format_version", None) != FORMAT_VERSION:
+            raise CheckpointError(f"{file}: is not of format version {FORMAT_VERSION}: save the model again")
+        return cls(
+            tokenizer=AutoTokenizer.from_pretrained(folder),
+            image_transform=ImageTransform.from_dict(described.pop("image_transform")),
+            style=PromptStyle(**described.pop("style")),
+            **described,
+        )
+
+
+def _with_marks(texts: list[str], num_images: int) -> list[str]:
+    """The texts with a mark for every image."""
+    num_marks = sum(text.count(IMAGE_MARK) for text in texts)
+    if num_marks == 0 and num_images == len(texts):
+        return [f"{IMAGE_MARK}\n{text}" for text in texts]
+    if num_marks != num_images:
+        raise DataError(f"the texts have {num_marks} <image> marks and there are {num_images} images: make them equal")
+    return texts
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot say where a token stands in its text.
+
+    Raises:
+        SettingsError: It is a slow tokenizer.
+    """
+    if not tokenizer.is_fast:
+        raise SettingsError(f"{type(tokenizer).__name__} is a slow tokenizer: use the fast one of the same model")

@@ -1,0 +1,150 @@
+r"""From a conversation to the pieces of a prompt: text, trained text, segments, and special tokens.
+
+Templates:
+
+    vicuna_v1   `<s>{system} USER: {question} ASSISTANT: {answer}</s>USER: ...` (LLaVA-1.5)
+    plain       `<s>{caption}\n`: the user's words are dropped (LLaVA's alignment stage)
+
+Orders, which say where a segment stands:
+
+    first       before everything, the paper's `(V, VoCo, T)`: `[V C]<s>...`
+    authors     as their code has it: `[<s> V \n C]\n{system} USER: ...`, BOS and newline inside the segment, so
+                text cannot see BOS
+    llava       inline, at the start of its turn and followed by a newline, where LLaVA-1.5 moves it
+    inline      where the record has its mark
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from voco_llama.data.records import IMAGE_MARK, Turn
+from voco_llama.errors import DataError, SettingsError
+
+Template = Literal["vicuna_v1", "plain"]
+Order = Literal["first", "authors", "llava", "inline"]
+TEMPLATES: tuple[Template, ...] = ("vicuna_v1", "plain")
+ORDERS: tuple[Order, ...] = ("first", "authors", "llava", "inline")
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+USER, ASSISTANT = "USER:", "ASSISTANT:"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text to be tokenized; `trained` text is an answer."""
+
+    text: str
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Special:
+    """One special token, named by its role, never by its spelling."""
+
+    role: Literal["bos", "eos"]
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A compressed segment stands here."""
+
+
+Piece = Text | Special | Segment
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How conversations are written.
+
+    Raises:
+        SettingsError: The template or the order is unknown.
+    """
+
+    template: Template = "vicuna_v1"
+    order: Order = "first"
+    system: str = VICUNA_SYSTEM
+
+    def __post_init__(self) -> None:
+        for value, choices, name in ((self.template, TEMPLATES, "template"), (self.order, ORDERS, "order")):
+            if value not in choices:
+                raise SettingsError(f"prompt.{name} {value!r} is unknown: choose one of {', '.join(choices)}")
+
+    @property
+    def bos_inside_segment(self) -> bool:
+        """Whether BOS and a newline belong to the segment (the authors' order)."""
+        return self.order == "authors"
+
+
+def render(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int = 1) -> list[Piece]:
+    """Write a conversation as pieces.
+
+    A conversation that ends with a user turn is a question: it ends with the assistant's role, ready for an
+    answer.
+
+    Args:
+        turns: User and assistant by turns, with `<image>` marks in the text.
+        style: Template, order, system text.
+        segments_per_mark: Segments a mark stands for: 1 for images, the number of frames for a clip.
+
+    Raises:
+        DataError: The template `plain` needs a caption and there is none.
+    """
+    num_marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    moved_first = style.order in ("first", "authors")
+    head: list[Piece] = [Segment()] * (num_marks * segments_per_mark) if moved_first else []
+    if not (style.bos_inside_segment and head):
+        head.append(Special("bos"))
+    if style.template == "plain":
+        if not any(turn.role == "assistant" for turn in turns):
+            raise DataError(
+                "the template 'plain' writes captions, and the record has none: use prompt.template=vicuna_v1"
+            )
+        if not moved_first:
+            head += [Segment()] * (num_marks * segments_per_mark)
+        return [*head, *(Text(_without_marks(t.text) + "\n", True) for t in turns if t.role == "assistant")]
+    opening = "\n" if style.bos_inside_segment and num_marks else ""
+    if style.system:
+        head.append(Text(f"{opening}{style.system} "))
+    elif opening:
+        head.append(Text(opening))
+    return _joined(head + _conversation(turns, style, segments_per_mark))
+
+
+def _conversation(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int) -> list[Piece]:
+    pieces: list[Piece] = []
+    for turn in turns:
+        if turn.role == "user":
+            pieces += [Text(f"{USER} "), *_user_text(turn.text, style.order, segments_per_mark), Text(f" {ASSISTANT}")]
+        else:
+            pieces += [Text(" "), Text(turn.text, True), Special("eos", True)]
+    return pieces
+
+
+def _user_text(text: str, order: Order, segments_per_mark: int) -> list[Piece]:
+    if order in ("first", "authors"):
+        return [Text(_without_marks(text))]
+    if order == "llava" and text.count(IMAGE_MARK) == 1:
+        text = f"{IMAGE_MARK}\n{_without_marks(text)}"
+    pieces: list[Piece] = []
+    for index, stretch in enumerate(text.split(IMAGE_MARK)):
+        pieces += [Segment()] * segments_per_mark if index else []
+        pieces.append(Text(stretch))
+    return pieces
+
+
+def _without_marks(text: str) -> str:
+    """The text without its marks and the line breaks around them; all other newlines stay."""
+    if IMAGE_MARK not in text:
+        return text
+    return re.sub(rf"\s*{IMAGE_MARK}\s*", "\n", text).strip()
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """The pieces without empty texts."""
+    return [piece for piece in pieces if not (isinstance(piece, Text) and not piece.text)]

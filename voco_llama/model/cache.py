@@ -1,0 +1,179 @@
+"""The VoCo cache: the keys and values of the VoCo tokens, all that the language model keeps of an image.
+
+Every entry (an image, a video frame) is compressed alone, so its VoCo keys are rotated to the positions 0..N-1.
+Rotary attention depends on differences only: the keys at positions p..p+N-1 are these keys rotated by p. An entry
+is therefore relocatable, and any entries can be put together in any order. VoCo tokens are causal among
+themselves, so the first n of N tokens are the cache of n tokens.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from voco_llama.errors import CheckpointError
+
+FORMAT = "voco_llama.cache"
+FORMAT_VERSION = 1
+
+
+def rotate_keys(keys: Tensor, offset: Tensor, inverse_frequency: Tensor) -> Tensor:
+    """Move keys along the text axis by rotating them.
+
+    Args:
+        keys: `[..., head_dim]`, rotated for some position p, in the half-split convention of Llama.
+        offset: Positions to move by, broadcastable to `keys.shape[:-1]`.
+        inverse_frequency: `[head_dim / 2]`, float32, of the model's rotary embedding.
+
+    Returns:
+        The keys as they would be at p + offset, in the dtype of `keys`; the rotation is done in float32.
+    """
+    angle = offset[..., None].float() * inverse_frequency
+    cos, sin = angle.cos(), angle.sin()
+    first, second = keys.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(keys.dtype)
+
+
+@dataclass(frozen=True)
+class VoCoCache:
+    """Keys and values of compressed segments.
+
+    Attributes:
+        keys: `[layers, entries, kv_heads, N, head_dim]`, rotated to positions 0..N-1.
+        values: The same shape.
+        fingerprint: Of the model that compressed them (`VoCoLlama.fingerprint`).
+    """
+
+    keys: Tensor
+    values: Tensor
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return self.keys.shape[1]
+
+    @property
+    def num_voco(self) -> int:
+        """VoCo tokens of an entry."""
+        return self.keys.shape[3]
+
+    @property
+    def bytes_per_entry(self) -> int:
+        """Size of the keys and values of one entry in bytes."""
+        return 2 * self.keys[:, :1].numel() * self.keys.element_size()
+
+    def __getitem__(self, entries: int | slice | Sequence[int] | Tensor) -> "VoCoCache":
+        """Some entries, in the order asked for and as often as asked for, as a cache of their own."""
+        if isinstance(entries, int):
+            if not -len(self) <= entries < len(self):
+                raise IndexError(f"entry {entries} of a cache of {len(self)}")
+            entries = [entries]
+        if not isinstance(entries, slice):
+            entries = torch.as_tensor(entries, dtype=torch.long, device=self.keys.device)
+        return VoCoCache(self.keys[:, entries], self.values[:, entries], self.fingerprint)
+
+    @classmethod
+    def cat(cls, caches: Sequence["VoCoCache"]) -> "VoCoCache":
+        """All entries of several caches, in order.
+
+        Raises:
+            CheckpointError: They come from different models or have different numbers of VoCo tokens.
+        """
+        caches = list(caches)
+        if not caches:
+            raise CheckpointError("there is no cache to concatenate: pass at least one")
+        for cache in caches[1:]:
+            if cache.fingerprint != caches[0].fingerprint:
+                raise CheckpointError("the caches come from different models: compress all images with one model")
+            if cache.num_voco != caches[0].num_voco:
+                raise CheckpointError(
+                    f"the caches have {caches[0].num_voco} and {cache.num_voco} VoCo tokens an entry:"
+                    " truncate them to the smaller number first"
+                )
+        return cls(
+            torch.cat([cache.keys for cache in caches], dim=1),
+            torch.cat([cache.values for cache in caches], dim=1),
+            caches[0].fingerprint,
+        )
+
+    def truncate(self, num_voco: int) -> "VoCoCache":
+        """The cache of the first `num_voco` VoCo tokens of every entry.
+
+        Raises:
+            CheckpointError: There are not as many.
+        """
+        if not 1 <= num_voco <= self.num_voco:
+            raise CheckpointError(f"cannot truncate {self.num_voco} VoCo tokens to {num_voco}: ask for 1 to that many")
+        return VoCoCache(self.keys[..., :num_voco, :], self.values[..., :num_voco, :], self.fingerprint)
+
+    def to(self, *target: torch.device | torch.dtype | str) -> "VoCoCache":
+        """The cache on another device or in another dtype."""
+        return VoCoCache(self.keys.to(*target), self.values.to(*target), self.fingerprint)
+
+    def save(self, file: str | Path) -> None:
+        """Write one safetensors file: the tensors, and format version, fingerprint, N and dtype as metadata."""
+        metadata = {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "fingerprint": self.fingerprint,
+            "num_voco": str(self.num_voco),
+            "dtype": str(self.keys.dtype).removeprefix("torch."),
+        }
+        tensors = {"keys": self.keys.contiguous(), "values": self.values.contiguous()}
+        save_file(tensors, str(file), metadata={"voco_llama": json.dumps(metadata)})
+
+    @classmethod
+    def load(cls, file: str | Path, model: "torch.nn.Module") -> "VoCoCache":
+        """Read a cache for `model` (a `VoCoLlama`), onto its device.
+
+        Raises:
+            CheckpointError: The file is no VoCo cache, is damaged, or was made by another model.
+        """
+        try:
+            with safe_open(str(file), framework="pt", device=str(model.device)) as opened:
+                metadata = json.loads((opened.metadata() or {}).get("voco_llama", "{}"))
+                _check_metadata(file, metadata, model.fingerprint())
+                keys, values = opened.get_tensor("keys"), opened.get_tensor("values")
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise CheckpointError(
+                f"{file}: cannot be read as a VoCo cache ({error}): compress the images again"
+            ) from error
+        cache = cls(keys, values, metadata["fingerprint"])
+        _check_shape(file, cache, metadata, model)
+        return cache
+
+
+def _check_metadata(file: str | Path, metadata: dict[str, str], fingerprint: str) -> None:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: is not a VoCo cache: give a file that VoCoCache.save wrote")
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{file}: has cache format {metadata.get('format_version')}, this version reads {FORMAT_VERSION}:"
+            " compress the images again"
+        )
+    if metadata.get("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"{file}: was made by another model (fingerprint {str(metadata.get('fingerprint'))[:12]}, this model has"
+            f" {fingerprint[:12]}): load the model that made it or compress the images again"
+        )
+
+
+def _check_shape(file: str | Path, cache: VoCoCache, metadata: dict[str, str], model: "torch.nn.Module") -> None:
+    layers, _, heads, _, head_dim = model.cache_shape()
+    fits = (
+        cache.keys.shape == cache.values.shape
+        and cache.keys.dim() == 5
+        and (cache.keys.shape[0], cache.keys.shape[2], cache.keys.shape[4]) == (layers, heads, head_dim)
+        and str(cache.num_voco) == metadata.get("num_voco")
+        and str(cache.keys.dtype) == f"torch.{metadata.get('dtype')}"
+    )
+    if not fits:
+        raise CheckpointError(
+            f"{file}: its tensors {list(cache.keys.shape)} do not agree with its description or with the model"
+            f" ({layers} layers, {heads} heads of {head_dim}): compress the images again"
+        )

@@ -1,0 +1,301 @@
+"""`VoCoLlama`: vision tower, projector and a causal language model under the VoCo mask.
+
+Two forwards. `forward` is one masked pass over laid-out rows (`voco_llama.layout`), for training. `compress` and
+`generate` are inference in two steps: images to a `VoCoCache`, then text on top of it. The decoder's layers are
+called, never copied; the mask reaches them ready-made.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.utils import CONFIG_NAME, ModelOutput
+
+from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.layout import Condition
+from voco_llama.model.cache import VoCoCache
+from voco_llama.model.configuration import VoCoLlamaConfig
+from voco_llama.model.generation import generate
+from voco_llama.model.language import check_language_config
+from voco_llama.model.projector import build_projector
+from voco_llama.model.vision import VisionTower
+from voco_llama.tokens import IGNORE_INDEX
+from voco_llama.visibility import TokenFacts, attention_mask, check_backend
+
+FINGERPRINT_SAMPLES = 64
+
+
+@dataclass
+class VoCoOutput(ModelOutput):
+    """What one masked pass returns.
+
+    Attributes:
+        loss: Scalar, float32; None without labels.
+        logits: `[kept, vocabulary]`: a row for each True of `logits_mask`, in row-major order.
+        logits_mask: bool `[batch, length]`: the tokens whose next-token logits were computed.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    logits_mask: Tensor | None = None
+
+
+class VoCoLlama(PreTrainedModel):
+    """See the module. Build it with `voco_llama.model.checkpoints.build_model` or `from_pretrained`."""
+
+    config_class = VoCoLlamaConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: VoCoLlamaConfig,
+        language_model: PreTrainedModel | None = None,
+        vision: VisionTower | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.vision = vision or VisionTower(config.vision_config, config.vision_layer)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.projector = build_projector(
+            config.projector_type, self.vision.width, self.language_model.get_input_embeddings().embedding_dim
+        )
+        check_language_config(self.language_model.config)
+        if language_model is not None:  # its weights are what they should be: post_init must not touch them
+            for module in language_model.modules():
+                module._is_hf_initialized = True
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: tower, projector and language model initialize themselves when they are built."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "VoCoLlama":
+        """Load what `save_pretrained` wrote; keyword arguments as in transformers (`dtype`, `attn_implementation`).
+
+        Raises:
+            CheckpointError: The folder holds no `VoCoLlama`, or its weights are not this model's: a tensor is
+                missing, unexpected, or of another shape.
+        """
+        if Path(folder).exists() and not (Path(folder) / CONFIG_NAME).is_file():
+            raise CheckpointError(f"{folder}: has no {CONFIG_NAME}: give a folder that save_pretrained wrote")
+        if kwargs.get("attn_implementation") is not None:
+            check_backend(kwargs["attn_implementation"])
+        try:
+            model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        wrong = sorted([*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])])
+        if wrong:
+            raise CheckpointError(
+                f"{folder}: its weights are not this model's: {len(wrong)} tensors are missing, unexpected or of"
+                f" another shape, first {', '.join(wrong[:3])}: the folder is damaged or its config.json was edited"
+            )
+        return model
+
+    # ---- the language model's parts
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model without its head."""
+        return self.language_model.get_decoder()
+
+    @property
+    def attention_backend(self) -> str:
+        """Name of the attention implementation, one of `voco_llama.visibility.BACKENDS`."""
+        return self.language_model.config._attn_implementation
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(value)
+
+    # ---- one masked pass
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        segment: Tensor,
+        voco: Tensor,
+        position: Tensor,
+        document: Tensor,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        logits_mask: Tensor | None = None,
+        condition: Condition | None = None,
+    ) -> VoCoOutput:
+        """One masked pass over laid-out rows.
+
+        The language-model head runs only where its output is needed: where the next token has a label, or where
+        `logits_mask` asks for it, or, with neither, on every text token.
+
+        Args:
+            input_ids, segment, voco, position, document: `[batch, length]`, from `voco_llama.layout`.
+            pixel_values: `[images, 3, height, width]`, the batch's images in row order.
+            labels: `[batch, length]`, -100 where not trained; `labels[t]` is the id of token t, unshifted.
+            num_items_in_batch: Trained tokens in the global batch (all processes and accumulation steps). The loss
+                is the summed cross entropy divided by it; without it, by the trained tokens of this batch.
+            logits_mask: bool `[batch, length]`: the tokens whose next-token logits are wanted.
+            condition: Overrides the configuration's.
+
+        Raises:
+            ValueError: The images do not fill the rows' image tokens.
+        """
+        facts = TokenFacts.of_rows(segment, voco, document)
+        embeddings = self.embed(input_ids, pixel_values)
+        mask = attention_mask(
+            self.attention_backend, facts, facts, condition or self.config.condition, embeddings.dtype
+        )
+        hidden_states = self.decoder(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=position, use_cache=False
+        ).last_hidden_state
+        targets = None
+        if labels is not None:
+            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        if logits_mask is None:
+            logits_mask = (targets != IGNORE_INDEX) if targets is not None else (segment == 0) & (document >= 0)
+        logits = self.get_output_embeddings()(hidden_states[logits_mask])
+        loss = None
+        if targets is not None:
+            loss = _language_model_loss(logits, targets[logits_mask], num_items_in_batch)
+        return VoCoOutput(loss=loss, logits=logits, logits_mask=logits_mask)
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+        """Token embeddings with the projected patch features in the places of the image tokens.
+
+        In training the vision tower and the projector run even if no row has an image (on a blank one, whose
+        features enter with weight 0): every process must touch the same parameters in the same order, or ZeRO-3
+        and DDP wait for each other forever.
+
+        Args:
+            input_ids: `[batch, length]`.
+            pixel_values: `[images, 3, height, width]`, in the row-major order of their image tokens.
+
+        Returns:
+            `[batch, length, hidden]`.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)
+        is_image = input_ids == self.config.image_token_id
+        num_images = 0 if pixel_values is None else pixel_values.shape[0]
+        self._check_counts(int(is_image.sum()), num_images)
+        if num_images == 0 and not self.training:
+            return embeddings
+        if num_images == 0:
+            size = self.config.image_size
+            pixel_values = torch.zeros(1, 3, size, size, device=embeddings.device, dtype=embeddings.dtype)
+        features = self.projector(self.vision(pixel_values)).to(embeddings.dtype)
+        if num_images == 0:
+            return embeddings + 0.0 * features.sum()
+        return embeddings.masked_scatter(is_image[..., None], features)
+
+    def _check_counts(self, num_image_tokens: int, num_images: int) -> None:
+        expected = num_images * self.config.num_vision_tokens
+        if num_image_tokens != expected:
+            raise ValueError(
+                f"the rows have {num_image_tokens} image tokens, but {num_images} images of"
+                f" {self.config.num_vision_tokens} patches fill {expected}: pass the images the rows were laid out for"
+            )
+
+    # ---- two steps: compress, then read
+
+    @torch.no_grad()
+    def compress(self, pixel_values: Tensor, num_voco: int | None = None) -> VoCoCache:
+        """Compress images, each alone.
+
+        Args:
+            pixel_values: `[images, 3, height, width]`, at least one image.
+            num_voco: VoCo tokens an image; the number the model was trained with by default.
+
+        Returns:
+            A cache with one entry an image.
+        """
+        shape = self.config.segment_shape(num_voco)
+        if not 1 <= shape.num_voco <= shape.num_vision:
+            raise SettingsError(
+                f"num_voco {shape.num_voco} makes no sense for {shape.num_vision} vision tokens: use 1 to that many"
+            )
+        before = [*shape.prefix, *[self.config.image_token_id] * shape.num_vision, *shape.infix]
+        ids = torch.tensor([*before, *[self.config.voco_token_id] * shape.num_voco], device=pixel_values.device)
+        input_ids = ids.expand(pixel_values.shape[0], -1)
+        embeddings = self.embed(input_ids, pixel_values)
+        position = torch.arange(-shape.num_compressed, shape.num_voco, device=ids.device).expand_as(input_ids)
+        inside = torch.ones_like(input_ids)
+        facts = TokenFacts.of_rows(inside, position >= 0, torch.zeros_like(inside))
+        mask = attention_mask(self.attention_backend, facts, facts, "full", embeddings.dtype)
+        past = DynamicCache(config=self.language_model.config)
+        self.decoder(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=position, past_key_values=past, use_cache=True
+        )
+        # Copied, so that the cache does not keep the whole prefix's storage alive.
+        keys = torch.stack([layer.keys[:, :, -shape.num_voco :] for layer in past.layers])
+        values = torch.stack([layer.values[:, :, -shape.num_voco :] for layer in past.layers])
+        return VoCoCache(keys, values, self.fingerprint())
+
+    generate = generate
+
+    def cache_shape(self) -> tuple[int, int, int, int, int]:
+        """Shape of the keys of a cache of one entry: layers, 1, key-value heads, N, head dimension."""
+        text = self.language_model.config
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return text.num_hidden_layers, 1, text.num_key_value_heads, self.config.num_voco, head_dim
+
+    @property
+    def inverse_frequency(self) -> Tensor:
+        """`[head_dim / 2]`, float32: the rotary frequencies by which keys are moved."""
+        return self.decoder.rotary_emb.inv_freq
+
+    @torch.no_grad()
+    def fingerprint(self) -> str:
+        """A hash of the configuration and of samples of every weight; the same in float32 and bfloat16."""
+        described = {
+            "text": {k: v for k, v in self.config.text_config.to_dict().items() if k not in _NOT_IDENTITY},
+            "vision": self.config.vision_config.get("vision_cfg"),
+            "vision_layer": self.config.vision_layer,
+            "segment": [self.config.segment_prefix_ids, self.config.segment_infix_ids],
+        }
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+        samples = []
+        for name, parameter in sorted(self.named_parameters()):
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            flat = parameter.detach().flatten()
+            samples.append(flat[:: max(1, flat.numel() // FINGERPRINT_SAMPLES)].to(torch.bfloat16))
+        digest.update(torch.cat(samples).cpu().view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()
+
+
+_NOT_IDENTITY = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "architectures")
+
+
+def _language_model_loss(logits: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Cross entropy summed over this batch's trained tokens and divided by those of the global batch.
+
+    `logits` `[kept, vocabulary]`, `targets` `[kept]` with -100 where a kept token is not trained. A batch without
+    trained tokens has loss 0.
+    """
+    total = nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
+    return total / num_items_in_batch
