@@ -1,0 +1,166 @@
+"""Caption files of clips in the manner of WebVid: a CSV with a column of clip ids and one of captions.
+
+    videoid,contentUrl,duration,page_dir,name
+    21179416,https://...,PT00H00M11S,006001_006050,Aerial shot winter forest
+
+The clip of a row is `<video_folder>/<page_dir>/<videoid>.mp4`, as WebVid's own download lays them out, or
+`<video_folder>/<videoid>.mp4`, with any of the endings in `CLIP_ENDINGS`. Rows are validated when read.
+"""
+
+import csv
+import io
+import random
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from voco_llama.data.images import one_line, resolve_inside
+from voco_llama.data.record_files import Sizes, check_file, check_folder, check_marks, name_record, shown
+from voco_llama.data.records import IMAGE_MARK, Record, Turn
+from voco_llama.data.video import CLIP_ENDINGS
+from voco_llama.errors import DataError, SettingsError
+
+INSTRUCTIONS = (
+    "Describe the video concisely.",
+    "Provide a brief description of the given video clip.",
+    "Give a short and clear explanation of the video.",
+    "What happens in the video? Answer briefly.",
+    "Summarize the visual content of the clip.",
+)
+
+
+class CaptionCsv(Sequence[Record]):
+    """The records of a caption CSV: an instruction after the clip, the caption as its answer.
+
+    Args:
+        file: The CSV, UTF-8, with a header.
+        video_folder: The clips.
+        instruction: The instruction, or several; which one a record gets is a pure function of `seed` and its index.
+        seed: See above.
+        id_column: Column of the clip's id, its file name without ending.
+        caption_column: Column of the caption.
+        folder_column: Column of the folder, within `video_folder`, that a clip may be in; ignored if it is not there.
+
+    Raises:
+        DataError: The file or the folder is missing, unreadable or empty, or a column is missing. From `[index]`:
+            the row is not valid, or its clip is missing.
+        SettingsError: No instruction, or one with an `<image>` mark in it.
+    """
+
+    def __init__(
+        self,
+        file: str | Path,
+        video_folder: str | Path,
+        instruction: str | Sequence[str] = INSTRUCTIONS,
+        seed: int = 0,
+        id_column: str = "videoid",
+        caption_column: str = "name",
+        folder_column: str = "page_dir",
+    ) -> None:
+        self.file, self.video_folder, self.seed = Path(file), Path(video_folder), seed
+        self.instructions = (instruction,) if isinstance(instruction, str) else tuple(instruction)
+        if not self.instructions or not all(text.strip() for text in self.instructions):
+            raise SettingsError("caption_csv: instruction is empty; give one or several, or leave the setting out")
+        if any(IMAGE_MARK in text for text in self.instructions):
+            raise SettingsError(f"caption_csv: an instruction holds {IMAGE_MARK}; leave it out, it is put before it")
+        check_file(self.file)
+        check_folder(self.video_folder, self.file)
+        with self.file.open("rb") as stream:
+            self._columns, rows = self._scan(stream, (id_column, caption_column), folder_column)
+        if not rows:
+            raise DataError(f"{self.file}: holds no records, only a header; give a file with at least one")
+        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        self._spans = table[:, :2].copy()
+        self.sizes = Sizes(table[:, 2].astype(np.int32), np.ones(len(table), dtype=np.int32))
+
+    def _scan(
+        self, stream: BinaryIO, needed: tuple[str, str], optional: str
+    ) -> tuple[tuple[int, int, int | None], array]:
+        """Columns of id, caption and folder; and begin, end (bytes) and caption length of each row, one after another."""
+        lines = _Lines(stream)
+        reader = csv.reader(lines, strict=True)
+        rows = array("q")
+        try:
+            header = [name.encode("latin-1").decode("utf-8-sig").strip() for name in next(reader, [])]
+            missing = [name for name in needed if name not in header]
+            if missing:
+                raise DataError(
+                    f"{self.file}: no column {missing[0]!r} (columns: {shown(', '.join(header))}); "
+                    "add it, or name the column in the data set's settings"
+                )
+            columns = *(header.index(name) for name in needed), header.index(optional) if optional in header else None
+            begin = lines.offset
+            for row in reader:
+                if row:
+                    rows.extend((begin, lines.offset, len(row[columns[1]]) if columns[1] < len(row) else 0))
+                begin = lines.offset
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{self.file}: unreadable CSV at line {reader.line_num} (byte offset {lines.offset}): "
+                f"{one_line(error)}; mend the quotes or fetch it again"
+            ) from error
+        return columns, rows
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+        id_column, caption_column, folder_column = self._columns
+        row = self._row(index)
+        source = name_record(self.file, index, "videoid", row[id_column] if id_column < len(row) else None)
+        if max(id_column, caption_column) >= len(row):
+            raise DataError(f"{source}: the row has only {len(row)} columns; complete it, or take it out")
+        caption = row[caption_column].strip()
+        if not caption:
+            raise DataError(f"{source}: the caption is empty; fill it in, or take the row out")
+        folder = row[folder_column] if folder_column is not None and folder_column < len(row) else ""
+        instruction = random.Random(f"{self.seed}:{index}").choice(self.instructions)
+        turns = (Turn("user", f"{IMAGE_MARK}\n{instruction}"), Turn("assistant", caption))
+        check_marks(turns, 1, source, "clip")
+        return Record(id=row[id_column], turns=turns, video=self._clip(row[id_column], folder, source), source=source)
+
+    def _row(self, index: int) -> list[str]:
+        begin, end = self._spans[index].tolist()
+        with self.file.open("rb") as stream:
+            stream.seek(begin)
+            data = stream.read(end - begin)
+        source = name_record(self.file, index)
+        try:
+            return next(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source}: not UTF-8 at byte {begin + error.start}; save the file as UTF-8") from error
+        except (csv.Error, StopIteration) as error:
+            raise DataError(f"{source}: the file changed since it was opened; start again") from error
+
+    def _clip(self, video_id: str, folder: str, source: str) -> Path:
+        if not video_id:
+            raise DataError(f"{source}: the clip's id is empty; fill it in, or take the row out")
+        for part in (f"{folder}/", "") if folder else ("",):
+            for ending in CLIP_ENDINGS:
+                path = resolve_inside(self.video_folder, f"{part}{video_id}{ending}", source)
+                if path.is_file():
+                    return path
+        raise DataError(
+            f"{source}: no clip of this name in {self.video_folder} (looked for {', '.join(CLIP_ENDINGS)}"
+            f"{f', also in {shown(folder)}' if folder else ''}); fetch it, or take the row out"
+        )
+
+
+class _Lines(Iterator[str]):
+    """The lines of a file, one character a byte, and the offset up to which they have been read."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.offset = 0
+
+    def __next__(self) -> str:
+        line = self._stream.readline()
+        if not line:
+            raise StopIteration
+        self.offset += len(line)
+        return line.decode("latin-1")

@@ -1,0 +1,180 @@
+"""Image files to tensors, as LLaVA-1.5 prepares them.
+
+Files come from data sets that nobody has looked through, so everything a file can do wrong ends in a `DataError` that
+names it: missing, not an image, truncated, or so large that decoding it would exhaust the memory (a decompression
+bomb; judged from the header, before a pixel is decoded).
+
+Colors follow LLaVA: a plain `convert("RGB")`. So an alpha channel is dropped (not blended), a palette looked up, grey
+repeated, CMYK converted without its profile, and the EXIF orientation ignored.
+"""
+
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from voco_llama.errors import DataError, SettingsError
+
+MAX_IMAGE_PIXELS = 2**26
+"""Most pixels an image may have once padded to a square: 8192 on a side, 192 MiB as RGB."""
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is decoded. Named, since Pillow would otherwise start outside programs for some formats (PostScript)."""
+
+OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an exception on one line, or its type's name where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") -> Path:
+    """Joins a name from a data file to its media folder and makes sure that it stays there.
+
+    Args:
+        root: The media folder.
+        name: The path as the data file has it, relative to `root`.
+        source: Where the name stands (a record), put before an error's text.
+
+    Returns:
+        `root / name`. Whether the file exists is not checked.
+
+    Raises:
+        DataError: `name` is empty, absolute, has a `..` in it, or leads out of `root` through a symbolic link.
+    """
+    where = f"{source}: " if source else ""
+    name_shown = repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
+    if not name:
+        raise DataError(f"{where}the file name is empty; name a file inside {root}, or leave the entry out")
+    path = Path(root, name)
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{where}{name_shown} leaves the folder {root}; name a file inside it by a relative path")
+    try:
+        inside = path.resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{where}{name_shown} is no usable file name: {one_line(error)}") from error
+    if not inside:
+        raise DataError(
+            f"{where}{name_shown} leaves the folder {root} through a symbolic link; put the files inside it, "
+            "or name the folder that they really are in"
+        )
+    return path
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decodes an image file (of several frames the first), fully, into RGB.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A `PIL.Image` in mode RGB that holds no open file.
+
+    Raises:
+        DataError: The file is missing, is in none of `IMAGE_FORMATS`, is corrupt or truncated, or has more than
+            `MAX_IMAGE_PIXELS` pixels when padded to a square.
+    """
+    where = f"image {path}"
+    if not Path(path).is_file():
+        raise DataError(f"{where}: no such file; fetch it, or take the record out")
+    Image.init()  # else Pillow knows only some of the formats by name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below, is stricter
+            image = Image.open(path, formats=IMAGE_FORMATS)
+        with image:
+            width, height = image.size
+            if max(width, height) ** 2 > MAX_IMAGE_PIXELS:
+                raise DataError(_too_large(where, f"{width} x {height}"))
+            return image.convert("RGB")
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(_too_large(where, one_line(error))) from error
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"{where}: not an image that can be read ({', '.join(IMAGE_FORMATS)}); replace it") from error
+    except _DECODER_ERRORS as error:
+        raise DataError(f"{where}: corrupt or truncated ({one_line(error)}); fetch it again") from error
+
+
+def _too_large(where: str, size: str) -> str:
+    side = int(MAX_IMAGE_PIXELS**0.5)
+    return f"{where}: too large to decode ({size}; at most {side} pixels on a side); scale it down"
+
+
+def expand_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Pads the shorter side, half before and half after (the odd pixel after), as LLaVA's `expand2square`."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), background)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """LLaVA-1.5's `pad` preprocessing.
+
+    Pad to a square with the mean color, resize (bicubic, on 8-bit values, as Pillow does it), divide by 255,
+    subtract `mean`, divide by `std`.
+
+    Attributes:
+        image_size: Side of the result in pixels.
+        mean: Of red, green, blue, in [0, 1]; also the padding's color, `int(255 * mean)`.
+        std: Of red, green, blue.
+    """
+
+    image_size: int = 336
+    mean: tuple[float, float, float] = OPENAI_CLIP_MEAN
+    std: tuple[float, float, float] = OPENAI_CLIP_STD
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            value = tuple(float(channel) for channel in getattr(self, name))
+            if len(value) != 3:
+                raise SettingsError(f"image transform: {name} needs three values (red, green, blue), not {len(value)}")
+            object.__setattr__(self, name, value)
+        if self.image_size < 1:
+            raise SettingsError(f"image transform: image_size must be at least 1, not {self.image_size}")
+        if not all(0 <= channel <= 1 for channel in self.mean) or not all(channel > 0 for channel in self.std):
+            raise SettingsError("image transform: mean must lie in [0, 1] and std above 0 (colors scaled to [0, 1])")
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """An RGB image of any size -> float32 `[3, image_size, image_size]`, normalized."""
+        background = tuple(int(channel * 255) for channel in self.mean)
+        square = expand_to_square(image, background)
+        resized = square.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(torch.float32) / 255
+        mean, std = (torch.tensor(channels).view(3, 1, 1) for channels in (self.mean, self.std))
+        return ((pixels - mean) / std).contiguous()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them back."""
+        values = asdict(self)
+        return values | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
+        """Reads what `to_dict` gave.
+
+        Raises:
+            SettingsError: A key is unknown or a value is out of range.
+        """
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise SettingsError(f"image transform: unknown key {unknown[0]!r}; known: image_size, mean, std")
+        return cls(**values)

@@ -1,0 +1,112 @@
+r"""LLaVA's conversation files: the pre-training captions, the mix of 665K instructions, and what is written alike.
+
+    [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg",
+      "conversations": [{"from": "human", "value": "<image>\nWhat are the colors of the bus?"},
+                        {"from": "gpt", "value": "White and red."}, ...]}, ...]
+
+`image` is a file name, a list of them, or absent (text-only). Roles may be `user` and `assistant` instead. Other keys
+(`model`) are ignored, save `video`: LLaVA itself has none, and a clip must not pass for text. Files that end in
+`.jsonl` hold one such object a line. Records are validated when read, so a large file opens fast.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from voco_llama.data.images import resolve_inside
+from voco_llama.data.record_files import JsonRecords, Sizes, check_folder, check_marks, name_record, shown
+from voco_llama.data.records import Record, Role, Turn
+from voco_llama.errors import DataError
+
+ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+class LlavaJson(Sequence[Record]):
+    """The records of a LLaVA file.
+
+    Args:
+        file: The `.json` or `.jsonl` file.
+        image_folder: Where its image names are relative to; None for a file of text-only records.
+
+    Raises:
+        DataError: The file or the folder is missing, unreadable or empty. From `[index]`: the record is not valid.
+    """
+
+    def __init__(self, file: str | Path, image_folder: str | Path | None = None) -> None:
+        self.file = Path(file)
+        self.image_folder = None if image_folder is None else Path(image_folder)
+        if self.image_folder is not None:
+            check_folder(self.image_folder, self.file)
+        self._records = JsonRecords(self.file, _measure)
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is in each record."""
+        return self._records.sizes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        raw = self._records.read(index)
+        source = name_record(self.file, index, "id", raw.get("id"))
+        if raw.get("video") is not None:
+            raise DataError(
+                f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
+            )
+        turns = _turns(raw, source)
+        names = _image_names(raw, source)
+        check_marks(turns, len(names), source)
+        if names and self.image_folder is None:
+            raise DataError(f"{source}: names an image but the data set has no image folder; set media_folder")
+        images = tuple(resolve_inside(self.image_folder, name, source) for name in names)
+        return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
+
+
+def _image_names(raw: dict[str, Any], source: str) -> list[str]:
+    value = raw.get("image")
+    names = [] if value is None else value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names")
+    return names
+
+
+def _turns(raw: dict[str, Any], source: str) -> tuple[Turn, ...]:
+    conversations = raw.get("conversations")
+    if not isinstance(conversations, list):
+        raise DataError(f"{source}: no 'conversations' list; each record needs one")
+    if not conversations:
+        raise DataError(f"{source}: 'conversations' is empty; give it a question and an answer, or take the record out")
+    turns = tuple(_turn(entry, number, source) for number, entry in enumerate(conversations))
+    if turns[-1].role == "user":
+        raise DataError(f"{source}: ends with a user turn; add its answer, or take the turn out")
+    return turns
+
+
+def _turn(entry: Any, number: int, source: str) -> Turn:
+    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str):
+        raise DataError(f"{source}: turn {number} is not an object with 'from' and a text in 'value'; write it so")
+    name = entry.get("from")
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise DataError(f"{source}: turn {number} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}")
+    expected = "assistant" if number % 2 else "user"
+    if role != expected:
+        raise DataError(
+            f"{source}: turn {number} is from {shown(name)} where a {expected} turn belongs; "
+            "user and assistant take turns, the user first"
+        )
+    if role == "assistant" and not entry["value"].strip():
+        raise DataError(f"{source}: the answer in turn {number} is empty; fill it in, or take the record out")
+    return Turn(role, entry["value"])
+
+
+def _measure(raw: Any) -> tuple[int, int]:
+    if not isinstance(raw, dict):
+        return 0, 0
+    turns = raw.get("conversations")
+    texts = [turn.get("value") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    image = raw.get("image")
+    media = len(image) if isinstance(image, list) else int(image is not None)
+    return sum(len(text) for text in texts if isinstance(text, str)), media

@@ -1,0 +1,230 @@
+"""Several data sets as one: how much of each, in which order, and what happens to records that cannot be used.
+
+The order is a pure function of the readers' lengths, the weights, the limits and the seed; epochs beyond it (another
+shuffle, grouping by length) are the sampler's business. Bad records are found where records are loaded, which is in
+worker processes; so each process writes down those it meets, and `summarize_bad_records` merges the lists.
+"""
+
+import json
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from voco_llama.data.readers import Reader
+from voco_llama.data.records import Record
+from voco_llama.errors import DataError, SettingsError, VoCoError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_REPLACEMENTS = 64
+"""So many bad records in a row are a broken data set (an image folder that was not fetched), not bad records."""
+
+_BAD_FILES = "bad_records.*.jsonl"
+
+
+class Mixture(Sequence[Record]):
+    """A map-style sequence over several readers.
+
+    Of each source a seeded choice of `limit` records is taken (all without a limit). Its weight says how many times
+    these go in: 1 = each once, 2 = each twice, 0.25 = a seeded quarter of them, 1.5 = each once and half of them
+    again. The same choice holds in every epoch.
+
+    Args:
+        readers: The sources.
+        weights: One above 0 for each source; None = 1 for all.
+        limits: For each source the most records to take, or None; None = no limits.
+        seed: Of the choices and the shuffle.
+        shuffle: Mix the sources and shuffle; otherwise source after source, each in its file's order.
+        skip_bad_records: What `try_load` does with a bad record: replace it, or raise.
+        bad_records_folder: Where the processes list the bad records they replaced; None = they are only logged.
+
+    Raises:
+        SettingsError: Weights or limits that do not fit the readers, or are not positive.
+        DataError: No readers, or a fraction so small that a source contributes nothing.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        weights: Sequence[float] | None = None,
+        limits: Sequence[int | None] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        skip_bad_records: bool = False,
+        bad_records_folder: str | Path | None = None,
+    ) -> None:
+        if not readers:
+            raise DataError("the data set is empty: no sources; name at least one")
+        self.readers = tuple(readers)
+        self.skip_bad_records = skip_bad_records
+        self.bad_records_folder = None if bad_records_folder is None else Path(bad_records_folder)
+        weights = [1.0] * len(self.readers) if weights is None else weights
+        limits = [None] * len(self.readers) if limits is None else limits
+        for name, values in (("weight", weights), ("limit", limits)):
+            if len(values) != len(self.readers):
+                raise SettingsError(f"{len(self.readers)} data sources but {len(values)} {name}s; give one for each")
+        self._chosen: list[np.ndarray] = []
+        entries: list[np.ndarray] = []
+        for number, (reader, weight, limit) in enumerate(zip(self.readers, weights, limits, strict=True)):
+            generator = np.random.default_rng([seed, number])
+            chosen = _choose(reader, limit, generator)
+            entries.append(_repeat(reader, chosen, weight, generator))
+            self._chosen.append(chosen)
+            logger.info("%s: %d of %d records, %d an epoch", reader.file, len(chosen), len(reader), len(entries[-1]))
+        self._source = np.repeat(np.arange(len(entries), dtype=np.int32), [len(part) for part in entries])
+        self._record = np.concatenate(entries)
+        if shuffle:
+            order = np.random.default_rng([seed, len(self.readers)]).permutation(len(self._record))
+            self._source, self._record = self._source[order], self._record[order]
+        self._bad: dict[tuple[int, int], str] = {}
+
+    def __len__(self) -> int:
+        return len(self._record)
+
+    def origin(self, index: int) -> tuple[int, int]:
+        """(number of the source, index of the record in it) of an entry."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"the mixture has {len(self)} entries, no entry {index}")
+        return int(self._source[index]), int(self._record[index])
+
+    def __getitem__(self, index: int) -> Record:
+        source, record = self.origin(index)
+        return self.readers[source][record]
+
+    @property
+    def characters(self) -> np.ndarray:
+        """`[entries]` int32: about the bytes of text in each, without decoding anything."""
+        return self._gather([reader.sizes.characters for reader in self.readers])
+
+    @property
+    def media(self) -> np.ndarray:
+        """`[entries]` int32: the images or clips in each; 0 = text-only."""
+        return self._gather([reader.sizes.media for reader in self.readers])
+
+    def _gather(self, columns: list[np.ndarray]) -> np.ndarray:
+        gathered = np.empty(len(self), dtype=np.int32)
+        for source, column in enumerate(columns):
+            here = self._source == source
+            gathered[here] = column[self._record[here]]
+        return gathered
+
+    def try_load(self, index: int, load: Callable[[Record], T]) -> T:
+        """Loads an entry; a bad record gives way to the next good one of its source, if the settings say so.
+
+        The replacement is the next record in the file's order, from its end back to its start, that is part of the
+        mixture and is text-only if and only if the bad one is. So it depends on the files only, not on what was
+        loaded before or by which process. Each bad record is logged and written down once in each process.
+
+        Args:
+            index: Of the entry.
+            load: Turns a record into what is wanted; a `DataError` from it makes the record a bad one.
+
+        Raises:
+            DataError: The record is bad and bad records are not skipped; or no good one was found among the next
+                `MAX_REPLACEMENTS`.
+        """
+        source, first = self.origin(index)
+        if not self.skip_bad_records:
+            return load(self.readers[source][first])
+        candidates = self._candidates(source, first)
+        for record in candidates:
+            if (source, record) not in self._bad:
+                try:
+                    return load(self.readers[source][record])
+                except DataError as error:
+                    self._note(source, record, str(error))
+        raise DataError(
+            f"{self.readers[source].file}: {len(candidates)} records in a row from record {first} on cannot be used, "
+            f"so this is not a matter of single ones; first: {self._bad[source, first]}"
+        )
+
+    def _candidates(self, source: int, first: int) -> list[int]:
+        chosen = self._chosen[source]
+        is_text = self.readers[source].sizes.media[chosen] == 0
+        place = int(np.searchsorted(chosen, first))
+        alike = np.flatnonzero(is_text == is_text[place])
+        alike = np.roll(alike, -int(np.searchsorted(alike, place)))
+        return chosen[alike[:MAX_REPLACEMENTS]].tolist()
+
+    def _note(self, source: int, record: int, message: str) -> None:
+        self._bad[source, record] = message
+        logger.warning("bad record skipped: %s", message)
+        if self.bad_records_folder is None:
+            return
+        entry = {"file": str(self.readers[source].file), "record": record, "error": message}
+        self.bad_records_folder.mkdir(parents=True, exist_ok=True)
+        name = _BAD_FILES.replace("*", f"{socket.gethostname()}-{os.getpid()}")
+        with (self.bad_records_folder / name).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+class LoadedMixture(Sequence[T], Generic[T]):
+    """A mixture with its loading: the map-style data set that a PyTorch `DataLoader` takes.
+
+    Args:
+        mixture: The records.
+        load: Turns a record into a sample; picklable, where workers are spawned.
+    """
+
+    def __init__(self, mixture: Mixture, load: Callable[[Record], T]) -> None:
+        self.mixture = mixture
+        self.load = load
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __getitem__(self, index: int) -> T:
+        return self.mixture.try_load(index, self.load)
+
+
+def summarize_bad_records(folder: str | Path) -> list[dict[str, Any]]:
+    """Merges what all processes wrote down: each bad record once, by file and record.
+
+    Returns:
+        Dicts of `file`, `record` and `error`; empty if there were none, or no such folder.
+    """
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in sorted(Path(folder).glob(_BAD_FILES)):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            found.setdefault((entry["file"], entry["record"]), entry)
+    return [found[key] for key in sorted(found)]
+
+
+def error_line(error: VoCoError) -> str:
+    """The one line of an error, also of one that came out of a `DataLoader` worker.
+
+    PyTorch raises a worker's error anew in the main process, of the same type, with the whole traceback as its text.
+    Our messages are one line, so it is the traceback's last, after the type's name.
+    """
+    text = str(error).strip()
+    if "\n" not in text:
+        return text
+    return text.splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+
+
+def _choose(reader: Reader, limit: int | None, generator: np.random.Generator) -> np.ndarray:
+    """Ascending record indices."""
+    if limit is None or limit >= len(reader):
+        return np.arange(len(reader))
+    if limit < 1:
+        raise SettingsError(f"{reader.file}: a limit of {limit} records; give at least 1, or leave the source out")
+    return np.sort(generator.choice(len(reader), limit, replace=False))
+
+
+def _repeat(reader: Reader, chosen: np.ndarray, weight: float, generator: np.random.Generator) -> np.ndarray:
+    """The chosen records as often as the weight says, ascending."""
+    if not (math.isfinite(weight) and weight > 0):
+        raise SettingsError(f"{reader.file}: a weight of {weight}; give one above 0, or leave the source out")
+    whole = int(weight)
+    part = round((weight - whole) * len(chosen))
+    if not whole and not part:
+        raise DataError(f"{reader.file}: weight {weight} of {len(chosen)} records is none; raise it or leave it out")
+    return np.sort(np.concatenate([np.repeat(chosen, whole), generator.choice(chosen, part, replace=False)]))

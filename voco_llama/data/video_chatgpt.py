@@ -1,0 +1,81 @@
+"""Video-ChatGPT's question files: a JSON list of `{"q": question, "a": answer, "video_id": clip}`.
+
+Clips lie flat in one folder under their ids, with whatever ending they came with.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from voco_llama.data.images import resolve_inside
+from voco_llama.data.record_files import JsonRecords, Sizes, check_folder, check_marks, name_record
+from voco_llama.data.records import IMAGE_MARK, Record, Turn
+from voco_llama.data.video import CLIP_ENDINGS
+from voco_llama.errors import DataError
+
+
+class VideoChatGpt(Sequence[Record]):
+    """The records of a Video-ChatGPT file; each question is asked after its clip.
+
+    Args:
+        file: The `.json` (or `.jsonl`) file.
+        video_folder: The clips, `<video_id>` with one of `CLIP_ENDINGS` (of several the first in that order). The
+            folder is listed once, here.
+
+    Raises:
+        DataError: The file or the folder is missing, unreadable or empty. From `[index]`: the record is not valid,
+            or the folder has no such clip.
+    """
+
+    def __init__(self, file: str | Path, video_folder: str | Path) -> None:
+        self.file = Path(file)
+        self.video_folder = Path(video_folder)
+        check_folder(self.video_folder, self.file)
+        self._records = JsonRecords(self.file, _measure)
+        self._clips = _list_clips(self.video_folder)
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is in each record."""
+        return self._records.sizes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        raw = self._records.read(index)
+        video_id = raw.get("video_id")
+        source = name_record(self.file, index, "video_id", video_id)
+        if not isinstance(video_id, str | int) or isinstance(video_id, bool):
+            raise DataError(f"{source}: no 'video_id'; each record needs the name of its clip")
+        for key, name in (("q", "question"), ("a", "answer")):
+            if not isinstance(raw.get(key), str) or not raw[key].strip():
+                raise DataError(f"{source}: no text in {key!r}; fill in the {name}, or take the record out")
+        file_name = self._clips.get(str(video_id))
+        if file_name is None:
+            raise DataError(
+                f"{source}: no clip of this name in {self.video_folder} (looked for {', '.join(CLIP_ENDINGS)}); "
+                "fetch it, or take the record out"
+            )
+        turns = (Turn("user", f"{IMAGE_MARK}\n{raw['q']}"), Turn("assistant", raw["a"]))
+        check_marks(turns, 1, source, "clip")
+        video = resolve_inside(self.video_folder, file_name, source)
+        return Record(id=str(raw.get("id", index)), turns=turns, video=video, source=source)
+
+
+def _list_clips(folder: Path) -> dict[str, str]:
+    """Clip id -> file name."""
+    clips: dict[str, str] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        ending = path.suffix.lower()
+        if ending not in CLIP_ENDINGS:
+            continue
+        held = clips.get(path.stem)
+        if held is None or CLIP_ENDINGS.index(ending) < CLIP_ENDINGS.index(Path(held).suffix.lower()):
+            clips[path.stem] = path.name
+    return clips
+
+
+def _measure(raw: Any) -> tuple[int, int]:
+    texts = (raw.get("q"), raw.get("a")) if isinstance(raw, dict) else ()
+    return sum(len(text) for text in texts if isinstance(text, str)), 1
