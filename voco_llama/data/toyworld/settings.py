@@ -1,0 +1,164 @@
+"""Every knob of the synthetic world: its seed, its difficulty, the sizes of what is written, the tiny models.
+
+The defaults are a world that a language model of about 1.5M parameters learns from scratch in minutes on two cores.
+The settings are plain values, so that a YAML file can fill them and the manifest can record them.
+"""
+
+from dataclasses import dataclass
+
+from voco_llama.errors import SettingsError
+
+COLOR_NAMES = ("red", "green", "blue", "yellow", "purple", "cyan", "orange", "white")
+SHAPE_NAMES = ("circle", "square", "triangle", "cross", "star", "diamond")
+SIZE_NAMES = {1: ("plain",), 2: ("small", "large"), 3: ("small", "medium", "large")}
+
+
+@dataclass(frozen=True)
+class ToyWorldSettings:
+    """The synthetic world, from the seed of its scenes to the width of its tiny models.
+
+    Attributes:
+        seed: Everything random follows from it; the same settings write the same scenes, questions and pixels.
+        grid: Scenes have `grid` x `grid` cells, each empty or holding one shape.
+        image_size: Side of an image and of a frame, pixels.
+        colors: The first so many of `COLOR_NAMES`.
+        shapes: The first so many of `SHAPE_NAMES`.
+        sizes: 1 (size is no attribute), 2 (small, large) or 3 (small, medium, large).
+        empty: Probability that a cell is empty.
+        companion: Probability that a shape copies the color or the form of another shape of its scene, so that
+            some objects co-occur more than others and counts above one are not rare.
+        noise: Standard deviation of the pixel noise, in 0..255.
+        jitter: Largest shift of a shape from the middle of its cell, as a fraction of the cell.
+        supersample: Images are drawn this many times larger, then averaged down.
+        pretrain_images: Images with a caption.
+        instruct_images: Training images with `turns` questions each.
+        val_images: The same, for validation.
+        turns: Question turns an image.
+        choice_turns: How many of them are multiple choice.
+        text_only_share: Text-only rows among the instruct rows, as a fraction of the image rows.
+        text_rows: Text-only rows of the language pre-training file.
+        clips_train: Clips to train on; even, since every clip comes with its time-reversed twin.
+        clips_test: Clips to test on; even.
+        clip_frames: Frames a clip, at least 2.
+        clip_rate: Frames a second.
+        benchmark_images: Test images of each benchmark.
+        benchmark_questions: Questions of each benchmark, about.
+        vocabulary: Largest size of the tokenizer's vocabulary.
+        patch_size: Side of a patch of the vision tower, pixels.
+        vision_width: Width of the vision tower.
+        vision_layers: Layers of the vision tower.
+        vision_heads: Heads of the vision tower.
+        clip_text_width: Width of the contrastive text tower.
+        clip_text_layers: Layers of the contrastive text tower.
+        clip_embedding: Width of the contrastive space.
+        language_width: Hidden size of the language model.
+        language_mlp: Inner size of its feed-forward layers.
+        language_layers: Its layers.
+        language_heads: Its heads.
+        max_positions: Its `max_position_embeddings`.
+    """
+
+    seed: int = 0
+    grid: int = 2
+    image_size: int = 32
+    colors: int = 6
+    shapes: int = 4
+    sizes: int = 1
+    empty: float = 0.25
+    companion: float = 0.3
+    noise: float = 6.0
+    jitter: float = 0.06
+    supersample: int = 4
+
+    pretrain_images: int = 4000
+    instruct_images: int = 8000
+    val_images: int = 200
+    turns: int = 8
+    choice_turns: int = 1
+    text_only_share: float = 0.15
+    text_rows: int = 4000
+    clips_train: int = 1300
+    clips_test: int = 200
+    clip_frames: int = 4
+    clip_rate: int = 2
+    benchmark_images: int = 160
+    benchmark_questions: int = 450
+
+    vocabulary: int = 1024
+    patch_size: int = 8
+    vision_width: int = 96
+    vision_layers: int = 4
+    vision_heads: int = 4
+    clip_text_width: int = 64
+    clip_text_layers: int = 3
+    clip_embedding: int = 64
+    language_width: int = 128
+    language_mlp: int = 352
+    language_layers: int = 6
+    language_heads: int = 4
+    max_positions: int = 2048
+
+    def __post_init__(self) -> None:
+        """Checks the values against each other.
+
+        Raises:
+            SettingsError: Naming the value that does not fit.
+        """
+        fits = {
+            f"grid={self.grid} (use 2 to 6)": 2 <= self.grid <= 6,
+            f"colors={self.colors} (use 2 to {len(COLOR_NAMES)})": 2 <= self.colors <= len(COLOR_NAMES),
+            f"shapes={self.shapes} (use 2 to {len(SHAPE_NAMES)})": 2 <= self.shapes <= len(SHAPE_NAMES),
+            f"sizes={self.sizes} (use 1, 2 or 3)": self.sizes in SIZE_NAMES,
+            f"empty={self.empty} (use 0 <= empty < 1)": 0 <= self.empty < 1,
+            f"companion={self.companion} (use 0 to 1)": 0 <= self.companion <= 1,
+            f"jitter={self.jitter} (use 0 to 0.1)": 0 <= self.jitter <= 0.1,
+            f"noise={self.noise} (use 0 or more)": self.noise >= 0,
+            f"supersample={self.supersample} (use 1 to 16)": 1 <= self.supersample <= 16,
+            f"image_size={self.image_size} (use at least 8 pixels a cell, even)": (
+                self.image_size >= 8 * self.grid and self.image_size % 2 == 0
+            ),
+            f"patch_size={self.patch_size} (use a divisor of image_size={self.image_size})": (
+                self.patch_size > 0 and self.image_size % self.patch_size == 0
+            ),
+            f"choice_turns={self.choice_turns} (use 0 to turns={self.turns})": 0 <= self.choice_turns <= self.turns,
+            f"turns={self.turns} (use 1 to 12, so many different questions has the barest scene)": (
+                1 <= self.turns <= 12
+            ),
+            f"text_only_share={self.text_only_share} (use 0 or more)": self.text_only_share >= 0,
+            f"clip_frames={self.clip_frames} (use 2 or more)": self.clip_frames >= 2,
+            f"clip_rate={self.clip_rate} (use 1 or more)": self.clip_rate >= 1,
+            f"clips_train={self.clips_train}, clips_test={self.clips_test} (use even numbers)": (
+                self.clips_train % 2 == 0 and self.clips_test % 2 == 0
+            ),
+            f"vocabulary={self.vocabulary} (use 320 or more: 256 bytes, special tokens, merges)": (
+                self.vocabulary >= 320
+            ),
+            f"vision_width={self.vision_width} (use a multiple of vision_heads={self.vision_heads})": (
+                self.vision_width % self.vision_heads == 0
+            ),
+            f"language_width={self.language_width} (use an even multiple of language_heads={self.language_heads})": (
+                self.language_width % (2 * self.language_heads) == 0
+            ),
+            "negative number of images, rows, clips or questions (use 0 or more)": min(
+                self.pretrain_images, self.instruct_images, self.val_images, self.text_rows, self.clips_train,
+                self.clips_test, self.benchmark_images, self.benchmark_questions,
+            ) >= 0,
+        }  # fmt: skip
+        for complaint, holds in fits.items():
+            if not holds:
+                raise SettingsError(f"toy world: {complaint}")
+
+    @property
+    def color_names(self) -> tuple[str, ...]:
+        """The colors of this world."""
+        return COLOR_NAMES[: self.colors]
+
+    @property
+    def shape_names(self) -> tuple[str, ...]:
+        """The shapes of this world."""
+        return SHAPE_NAMES[: self.shapes]
+
+    @property
+    def size_names(self) -> tuple[str, ...]:
+        """The sizes of this world; one that is never said where size is no attribute."""
+        return SIZE_NAMES[self.sizes]
