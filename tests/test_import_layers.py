@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "voco_llama"
 
 # Lowest first. A unit is a module or a folder right below the package; it may import its own layer and those before it.
 LAYERS = (
-    ("_torchvision", "errors"),
+    ("_torchvision", "errors", "provenance"),
     ("tokens", "settings"),
     ("layout", "visibility"),
     ("model", "data"),

@@ -1,0 +1,1 @@
+"""From checkpoints and benchmark files to answers, scores, retention and tables."""

@@ -1,0 +1,91 @@
+"""Result files: what an evaluation writes and the report reads, one JSON file a row."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voco_llama.errors import CheckpointError, DataError, SettingsError
+from voco_llama.provenance import fingerprint_files, write_atomically
+
+if TYPE_CHECKING:
+    from voco_llama.data.processor import VoCoProcessor
+    from voco_llama.model.voco_llama import VoCoLlama
+
+FORMAT_VERSION = 1
+BENCHMARKS_KIND, CLIPS_KIND = "benchmarks", "clips"
+
+
+def write_result(folder: Path, kind: str, row: str, result: Mapping[str, Any], answers: Iterable[Mapping]) -> Path:
+    """Write `<row>.<kind>.json` and, before it, `<row>.<kind>.answers.jsonl`; each appears whole or not at all."""
+    answers_file = folder / f"{row}.{kind}.answers.jsonl"
+    write_atomically(answers_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answers))
+    file = folder / f"{row}.{kind}.json"
+    described = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "row": row,
+        **result,
+        "answers_file": answers_file.name,
+    }
+    write_atomically(file, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    return file
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Read what `write_result` wrote.
+
+    Raises:
+        DataError: The file is missing, no result, or of another format version.
+    """
+    try:
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as a result ({error}): evaluate the row again") from error
+    if not isinstance(result, dict) or result.get("kind") not in (BENCHMARKS_KIND, CLIPS_KIND):
+        raise DataError(f"{file}: is no result of an evaluation: name files that `voco-llama evaluate` wrote")
+    if result.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{file}: has result format {result.get('format_version')}, this version reads {FORMAT_VERSION}:"
+            " evaluate the row again"
+        )
+    return result
+
+
+def check_row_name(row: str) -> None:
+    """Refuse a row's name that could not be a file's.
+
+    Raises:
+        SettingsError: It is empty or holds anything but letters, digits, `.`, `_` and `-`.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", row):
+        raise SettingsError(f"row {row!r} names a file: use letters, digits, '.', '_' and '-' only")
+
+
+def load_checkpoint(folder: Path, device: str | None, dtype: str = "auto") -> "tuple[VoCoLlama, VoCoProcessor]":
+    """A saved model, ready to answer, and its processor.
+
+    Args:
+        folder: What `save_pretrained` of model and processor wrote.
+        device: Where to put it; None: the GPU if there is one, else the CPU.
+        dtype: Of the weights; `auto`: as saved.
+
+    Raises:
+        CheckpointError: The folder holds no saved model.
+    """
+    import torch
+
+    from voco_llama.data.processor import VoCoProcessor
+    from voco_llama.model.voco_llama import VoCoLlama
+
+    if not (Path(folder) / "config.json").is_file():
+        raise CheckpointError(f"{folder}: holds no saved model (no config.json): name a folder that training wrote")
+    processor = VoCoProcessor.from_pretrained(folder)
+    model = VoCoLlama.from_pretrained(str(folder), dtype=dtype)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """A hash of the saved weights and of the configuration and processor files beside them."""
+    return fingerprint_files(f for f in Path(folder).iterdir() if f.suffix in (".json", ".safetensors"))
