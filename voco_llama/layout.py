@@ -113,6 +113,8 @@ def lay_out(
     from the counter, `[V V C V V C T]` is `-2 -1 0 -1 0 1 2`. Under `full`, text sees vision, so every token is
     numbered contiguously from 0.
 
+    A row's first token is never trained, since nothing stands before it to predict it.
+
     Args:
         parts: Text and segments in row order.
         tokens: Ids of the special tokens.
@@ -145,6 +147,8 @@ def lay_out(
         segments_end = len(ids)
     if condition == "full":
         position = list(range(len(ids)))
+    if labels:
+        labels[0] = IGNORE_INDEX
     if max_length is not None and len(ids) > max_length:
         _check_cut(len(ids), max_length, segments_end, labels)
     return Row(
