@@ -7,6 +7,8 @@ left-padded batch (inference).
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from voco_llama.data.images import ImageTransform, load_image
-from voco_llama.data.prompts import Piece, PromptStyle, Segment, Special, render
+from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.data.video import read_frames
 from voco_llama.errors import CheckpointError, DataError, SettingsError
@@ -61,7 +63,7 @@ class VoCoProcessor:
     max_length: int | None = 2048
     num_frames: int = 8
 
-    @property
+    @cached_property
     def tokens(self) -> TokenIds:
         """Ids of the special tokens."""
         return token_ids(self.tokenizer)
@@ -72,7 +74,7 @@ class VoCoProcessor:
         if not self.style.bos_inside_segment:
             return SegmentShape(self.num_vision, num_voco)
         bos = self.tokens.bos
-        return SegmentShape(self.num_vision, num_voco, () if bos is None else (bos,), tuple(self._encode("\n")[0]))
+        return SegmentShape(self.num_vision, num_voco, () if bos is None else (bos,), tuple(self._encode(["\n"])[0][0]))
 
     # ---- training
 
@@ -171,36 +173,33 @@ class VoCoProcessor:
 
         Special tokens spelled out in a text are text, never the tokens themselves.
         """
+        groups = [(kind, list(group)) for kind, group in groupby(pieces, key=type)]
+        stretches = [group for kind, group in groups if kind is Text]
+        spans = iter(self._text_spans(stretches) if stretches else [])
         parts: list[Part] = []
-        stretch: list[Piece] = []
-        for piece in [*pieces, None]:
-            if piece is None or isinstance(piece, Segment | Special):
-                if stretch:
-                    parts.append(self._text_span(stretch))
-                stretch = []
-            if isinstance(piece, Segment):
-                parts.append(SegmentMark())
-            elif isinstance(piece, Special):
-                token = getattr(self.tokens, piece.role)
-                if token is not None:
-                    parts.append(TextSpan((token,), (piece.trained,)))
-            elif piece is not None:
-                stretch.append(piece)
+        for kind, group in groups:
+            if kind is Text:
+                parts.append(next(spans))
+            elif kind is Segment:
+                parts += [SegmentMark()] * len(group)
+            else:
+                ids = [(getattr(self.tokens, special.role), special.trained) for special in group]
+                parts += [TextSpan((token,), (trained,)) for token, trained in ids if token is not None]
         return parts
 
-    def _text_span(self, texts: Sequence[Any]) -> TextSpan:
-        ids, offsets = self._encode("".join(piece.text for piece in texts))
-        trained_spans, end = [], 0
-        for piece in texts:
-            start, end = end, end + len(piece.text)
-            if piece.trained:
-                trained_spans.append((start, end))
-        trained = tuple(any(a < stop and b > start for start, stop in trained_spans) for a, b in offsets)
-        return TextSpan(tuple(ids), trained)
+    def _text_spans(self, stretches: Sequence[Sequence[Text]]) -> list[TextSpan]:
+        """One span a stretch; a token is trained if a character of it is."""
+        ids, offsets = self._encode(["".join(text.text for text in stretch) for stretch in stretches])
+        spans = []
+        for stretch, stretch_ids, stretch_offsets in zip(stretches, ids, offsets, strict=True):
+            trained_chars = [text.trained for text in stretch for _ in text.text]
+            spans.append(TextSpan(tuple(stretch_ids), tuple(any(trained_chars[a:b]) for a, b in stretch_offsets)))
+        return spans
 
-    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def _encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Token ids of each text, and where in the text each token stands."""
         encoded = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+            list(texts), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
         return encoded["input_ids"], encoded["offset_mapping"]
 
