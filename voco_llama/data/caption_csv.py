@@ -7,6 +7,7 @@ The clip of a row is `<video_folder>/<page_dir>/<videoid>.mp4`, as WebVid's own 
 `<video_folder>/<videoid>.mp4`, with any of the endings in `CLIP_ENDINGS`. Rows are validated when read.
 """
 
+import codecs
 import csv
 import io
 import random
@@ -79,12 +80,13 @@ class CaptionCsv(Sequence[Record]):
     def _scan(
         self, stream: BinaryIO, needed: tuple[str, str], optional: str
     ) -> tuple[tuple[int, int, int | None], array]:
-        """Columns of id, caption and folder; and begin, end (bytes) and caption length of each row, one after another."""
+        """The columns of id, caption and folder; each row's begin, end and caption length in bytes, in one array."""
         lines = _Lines(stream)
         reader = csv.reader(lines, strict=True)
         rows = array("q")
+        begin, line = 0, 1
         try:
-            header = [name.encode("latin-1").decode("utf-8-sig").strip() for name in next(reader, [])]
+            header = [name.encode("latin-1").decode("utf-8").strip() for name in next(reader, [])]
             missing = [name for name in needed if name not in header]
             if missing:
                 raise DataError(
@@ -92,15 +94,15 @@ class CaptionCsv(Sequence[Record]):
                     "add it, or name the column in the data set's settings"
                 )
             columns = *(header.index(name) for name in needed), header.index(optional) if optional in header else None
-            begin = lines.offset
+            begin, line = lines.offset, reader.line_num + 1
             for row in reader:
                 if row:
                     rows.extend((begin, lines.offset, len(row[columns[1]]) if columns[1] < len(row) else 0))
-                begin = lines.offset
+                begin, line = lines.offset, reader.line_num + 1
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(
-                f"{self.file}: unreadable CSV at line {reader.line_num} (byte offset {lines.offset}): "
-                f"{one_line(error)}; mend the quotes or fetch it again"
+                f"{self.file}: unreadable CSV in the row that begins at line {line} (byte offset {begin}): "
+                f"{one_line(error)}; mend its quotes or fetch it again"
             ) from error
         return columns, rows
 
@@ -162,5 +164,6 @@ class _Lines(Iterator[str]):
         line = self._stream.readline()
         if not line:
             raise StopIteration
+        begin = len(codecs.BOM_UTF8) if not self.offset and line.startswith(codecs.BOM_UTF8) else 0
         self.offset += len(line)
-        return line.decode("latin-1")
+        return line[begin:].decode("latin-1")

@@ -89,7 +89,6 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     where = f"image {path}"
     if not Path(path).is_file():
         raise DataError(f"{where}: no such file; fetch it, or take the record out")
-    Image.init()  # else Pillow knows only some of the formats by name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below, is stricter

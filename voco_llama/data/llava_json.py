@@ -94,7 +94,7 @@ def _turn(entry: Any, number: int, source: str) -> Turn:
     expected = "assistant" if number % 2 else "user"
     if role != expected:
         raise DataError(
-            f"{source}: turn {number} is from {shown(name)} where a {expected} turn belongs; "
+            f"{source}: turn {number} is from {shown(name)} where the {expected}'s turn belongs; "
             "user and assistant take turns, the user first"
         )
     if role == "assistant" and not entry["value"].strip():

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -133,25 +133,28 @@ class Mixture(Sequence[Record]):
         source, first = self.origin(index)
         if not self.skip_bad_records:
             return load(self.readers[source][first])
-        candidates = self._candidates(source, first)
-        for record in candidates:
+        tried = 0
+        for record in self._candidates(source, first):
+            tried += 1
             if (source, record) not in self._bad:
                 try:
                     return load(self.readers[source][record])
                 except DataError as error:
                     self._note(source, record, str(error))
         raise DataError(
-            f"{self.readers[source].file}: {len(candidates)} records in a row from record {first} on cannot be used, "
+            f"{self.readers[source].file}: {tried} records in a row from record {first} on cannot be used, "
             f"so this is not a matter of single ones; first: {self._bad[source, first]}"
         )
 
-    def _candidates(self, source: int, first: int) -> list[int]:
+    def _candidates(self, source: int, first: int) -> Iterator[int]:
+        """The record itself, then those that may stand in for it."""
+        yield first
         chosen = self._chosen[source]
         is_text = self.readers[source].sizes.media[chosen] == 0
         place = int(np.searchsorted(chosen, first))
         alike = np.flatnonzero(is_text == is_text[place])
         alike = np.roll(alike, -int(np.searchsorted(alike, place)))
-        return chosen[alike[:MAX_REPLACEMENTS]].tolist()
+        yield from chosen[alike[1:MAX_REPLACEMENTS]].tolist()
 
     def _note(self, source: int, record: int, message: str) -> None:
         self._bad[source, record] = message

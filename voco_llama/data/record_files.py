@@ -7,6 +7,7 @@ What stays in memory are four arrays; they, and the file's name, are all that go
 What the readers share about records, and how messages name them, is here too.
 """
 
+import codecs
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from voco_llama.data.images import one_line
 from voco_llama.data.records import IMAGE_MARK, Turn
 from voco_llama.errors import DataError
 
 _BLOCK = 2**24
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,11 @@ class JsonRecords:
             raise DataError(f"{source}: not UTF-8 at byte {start + error.start}; save the file as UTF-8") from error
         except json.JSONDecodeError as error:
             raise DataError(f"{source}: the file changed since it was opened; start again") from error
+        if b"\\ud" in data.lower():  # an escaped surrogate pair, or half of one, which no tokenizer takes
+            try:
+                json.dumps(value, ensure_ascii=False).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise DataError(f"{source}: holds half a surrogate pair (\\ud8..); mend the text") from error
         if not isinstance(value, dict):
             raise DataError(f"{source}: a {_json_type(value)}, not an object; each record is one {{...}}")
         return value
@@ -153,7 +159,7 @@ class _Scanner:
         self._stream, self._block = stream, block
         self._decoder = json.JSONDecoder()
         self._text, self._base, self._at = "", 0, 0
-        if stream.read(3) == _BYTE_ORDER_MARK:
+        if stream.read(3) == codecs.BOM_UTF8:
             self._base = 3
         else:
             stream.seek(0)
@@ -195,8 +201,8 @@ class _Scanner:
                 broken = _BrokenJsonError(error.msg, start + error.pos - at)
                 if not self._slide():  # else the window may have ended inside the value: try again with more
                     raise broken from error
-            except RecursionError as error:
-                raise _BrokenJsonError("nested too deep", start) from error
+            except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
+                raise _BrokenJsonError(one_line(error), start) from error
             else:
                 if end < len(self._text) or not self._slide():  # at the window's very end a number may go on
                     self._at += end - at
@@ -223,14 +229,14 @@ def _scan_list(stream: BinaryIO, file: Path) -> Iterator[tuple[int, int, Any]]:
 def _scan_lines(stream: BinaryIO, file: Path) -> Iterator[tuple[int, int, Any]]:
     offset = 0
     for line in stream:
-        begin = 3 if offset == 0 and line.startswith(_BYTE_ORDER_MARK) else 0
+        begin = 3 if offset == 0 and line.startswith(codecs.BOM_UTF8) else 0
         if line[begin:].strip():
             try:
                 value = json.loads(line[begin:].decode("latin-1"))
             except json.JSONDecodeError as error:
                 raise _BrokenJsonError(error.msg, offset + begin + error.pos) from error
-            except RecursionError as error:
-                raise _BrokenJsonError("nested too deep", offset) from error
+            except (RecursionError, ValueError) as error:
+                raise _BrokenJsonError(one_line(error), offset) from error
             yield offset + begin, offset + len(line), value
         offset += len(line)
 
@@ -238,8 +244,7 @@ def _scan_lines(stream: BinaryIO, file: Path) -> Iterator[tuple[int, int, Any]]:
 def _unreadable(file: Path, error: _BrokenJsonError) -> str:
     line, begin, position = 1, 0, 0
     with file.open("rb") as stream:
-        while position < error.offset:
-            block = stream.read(min(_BLOCK, error.offset - position))
+        while block := stream.read(min(_BLOCK, error.offset - position)):
             line += block.count(b"\n")
             if b"\n" in block:
                 begin = position + block.rindex(b"\n") + 1

@@ -94,7 +94,7 @@ def _open(path: str | os.PathLike[str]) -> "InputContainer":
 
 def _video_stream(container: "InputContainer", where: str) -> "VideoStream":
     if not container.streams.video:
-        raise DataError(f"{where}: holds no video stream; replace it")
+        raise DataError(f"{where}: holds no video stream; fetch it again or replace it")
     stream = container.streams.video[0]
     if stream.codec_context is None:
         raise DataError(f"{where}: its codec is not one this PyAV decodes; convert it to H.264")
