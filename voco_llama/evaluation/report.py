@@ -58,7 +58,11 @@ def report(
     rows = _rows(benchmark_results, upper, lower)
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
     shared = shared_columns([row.values for row in rows])
-    plotted = [row for row in rows if row.result["condition"] == "voco" and row.name != lower]
+    plotted = [
+        (row.result["num_voco"], row.retentions)
+        for row in rows
+        if row.result["condition"] == "voco" and row.name != lower and math.isfinite(mean_over(row.retentions, shared))
+    ]
     sections = [
         "# Report",
         _scores_table(rows, columns),
@@ -66,10 +70,9 @@ def report(
         *([_clips_table(clip_results)] if clip_results else []),
         _notes(rows, columns, shared, upper, lower, allow_limited),
     ]
-    if plotted and shared:
+    if plotted:
         sections.append(f"![Retention against VoCo tokens an image]({PLOT_FILE})")
-        points = [(row.result["num_voco"], row.retentions) for row in plotted]
-        plot_retention(points, shared, output / PLOT_FILE)
+        plot_retention(plotted, shared, output / PLOT_FILE)
     text = "\n\n".join(sections) + "\n"
     write_atomically(output / MARKDOWN_FILE, text)
     write_atomically(output / CSV_FILE, _csv(rows))
