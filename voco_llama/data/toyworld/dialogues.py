@@ -19,7 +19,7 @@ from voco_llama.data.toyworld.questions import (
     Question,
 )
 from voco_llama.data.toyworld.scenes import Scene, caption
-from voco_llama.data.toyworld.settings import COLOR_NAMES, SHAPE_NAMES, ToyWorldSettings
+from voco_llama.data.toyworld.settings import ToyWorldSettings
 
 CAPTION_PROMPTS = (
     "Describe the image concisely.",
@@ -135,56 +135,56 @@ def described_row(
     return row(record_id, [(f"{caption(scene)}\n{first}", answer), *rest])
 
 
-def text_row(record_id: str, rng: random.Random) -> Row:
+def text_row(record_id: str, settings: ToyWorldSettings, rng: random.Random) -> Row:
     """A few tasks that need no image."""
     tasks = rng.sample(TEXT_TASKS, min(TEXT_TURNS, len(TEXT_TASKS)))
-    (first, answer), *rest = (task(rng) for task in tasks)
+    (first, answer), *rest = (task(settings, rng) for task in tasks)
     return row(record_id, [(f"{first}\n{SHORT_PROMPT}", answer), *rest])
 
 
-def _words(rng: random.Random, least: int, most: int) -> list[str]:
-    return [rng.choice(COLOR_NAMES + SHAPE_NAMES) for _ in range(rng.randint(least, most))]
+def _words(settings: ToyWorldSettings, rng: random.Random, least: int, most: int) -> list[str]:
+    return rng.choices(settings.color_names + settings.shape_names, k=rng.randint(least, most))
 
 
-def _opposite(rng: random.Random) -> Pair:
+def _opposite(settings: ToyWorldSettings, rng: random.Random) -> Pair:
     one, other = rng.sample(rng.choice(OPPOSITES), 2)
     return f"What is the opposite of {one}?", other
 
 
-def _repeat(rng: random.Random) -> Pair:
-    words = " ".join(_words(rng, 1, 4))
+def _repeat(settings: ToyWorldSettings, rng: random.Random) -> Pair:
+    words = " ".join(_words(settings, rng, 1, 4))
     return f"Repeat: {words}", words
 
 
-def _count_words(rng: random.Random) -> Pair:
-    words = _words(rng, 1, 4)
+def _count_words(settings: ToyWorldSettings, rng: random.Random) -> Pair:
+    words = _words(settings, rng, 1, 4)
     return f"How many words: {' '.join(words)}", str(len(words))
 
 
-def _pick_word(rng: random.Random) -> Pair:
-    words = _words(rng, 2, 4)
+def _pick_word(settings: ToyWorldSettings, rng: random.Random) -> Pair:
+    words = _words(settings, rng, 2, 4)
     which, index = rng.choice((("first", 0), ("last", -1)))
     return f"Which word is {which}: {' '.join(words)}", words[index]
 
 
-def _kind_of_word(rng: random.Random) -> Pair:
-    word = rng.choice(rng.choice((COLOR_NAMES, SHAPE_NAMES)))
-    return f"Is {word} a color or a shape?", "color" if word in COLOR_NAMES else "shape"
+def _kind_of_word(settings: ToyWorldSettings, rng: random.Random) -> Pair:
+    kind, words = rng.choice((("color", settings.color_names), ("shape", settings.shape_names)))
+    return f"Is {rng.choice(words)} a color or a shape?", kind
 
 
-def _same_words(rng: random.Random) -> Pair:
-    one, other = rng.sample(COLOR_NAMES + SHAPE_NAMES, 2)
+def _same_words(settings: ToyWorldSettings, rng: random.Random) -> Pair:
+    one, other = rng.sample(settings.color_names + settings.shape_names, 2)
     if rng.random() < 0.5:
         other = one
     return f"Is {one} the same word as {other}?", "yes" if one == other else "no"
 
 
-def _larger_number(rng: random.Random) -> Pair:
+def _larger_number(settings: ToyWorldSettings, rng: random.Random) -> Pair:
     one, other = rng.sample(range(10), 2)
     return f"Which number is larger: {one} or {other}?", str(max(one, other))
 
 
-TEXT_TASKS: tuple[Callable[[random.Random], Pair], ...] = (
+TEXT_TASKS: tuple[Callable[[ToyWorldSettings, random.Random], Pair], ...] = (
     _opposite,
     _repeat,
     _count_words,

@@ -16,9 +16,9 @@ from voco_llama.errors import SettingsError
 
 UNK, BOS, EOS = SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
 UNK_ID, BOS_ID, EOS_ID = range(len(SPECIAL_TOKENS))
-# A newline; a word with the space before it and the colon or full stop after it ('USER:', 'phrase.', 'A.'); a digit;
+# Newlines; a word with the space before it and the colon or full stop after it ('USER:', "option's", 'A.'); a digit;
 # anything else.
-WORD = r"\n| ?\p{L}+[:.]?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
+WORD = r"\n+| ?\p{L}+(?:'\p{L}+)?[:.]?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:

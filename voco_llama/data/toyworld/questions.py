@@ -5,8 +5,8 @@ A template lists every question it can ask of a scene. Which of them is asked is
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import permutations
+from typing import NamedTuple
 
 from voco_llama.data.toyworld.scenes import Scene, Thing, place_name
 from voco_llama.data.toyworld.settings import ToyWorldSettings
@@ -19,8 +19,7 @@ MOST_COUNTED = 3
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One question about one scene.
 
     Attributes:

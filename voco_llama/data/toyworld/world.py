@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from voco_llama.data.caption_csv import INSTRUCTIONS
 from voco_llama.data.prompts import ASSISTANT, USER, VICUNA_SYSTEM
 from voco_llama.data.toyworld.benchmarks import NAMES, write_benchmarks
 from voco_llama.data.toyworld.clips import Twins, draw_twins
@@ -17,6 +18,7 @@ from voco_llama.data.toyworld.models import write_json, write_models
 from voco_llama.data.toyworld.scenes import Scene, caption, draw_scenes
 from voco_llama.data.toyworld.settings import ToyWorldSettings
 from voco_llama.data.toyworld.writers import choices_rng, write_clips, write_instruct, write_pretrain, write_text
+from voco_llama.data.toyworld.yes_no_benchmarks import MME_PROMPT
 from voco_llama.errors import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -120,7 +122,7 @@ def _write_all(settings: ToyWorldSettings, root: Path) -> None:
 
 def _texts(rows: Iterable[dict[str, Any]], records: dict[str, list[dict[str, Any]]]) -> set[str]:
     """Everything a model of this world will read or write, the prompt template's own words included."""
-    texts = {VICUNA_SYSTEM, f"{USER} {USER}", f"{ASSISTANT} {ASSISTANT}"}
+    texts = {*INSTRUCTIONS, VICUNA_SYSTEM, f"{USER} {USER}", f"{ASSISTANT} {ASSISTANT}", f" {MME_PROMPT}"}
     for row in rows:
         texts |= {turn["value"] for turn in row["conversations"]}
     for record in records["train"] + records["test"]:

@@ -13,6 +13,7 @@ import json
 import random
 import zlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ import numpy as np
 from PIL import Image
 
 from voco_llama.data.toyworld.balance import Balancer
-from voco_llama.data.toyworld.clips import Twins
+from voco_llama.data.toyworld.clips import Clip, Twins
 from voco_llama.data.toyworld.dialogues import TEXT_TASK_SHARE, caption_row, described_row, instruct_row, text_row
 from voco_llama.data.toyworld.scenes import Scene, draw
 from voco_llama.data.toyworld.settings import ToyWorldSettings
 
 Row = dict[str, Any]
+THREADS = 2
 WEBVID_COLUMNS = ("videoid", "contentUrl", "duration", "page_dir", "name")
 # Every frame is coded alone at a fixed quality, so that nothing in a frame tells when it was shown.
 VIDEO_CODING = {"preset": "ultrafast", "g": "1", "qp": "12", "threads": "1"}
@@ -53,10 +55,13 @@ def write_images(folder: Path, prefix: str, scenes: Iterable[Scene], settings: T
     """Draws scenes to `{prefix}_{number}.png` and returns the file names."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = pixels_rng(settings, prefix)
-    names = []
-    for number, scene in enumerate(scenes):
-        names.append(f"{prefix}_{number:06d}.png")
-        draw(scene, settings, rng).save(folder / names[-1], compress_level=1)
+    names, saved = [], []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for number, scene in enumerate(scenes):
+            names.append(f"{prefix}_{number:06d}.png")
+            saved.append(pool.submit(draw(scene, settings, rng).save, folder / names[-1], compress_level=1))
+    for result in saved:
+        result.result()
     return names
 
 
@@ -83,7 +88,7 @@ def write_instruct(
             for name, scene in zip(names, scenes, strict=True)
         ]
         text_only = round(settings.text_only_share * len(scenes))
-        rows += [text_row(f"toy_{split}_text_{number:06d}", rng) for number in range(text_only)]
+        rows += [text_row(f"toy_{split}_text_{number:06d}", settings, rng) for number in range(text_only)]
         rng.shuffle(rows)
         write_rows(root / "instruct" / f"{split}.json", rows)
         written[split] = rows
@@ -98,7 +103,9 @@ def write_text(root: Path, scenes: Sequence[Scene], settings: ToyWorldSettings) 
     for number, scene in enumerate(scenes):
         record = f"toy_text_{number:06d}"
         is_task = rng.random() < TEXT_TASK_SHARE
-        rows.append(text_row(record, rng) if is_task else described_row(record, scene, settings, balancer, rng))
+        rows.append(
+            text_row(record, settings, rng) if is_task else described_row(record, scene, settings, balancer, rng)
+        )
     write_rows(root / "text" / "train.json", rows)
     return rows
 
@@ -129,29 +136,47 @@ def write_clips(
     """
     folder = root / "clips" / "videos"
     folder.mkdir(parents=True)
-    minutes, seconds = divmod(max(1, round(settings.clip_frames / settings.clip_rate)), 60)
-    duration = f"PT00H{minutes:02d}M{seconds:02d}S"
-    written: dict[str, list[Row]] = {"captions": [], "train": [], "test": []}
+    captions: list[Row] = []
+    written: dict[str, list[Row]] = {}
     for split, pairs in (("train", train), ("test", test)):
-        rng = pixels_rng(settings, f"clips {split}")
-        order = choices_rng(settings, f"clips {split} order")
-        numbers = list(range(2 * len(pairs)))
-        order.shuffle(numbers)
-        for twins in pairs:
-            frames = [draw(scene, settings, rng) for scene in twins[0].frames]
-            for clip, shown in zip(twins, (frames, frames[::-1]), strict=True):
-                video = f"toy_{split}_{numbers.pop():06d}"
-                encode_video(folder / f"{video}.mp4", shown, settings.clip_rate)
-                asked = [question for question in clip.questions if split == "train" or question.needs_order]
-                written[split] += [{"q": entry.text, "a": entry.answer, "video_id": video} for entry in asked]
-                if split == "train":
-                    cells = (video, f"videos/{video}.mp4", duration, "", clip.caption)
-                    written["captions"].append(dict(zip(WEBVID_COLUMNS, cells, strict=True)))
-        written[split].sort(key=lambda record: record["video_id"])
-        write_rows(root / "clips" / f"{split}.json", written[split])
-    written["captions"].sort(key=lambda record: record["videoid"])
+        shown = _encode_twins(folder, split, pairs, settings)
+        questions = [
+            {"q": question.text, "a": question.answer, "video_id": video}
+            for video, clip in shown.items()
+            for question in clip.questions
+            if split == "train" or question.needs_order
+        ]
+        write_rows(root / "clips" / f"{split}.json", questions)
+        written[split] = questions
+        if split == "train":
+            captions = [_webvid_row(video, clip.caption, settings) for video, clip in shown.items()]
     with (root / "clips" / "captions.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, WEBVID_COLUMNS, lineterminator="\n")
         table.writeheader()
-        table.writerows(written["captions"])
-    return written
+        table.writerows(captions)
+    return written | {"captions": captions}
+
+
+def _encode_twins(folder: Path, split: str, pairs: Sequence[Twins], settings: ToyWorldSettings) -> dict[str, Clip]:
+    """Writes both clips of every pair, of the very same frames, in a random order; returns video id -> clip, sorted."""
+    rng = pixels_rng(settings, f"clips {split}")
+    numbers = list(range(2 * len(pairs)))
+    choices_rng(settings, f"clips {split} order").shuffle(numbers)
+    shown: dict[str, Clip] = {}
+    encoded: list[Future[None]] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for twins in pairs:
+            frames = [draw(scene, settings, rng) for scene in twins[0].frames]
+            for clip, ordered in zip(twins, (frames, frames[::-1]), strict=True):
+                video = f"toy_{split}_{numbers.pop():06d}"
+                shown[video] = clip
+                encoded.append(pool.submit(encode_video, folder / f"{video}.mp4", ordered, settings.clip_rate))
+    for result in encoded:
+        result.result()
+    return dict(sorted(shown.items()))
+
+
+def _webvid_row(video: str, caption: str, settings: ToyWorldSettings) -> Row:
+    minutes, seconds = divmod(max(1, round(settings.clip_frames / settings.clip_rate)), 60)
+    duration = f"PT00H{minutes:02d}M{seconds:02d}S"
+    return dict(zip(WEBVID_COLUMNS, (video, f"videos/{video}.mp4", duration, "", caption), strict=True))

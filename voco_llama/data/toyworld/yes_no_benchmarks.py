@@ -15,6 +15,7 @@ from voco_llama.data.toyworld.questions import TEMPLATES, YES_NO, Question
 from voco_llama.data.toyworld.settings import ToyWorldSettings
 from voco_llama.data.toyworld.tables import IMAGE, TEXT, Images, Row, write_card, write_table
 
+MME_PROMPT = "Please answer yes or no."
 MME_TEMPLATES = {
     "existence": "existence.thing",
     "count": "count.verify",
@@ -37,7 +38,7 @@ def write_mme(folder: Path, images: Images, settings: ToyWorldSettings, rng: ran
                 made += 1
                 name = f"{category}/toy_{index:06d}.png"
                 for question in pair:
-                    asked = {"question": f"{question.text} Please answer yes or no."}
+                    asked = {"question": f"{question.text} {MME_PROMPT}"}
                     asked |= {"question_id": name, "image": images.cell(index, name), "category": category}
                     rows.append(asked | {"answer": question.answer.capitalize()})
     columns = {"question_id": TEXT, "image": IMAGE, "question": TEXT, "answer": TEXT, "category": TEXT}
