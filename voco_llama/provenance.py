@@ -4,43 +4,50 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "accelerate", "open_clip_torch", "datasets", "numpy")
+PACKAGES = ("voco-llama", "torch", "transformers", "accelerate", "deepspeed", "open_clip_torch", "datasets", "numpy")
 
 
 def provenance() -> dict[str, Any]:
-    """Package versions, git commit (None outside a checkout), hardware and command of this process."""
+    """Package versions (None: not installed), git commit, hardware and command of this process."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": " ".join(sys.argv),
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "accelerator": device},
     }
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that the package lies in, with `-dirty` if tracked files differ from it."""
-    package = Path(__file__).resolve().parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=package,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):
+    """Commit of the checkout that the package lies in, with `-dirty` if tracked files differ; None outside one."""
+    repository = Path(__file__).resolve().parents[1]
+    if not (repository / ".git").exists() or shutil.which("git") is None:
         return None
-    return described.stdout.strip()
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def fingerprint_files(files: Iterable[Path]) -> str:

@@ -48,7 +48,7 @@ def test_result_describes_itself(checkpoint, benchmarks_root, tmp_path):
 
 
 def test_rows_to_report(checkpoint, benchmarks_root, tmp_path):
-    few = {"benchmarks": ("GQA", "POPE")}
+    few = {"benchmarks": ["GQA", "POPE"]}
     rows = {
         "upper": {"condition": "full"},
         "lower": {"num_voco": 1},
@@ -74,7 +74,7 @@ def test_checkpoint_fingerprint_follows_the_weights(checkpoint, benchmarks_root,
     tiny_model(processor, seed=1).save_pretrained(other)
     processor.save_pretrained(other)
     one, two = (
-        read_result(evaluate(settings_for(folder, benchmarks_root, tmp_path, benchmarks=("POPE",), row=row)))
+        read_result(evaluate(settings_for(folder, benchmarks_root, tmp_path, benchmarks=["POPE"], row=row)))
         for folder, row in ((checkpoint, "one"), (other, "two"))
     )
     assert one["checkpoint_fingerprint"] != two["checkpoint_fingerprint"]
@@ -85,8 +85,8 @@ def test_checkpoint_fingerprint_follows_the_weights(checkpoint, benchmarks_root,
     ("changes", "message"),
     [
         ({"condition": "lower"}, "condition 'lower' is unknown"),
-        ({"benchmarks": ("GQA", "SEED")}, "no benchmark 'SEED'"),
-        ({"benchmarks": ()}, "no benchmark is named"),
+        ({"benchmarks": ["GQA", "SEED"]}, "no benchmark 'SEED'"),
+        ({"benchmarks": []}, "no benchmark is named"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"num_voco": 0}, "num_voco must be at least 1"),
         ({"row": "../x"}, "names a file"),

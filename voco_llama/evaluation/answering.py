@@ -7,7 +7,7 @@ no more caches than a window's are in memory. Inside a window, questions of like
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Condition = Literal["full", "voco", "blind"]
-CONDITIONS: tuple[Condition, ...] = ("full", "voco", "blind")
+CONDITIONS = ("full", "voco", "blind")
 WINDOW_BATCHES = 16
 
 
@@ -40,7 +39,7 @@ def answer(
     model: "VoCoLlama",
     processor: "VoCoProcessor",
     requests: Sequence[Request],
-    condition: Condition,
+    condition: str,
     num_voco: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 16,

@@ -4,14 +4,14 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from voco_llama.errors import SettingsError
-from voco_llama.evaluation.answering import CONDITIONS, Condition, answer
+from voco_llama.evaluation.answering import CONDITIONS, answer
 from voco_llama.evaluation.benchmarks import BENCHMARKS, Request, read_benchmark
 from voco_llama.evaluation.efficiency import kv_bytes
 from voco_llama.evaluation.results import (
@@ -55,9 +55,9 @@ class EvaluateSettings:
     benchmarks_root: Path
     output: Path
     row: str
-    condition: Condition = "voco"
+    condition: str = "voco"
     num_voco: int | None = None
-    benchmarks: tuple[str, ...] = tuple(BENCHMARKS)
+    benchmarks: list[str] = field(default_factory=lambda: list(BENCHMARKS))
     limit: int | None = None
     batch_size: int = 32
     max_new_tokens: int = 16
@@ -164,7 +164,7 @@ def _answer_lines(requests: Sequence[Request], texts: Sequence[str], scored: Sco
         }
 
 
-def _cost(model: "VoCoLlama", condition: Condition, num_voco: int) -> dict[str, Any]:
+def _cost(model: "VoCoLlama", condition: str, num_voco: int) -> dict[str, Any]:
     """What the language model keeps of an image while it answers: its VoCo tokens, the whole segment, or nothing."""
     shape = model.config.segment_shape(num_voco)
     tokens = {"voco": num_voco, "full": shape.num_compressed + num_voco, "blind": 0}[condition]
