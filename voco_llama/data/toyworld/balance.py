@@ -26,12 +26,19 @@ class Balancer:
 
     def choose(self, candidates: Iterable[Question]) -> Question | None:
         """The same, but a yes/no question waits while its answer leads the other: there may be none to choose."""
-        waiting = [entry for entry in candidates if not self._leads(entry)]
+        waiting = [entry for entry in candidates if entry.choices != YES_NO or self._lead(entry) <= 0]
         return self.least_asked(waiting) if waiting else None
 
-    def _leads(self, question: Question) -> bool:
-        asked = self._asked[question.text, question.answer]
-        return question.choices == YES_NO and asked > min(self._asked[question.text, choice] for choice in YES_NO)
+    def most_owed(self, candidates: Iterable[Question]) -> Question:
+        """The yes/no candidate whose text has had the other answer most often beyond this one."""
+        chosen = min(candidates, key=lambda entry: (self._lead(entry), self._rng.random()))
+        self._asked[chosen.text, chosen.answer] += 1
+        return chosen
+
+    def _lead(self, question: Question) -> int:
+        """How much more often a yes/no text was asked with this answer than with the other."""
+        other = YES_NO[question.answer == YES_NO[0]]
+        return self._asked[question.text, question.answer] - self._asked[question.text, other]
 
 
 def balanced_groups(

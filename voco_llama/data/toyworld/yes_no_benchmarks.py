@@ -5,13 +5,13 @@ as often where it is as where it is not.
 """
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 
 from voco_llama.data.toyworld.balance import Balancer
-from voco_llama.data.toyworld.questions import TEMPLATES, YES_NO, Question
+from voco_llama.data.toyworld.questions import TEMPLATES, Question
 from voco_llama.data.toyworld.settings import ToyWorldSettings
 from voco_llama.data.toyworld.tables import IMAGE, TEXT, Images, Row, write_card, write_table
 
@@ -33,7 +33,7 @@ def write_mme(folder: Path, images: Images, settings: ToyWorldSettings, rng: ran
         order = rng.sample(range(len(images.scenes)), len(images.scenes))
         made = 0
         for index in order:
-            pair = _yes_and_no(TEMPLATES[template](images.scenes[index], settings), balancer, rng)
+            pair = _yes_and_no(TEMPLATES[template](images.scenes[index], settings), balancer)
             if made < pairs and pair is not None:
                 made += 1
                 name = f"{category}/toy_{index:06d}.png"
@@ -47,19 +47,15 @@ def write_mme(folder: Path, images: Images, settings: ToyWorldSettings, rng: ran
     write_card(folder, {"default": {"test": path}})
 
 
-def _yes_and_no(
-    questions: Iterable[Question], balancer: Balancer, rng: random.Random
-) -> tuple[Question, Question] | None:
+def _yes_and_no(questions: Iterable[Question], balancer: Balancer) -> tuple[Question, Question] | None:
     """A pair on one subject, such that texts are asked with either answer equally often; None where there is none."""
-    by_subject: dict[str, list[Question]] = defaultdict(list)
-    for question in questions:
-        by_subject[question.subject].append(question)
-    subjects = [asked for asked in by_subject.values() if {entry.answer for entry in asked} == set(YES_NO)]
-    if not subjects:
+    asked = list(questions)
+    refusable = {entry.subject for entry in asked if entry.answer == "no"}
+    affirmed = [entry for entry in asked if entry.answer == "yes" and entry.subject in refusable]
+    if not affirmed:
         return None
-    asked = rng.choice(subjects)
-    yes, no = ([entry for entry in asked if entry.answer == answer] for answer in YES_NO)
-    return balancer.least_asked(yes), balancer.least_asked(no)
+    yes = balancer.most_owed(affirmed)
+    return yes, balancer.most_owed(entry for entry in asked if entry.answer == "no" and entry.subject == yes.subject)
 
 
 def write_pope(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.Random) -> None:
