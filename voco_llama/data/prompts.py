@@ -122,7 +122,8 @@ def _conversation(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: 
         if turn.role == "user":
             pieces += [Text(f"{USER} "), *_user_text(turn.text, style.order, segments_per_mark), Text(f" {ASSISTANT}")]
         else:
-            pieces += [Text(" "), Text(turn.text, True), Special("eos", True)]
+            # The space is trained too: where it is a token of its own ("▁" before a digit), the model must say it.
+            pieces += [Text(f" {turn.text}", True), Special("eos", True)]
     return pieces
 
 
