@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from voco_llama.data.images import ImageTransform, load_image
+from voco_llama.data.images import ImageTransform, load_image, one_line
 from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.data.video import read_frames
@@ -148,7 +148,8 @@ class VoCoProcessor:
             The fields of a batch of rows, `pixel_values` if images were given, and the `condition`.
 
         Raises:
-            DataError: The number of marks is not the number of images.
+            DataError: The number of marks is not the number of images, or a mark has no image under `full`, where
+                there is no cache to read.
         """
         texts = [text] if isinstance(text, str) else list(text)
         if isinstance(images, Image.Image):
@@ -157,6 +158,8 @@ class VoCoProcessor:
         shape = self.segment_shape(num_voco)
         batch: dict[str, Any] = {}
         if images is None:
+            if condition == "full" and any(IMAGE_MARK in t for t in texts):
+                raise DataError("a text has an <image> mark and there is no image: pass images for condition 'full'")
             shape = shape.cached
         else:
             texts = _with_marks(texts, len(images))
@@ -227,7 +230,7 @@ class VoCoProcessor:
         """Read what `save_pretrained` wrote.
 
         Raises:
-            CheckpointError: The folder holds no processor, or one of another format version.
+            CheckpointError: The folder holds no processor, a damaged one, or one of another format version.
         """
         file = Path(folder) / PROCESSOR_FILE
         try:
@@ -238,12 +241,18 @@ class VoCoProcessor:
             ) from error
         if described.pop("format_version", None) != FORMAT_VERSION:
             raise CheckpointError(f"{file}: is not of format version {FORMAT_VERSION}: save the model again")
-        return cls(
-            tokenizer=AutoTokenizer.from_pretrained(folder),
-            image_transform=ImageTransform.from_dict(described.pop("image_transform")),
-            style=PromptStyle(**described.pop("style")),
-            **described,
-        )
+        try:
+            return cls(
+                # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
+                tokenizer=AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig()),
+                image_transform=ImageTransform.from_dict(described.pop("image_transform")),
+                style=PromptStyle(**described.pop("style")),
+                **described,
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder}: its processor is damaged ({one_line(error)}): save the model again"
+            ) from error
 
 
 def _with_marks(texts: list[str], num_images: int) -> list[str]:
