@@ -224,10 +224,12 @@ def _decode(
     model: "VoCoLlama", input_ids: Tensor, valid: Tensor, past: DynamicCache, generation: dict[str, Any]
 ) -> Tensor:
     """Let transformers go on from a cache that holds all tokens of `input_ids` but the last."""
-    copies = max(generation.get("num_beams") or 1, generation.get("num_return_sequences") or 1)
+    defaults = generation.get("generation_config") or model.language_model.generation_config
+    copies = max(generation.get(n) or getattr(defaults, n) or 1 for n in ("num_beams", "num_return_sequences"))
     if copies > 1 and past.get_seq_length() > 0:
         past.batch_repeat_interleave(copies)
-    generation.setdefault("pad_token_id", model.language_model.config.pad_token_id or model.config.image_token_id)
+    pad = model.language_model.config.pad_token_id
+    generation.setdefault("pad_token_id", model.config.image_token_id if pad is None else pad)
     output = model.language_model.generate(
         input_ids, attention_mask=valid.long(), past_key_values=past, use_cache=True, **generation
     )
