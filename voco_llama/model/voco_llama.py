@@ -269,7 +269,10 @@ class VoCoLlama(PreTrainedModel):
 
     @torch.no_grad()
     def fingerprint(self) -> str:
-        """A hash of the configuration and of samples of every weight; the same in float32 and bfloat16."""
+        """A hash of the configuration and of samples of every weight; the same in float32 and bfloat16.
+
+        VoCo's embedding enters whole: it may be all that was trained.
+        """
         described = {
             "text": {k: v for k, v in self.config.text_config.to_dict().items() if k not in _NOT_IDENTITY},
             "vision": self.config.vision_config.get("vision_cfg"),
@@ -277,7 +280,7 @@ class VoCoLlama(PreTrainedModel):
             "segment": [self.config.segment_prefix_ids, self.config.segment_infix_ids],
         }
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-        samples = []
+        samples = [self.get_input_embeddings().weight[self.config.voco_token_id].detach().to(torch.bfloat16)]
         for name, parameter in sorted(self.named_parameters()):
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
             flat = parameter.detach().flatten()
