@@ -130,8 +130,9 @@ def test_training_questions_do_not_give_their_answers_away() -> None:
     rows = [instruct_row(str(number), scene, "x.png", SETTINGS, balancer, rng) for number, scene in enumerate(scenes)]
     asked = asked_in(rows)
     assert best_guess(asked) < 0.42
-    yes_no = Counter(answer for _, answer in asked if answer in ("yes", "no"))
-    assert yes_no["yes"] / yes_no.total() == pytest.approx(0.5, abs=0.02)
+    yes_no = Counter((text, answer) for text, answer in asked if answer in ("yes", "no"))
+    assert len(yes_no) > 500
+    assert all(abs(yes_no[text, "yes"] - yes_no[text, "no"]) <= 1 for text, _ in yes_no)
     colors = Counter(answer for text, answer in asked if text.startswith("What color"))
     assert max(colors.values()) < 1.1 * min(colors.values())
     kinds = Counter(len(row["conversations"]) for row in rows)
