@@ -1,0 +1,172 @@
+"""The command line: thin over importable functions.
+
+    voco-llama train experiment=toy/voco_1 trainer.learning_rate=1e-5
+    torchrun --nproc_per_node 8 -m voco_llama.cli train experiment=voco_1
+
+A user's mistake ends in one line and status 2, an interrupt in status 130; anything else keeps its traceback.
+"""
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from voco_llama.errors import DataError, VoCoError
+
+logger = logging.getLogger("voco_llama")
+T = TypeVar("T")
+
+
+@dataclass
+class ReportSettings:
+    """What to report.
+
+    Attributes:
+        results: Folder of result files.
+        output: Folder for the tables and the plot.
+        upper: Row of the upper bound.
+        lower: Row of the lower bound.
+        allow_limited: Take rows that were evaluated on a part of the questions.
+    """
+
+    results: Path
+    output: Path
+    upper: str = "upper"
+    lower: str = "lower"
+    allow_limited: bool = False
+
+
+def _compose_flat(overrides: list[str], config_name: str, settings_class: type[T]) -> T:
+    """Compose a dataclass whose keys stand at the top of its file, beside `paths`, which its values may refer to."""
+    from voco_llama.settings import PathsSettings, compose
+
+    own = [
+        (entry.name, entry.type, dataclasses.field(default=entry.default, default_factory=entry.default_factory))
+        for entry in dataclasses.fields(settings_class)
+    ]
+    paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings))
+    composed = compose(overrides, config_name, dataclasses.make_dataclass(settings_class.__name__, [*own, paths]))
+    return settings_class(**{name: getattr(composed, name) for name, _, _ in own})
+
+
+def _train(overrides: list[str]) -> None:
+    from voco_llama.settings import compose
+    from voco_llama.training.checks import check_settings
+
+    settings = compose(overrides)
+    check_settings(settings)  # before the slow imports
+    from voco_llama.training.run import train
+
+    train(settings)
+
+
+def _toyworld(overrides: list[str]) -> None:
+    from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
+
+    @dataclass(frozen=True)
+    class ToyWorldCommand(ToyWorldSettings):
+        root: Path = Path()
+
+    values = dataclasses.asdict(_compose_flat(overrides, "toyworld", ToyWorldCommand))
+    root = values.pop("root")
+    write_toyworld(ToyWorldSettings(**values), root)
+
+
+def _evaluate(overrides: list[str]) -> None:
+    from voco_llama.evaluation.run import EvaluateSettings, evaluate
+
+    evaluate(_compose_flat(overrides, "evaluate", EvaluateSettings))
+
+
+def _evaluate_clips(overrides: list[str]) -> None:
+    from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips
+
+    evaluate_clips(_compose_flat(overrides, "evaluate_clips", EvaluateClipsSettings))
+
+
+def _report(overrides: list[str]) -> None:
+    from voco_llama.evaluation.report import report
+
+    settings = _compose_flat(overrides, "report", ReportSettings)
+    files = sorted(settings.results.glob("*.json"))
+    if not files:
+        raise DataError(f"{settings.results}: holds no results: run voco-llama evaluate first")
+    sys.stdout.write(report(files, settings.output, settings.upper, settings.lower, settings.allow_limited))
+
+
+def _ask(overrides: list[str]) -> None:
+    from voco_llama.evaluation.ask import AskSettings, ask
+
+    settings = _compose_flat(overrides, "ask", AskSettings)
+    for question, answer in zip(settings.questions, ask(settings), strict=True):
+        sys.stdout.write(f"Q: {question}\nA: {answer}\n")
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
+    "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
+    "evaluate": (_evaluate, "answer and score the benchmarks with one checkpoint, for one row of the table"),
+    "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
+    "report": (_report, "tables and plot over the results of evaluations"),
+    "ask": (_ask, "compress one image or clip once and answer questions from its cache"),
+}
+"""Function and one line of help of each command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Without the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, 2 for a user's mistake, 130 for an interrupt.
+    """
+    options = _parser().parse_args(arguments)
+    _set_up_logging()
+    command, _ = COMMANDS[options.command]
+    try:
+        command(options.overrides)
+    except VoCoError as error:
+        from voco_llama.data.mixture import error_line
+
+        sys.stderr.write(f"error: {error_line(error)}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: a training goes on from its last checkpoint by the same command\n")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="voco-llama",
+        description="Compress an image into a few VoCo tokens, and answer from their cache.",
+        epilog="Settings are Hydra overrides, group=choice and key=value; the files are those of configs/.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (_, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as Hydra overrides")
+    return parser
+
+
+def _set_up_logging() -> None:
+    """Our own progress from the first process; from the others, and from libraries, warnings."""
+    import torch
+
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they fill a log
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it looked for one in vain
+    logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""The schema of every setting, and how files and overrides become one settings object.
+
+Dataclasses hold the schema, YAML below `configs/` holds the values, Hydra composes them; an unknown key fails. Here
+are only checks that one value can pass or fail on its own (its type, its choices); what contradicts what is decided
+in `voco_llama.training.checks`. hydra and omegaconf are used here, in `training/run.py` and in the command line.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
+
+from voco_llama.errors import SettingsError
+
+_PACKAGE = Path(__file__).resolve().parent
+CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+"""Inside the package in an installed wheel, beside it in a checkout."""
+
+
+def _choice(*choices: str, default: str = MISSING) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+@dataclass
+class VisionSettings:
+    """The image tower.
+
+    Attributes:
+        name: An open_clip architecture, a folder with `open_clip_config.json` (stage `clip` writes one; its weights
+            are read too), or an open_clip model config (`.json`), whose weights are random.
+        pretrained: open_clip tag or weights file for an architecture name; null for a folder or a `.json`.
+        layer: Block whose output is used; -2 is the layer before the last.
+    """
+
+    name: str = MISSING
+    pretrained: str | None = None
+    layer: int = -2
+
+
+@dataclass
+class LanguageSettings:
+    """The causal language model: trained weights (folder or hub name), or a configuration with random weights."""
+
+    pretrained: str | None = None
+    config: str | None = None
+
+
+@dataclass
+class ModelSettings:
+    """What the model is made of. A checkpoint brings its own tower, projector, language model and tokenizer.
+
+    Attributes:
+        checkpoint: A VoCoLlama folder to start from; `vision`, `language`, `projector` and `tokenizer` are then not
+            read.
+        tokenizer: Folder or hub name; null takes that of `language.pretrained`.
+        attention: How the mask is handed to attention; flash_attention_2 cannot express it and is refused.
+        dtype: Of the weights as loaded. Mixed precision is `trainer.bf16`.
+    """
+
+    checkpoint: str | None = None
+    vision: VisionSettings = field(default_factory=VisionSettings)
+    language: LanguageSettings = field(default_factory=LanguageSettings)
+    projector: str = _choice("linear", "mlp2x_gelu", default="mlp2x_gelu")
+    tokenizer: str | None = None
+    attention: str = _choice("eager", "sdpa", "flex_attention", "flash_attention_2", default="sdpa")
+    dtype: str = _choice("float32", "bfloat16", "float16", default="float32")
+
+
+@dataclass
+class CompressionSettings:
+    """`voco`: text sees images through VoCo tokens only. `full`: it sees everything (the upper bound).
+
+    Attributes:
+        num_voco: VoCo tokens an image; 0 is for `full` only.
+    """
+
+    condition: str = _choice("voco", "full")
+    num_voco: int = MISSING
+
+
+@dataclass
+class PromptSettings:
+    """How conversations are written (`voco_llama.data.prompts`).
+
+    Attributes:
+        order: `first`: images before the system prompt; `authors`: the same with BOS and newline inside the segment;
+            `llava`: at the start of their turn; `inline`: where the `<image>` mark stands.
+        system: System prompt; null keeps Vicuna's.
+    """
+
+    template: str = _choice("vicuna_v1", "plain", default="vicuna_v1")
+    order: str = _choice("first", "authors", "llava", "inline", default="first")
+    system: str | None = None
+
+
+@dataclass
+class SourceSettings:
+    """One data set: a reader's format, its file, the folder of its images or clips.
+
+    Attributes:
+        weight: Times each record is seen an epoch; 0.5 takes every second one.
+        limit: Read only so many records.
+        options: What else the reader takes.
+    """
+
+    format: str = MISSING
+    file: str = MISSING
+    media_folder: str | None = None
+    weight: float = 1.0
+    limit: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataSettings:
+    """What is trained on.
+
+    Attributes:
+        max_length: Tokens a row may have; text is cut from its end.
+        num_frames: Frames taken from a clip.
+        skip_bad_records: Replace a record that cannot be used by the next one, and list it at the end.
+        grouping: Rows of like length (`length`), or besides of like kind (`modality`), in one global batch.
+    """
+
+    sources: list[SourceSettings] = MISSING
+    max_length: int = 2048
+    num_frames: int = 8
+    skip_bad_records: bool = False
+    grouping: str = _choice("none", "length", "modality", default="none")
+
+
+@dataclass
+class StageSettings:
+    """A training stage and the parts it trains: `vision`, `projector`, `language`."""
+
+    name: str = _choice("clip", "language", "align", "instruct", "voco", "video")
+    trains: list[str] = MISSING
+
+
+@dataclass
+class PathsSettings:
+    """Roots that other settings refer to, relative to the working directory."""
+
+    data: str = MISSING
+    runs: str = MISSING
+    toyworld: str = MISSING
+
+
+@dataclass
+class TrainSettings:
+    """Everything `voco-llama train` reads.
+
+    Attributes:
+        trainer: Keys of `transformers.TrainingArguments`, `deepspeed` (a path or the configuration itself) included.
+        resume: `auto` goes on from the last checkpoint in `output_dir`, `never` refuses a folder already in use, a
+            path names a checkpoint.
+    """
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    compression: CompressionSettings = field(default_factory=CompressionSettings)
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    stage: StageSettings = field(default_factory=StageSettings)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    paths: PathsSettings = field(default_factory=PathsSettings)
+    seed: int = 0
+    output_dir: str = MISSING
+    resume: str = "auto"
+
+
+def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: type = TrainSettings) -> Any:
+    """Compose one configuration and return its dataclass.
+
+    Args:
+        overrides: Hydra overrides, `group=choice` or `key=value`. Keys below `trainer.` may be new ones: they are
+            held against `TrainingArguments` later.
+        config_name: A top-level file of `configs/`, whose defaults list opens with `<config_name>_schema`.
+        schema: The dataclass behind it.
+
+    Raises:
+        SettingsError: An unknown key, group or choice, a value of the wrong type, a value that is missing.
+    """
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    overrides = [f"++{text}" if text.startswith("trainer.") else text for text in overrides]
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            config = hydra.compose(config_name, overrides)
+        settings = OmegaConf.to_object(config)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise SettingsError(_explain(error, schema)) from error
+    _check_nothing_was_dropped(config, settings, schema)
+    _check_choices(settings)
+    return settings
+
+
+def to_plain(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as nested dictionaries and lists, fit for YAML and JSON."""
+    return dataclasses.asdict(settings)
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf of nested dictionaries and lists."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    if not items:
+        yield prefix, tree
+        return
+    for key, value in items:
+        yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?`, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _check_nothing_was_dropped(config: DictConfig, settings: Any, schema: type) -> None:
+    """`++key=value` slips past the schema, and the conversion to a dataclass then drops it: refuse it."""
+    known = dict(flatten(to_plain(settings)))
+    for key, _ in flatten(OmegaConf.to_container(config, resolve=True)):
+        if key not in known:
+            raise SettingsError(f"unknown setting '{key}'{_did_you_mean_key(key, schema)}")
+
+
+def _check_choices(settings: Any, prefix: str = "") -> None:
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name)
+        choices = entry.metadata.get("choices")
+        if dataclasses.is_dataclass(value):
+            _check_choices(value, f"{prefix}{entry.name}.")
+        elif choices and value not in choices:
+            raise SettingsError(f"{prefix}{entry.name} is '{value}': choose one of {', '.join(choices)}")
+
+
+def _keys_of(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a schema; list items carry the index 0."""
+    for entry in dataclasses.fields(schema):
+        yield f"{prefix}{entry.name}"
+        if dataclasses.is_dataclass(entry.type):
+            yield from _keys_of(entry.type, f"{prefix}{entry.name}.")
+
+
+def _did_you_mean_key(key: str, schema: type) -> str:
+    known = list(_keys_of(schema)) + [f"data.sources.0.{entry.name}" for entry in dataclasses.fields(SourceSettings)]
+    return did_you_mean(key, known) or f"; known at the top are {', '.join(e.name for e in dataclasses.fields(schema))}"
+
+
+def _explain(error: Exception, schema: type) -> str:
+    """One line for what Hydra, OmegaConf or YAML have to say."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(cause, "full_key", None)
+    reason = str(cause).split("\n", 1)[0]
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override '{error.override}': write group=choice or key=value, quoted for the shell"
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        key = key.replace("[", ".").replace("]", "")
+        where = f" ({str(error).split(chr(10), 1)[0]})" if str(error).startswith("In '") else ""
+        return f"unknown setting '{key}'{where}{_did_you_mean_key(key, schema)}"
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{key} has no value: give one, as in '{key}=...'"
+    return " ".join(f"{key}: {reason}".split()) if key else " ".join(str(error).split())
+
+
+def _explain_missing(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file).partition("/")
+    folder = CONFIG_DIR / group
+    if not choice or not folder.is_dir():
+        return f"there is no settings file '{error.missing_cfg_file}' in {CONFIG_DIR}"
+    known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("**/*.yaml"))
+    return f"there is no {group}={choice}{did_you_mean(choice, known)} (choices: {', '.join(known)})"

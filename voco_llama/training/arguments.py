@@ -1,0 +1,63 @@
+"""From settings to `transformers.TrainingArguments`, and with them the processes, their device and DeepSpeed."""
+
+import os
+import warnings
+from typing import Any
+
+from transformers import TrainingArguments
+
+from voco_llama.errors import SettingsError
+from voco_llama.settings import TrainSettings
+
+_NEW_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Keys that transformers renamed within the range of versions we support; the old name works everywhere here."""
+
+
+def training_arguments(settings: TrainSettings) -> TrainingArguments:
+    """Build the arguments; under torchrun this joins the process group, with DeepSpeed it prepares ZeRO-3 loading.
+
+    Must run before a model is built: `from_pretrained` divides weights over processes only if it knows of ZeRO-3.
+
+    Raises:
+        SettingsError: A value that TrainingArguments refuses, or a launch that does not fit the settings.
+    """
+    values = _renamed(settings.trainer)
+    if values.get("deepspeed"):
+        _prepare_deepspeed(on_cpu=bool(values.get("use_cpu")))
+    try:
+        arguments = TrainingArguments(
+            output_dir=settings.output_dir, seed=settings.seed, remove_unused_columns=False, **values
+        )
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
+    if arguments.n_gpu > 1:
+        raise SettingsError(
+            f"this process sees {arguments.n_gpu} GPUs: start one process for each with torchrun --nproc_per_node"
+            f" {arguments.n_gpu} -m voco_llama.cli train ..., or set CUDA_VISIBLE_DEVICES to one"
+        )
+    return arguments
+
+
+def _renamed(trainer: dict[str, Any]) -> dict[str, Any]:
+    known = TrainingArguments.__dataclass_fields__
+    return {new if (new := _NEW_NAMES.get(key, key)) in known else key: value for key, value in trainer.items()}
+
+
+def _prepare_deepspeed(on_cpu: bool) -> None:
+    if "RANK" not in os.environ:
+        raise SettingsError(
+            "trainer.deepspeed needs torchrun, also for one process:"
+            " torchrun --nproc_per_node N -m voco_llama.cli train ..."
+        )
+    # DeepSpeed's own calls, thousands of times.
+    warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
+    if on_cpu:
+        import deepspeed
+        from deepspeed.ops import __compatible_ops__
+
+        # Else the first collective compiles a kernel for minutes; gloo does without.
+        __compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("gloo")

@@ -1,0 +1,128 @@
+"""From settings to the things that train: data set, processor, model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from voco_llama.data.images import ImageTransform
+from voco_llama.data.mixture import Mixture
+from voco_llama.data.processor import VoCoProcessor, check_tokenizer
+from voco_llama.data.prompts import PromptStyle
+from voco_llama.data.readers import open_reader
+from voco_llama.errors import CheckpointError
+from voco_llama.model.checkpoints import build_model, read_vision_config, read_vision_weights
+from voco_llama.model.language import build_language_model
+from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.settings import TrainSettings
+from voco_llama.tokens import add_special_tokens
+
+
+def open_mixture(settings: TrainSettings, bad_records_folder: Path | None = None) -> Mixture:
+    """Open every source, without decoding anything.
+
+    Raises:
+        DataError: A file is missing, unreadable or empty.
+        SettingsError: A source's settings do not fit its format.
+    """
+    sources = settings.data.sources
+    return Mixture(
+        [open_reader(source.format, source.file, source.media_folder, **source.options) for source in sources],
+        weights=[source.weight for source in sources],
+        limits=[source.limit for source in sources],
+        seed=settings.seed,
+        skip_bad_records=settings.data.skip_bad_records,
+        bad_records_folder=bad_records_folder,
+    )
+
+
+def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
+    """The model and its processor: those of `model.checkpoint`, or new ones of the parts that `model` names.
+
+    Prompt, number of VoCo tokens and condition are the settings' either way.
+
+    Raises:
+        CheckpointError: Weights or a tokenizer cannot be loaded or do not fit.
+    """
+    if settings.model.checkpoint is not None:
+        return _load(settings)
+    model, dtype = settings.model, getattr(torch, settings.model.dtype)
+    vision_config = read_vision_config(model.vision.name)
+    shape = vision_config["vision_cfg"]
+    tokenizer = load_tokenizer(model.tokenizer or model.language.pretrained)
+    tokens = add_special_tokens(tokenizer)
+    processor = _with_settings(
+        VoCoProcessor(
+            tokenizer=tokenizer,
+            image_transform=ImageTransform(shape["image_size"]),
+            num_vision=(shape["image_size"] // shape["patch_size"]) ** 2,
+        ),
+        settings,
+    )
+    try:
+        language_model = build_language_model(model.language.pretrained, model.language.config, model.attention, dtype)
+    except OSError as error:
+        name = model.language.pretrained or model.language.config
+        raise CheckpointError(f"model.language: {name} cannot be loaded ({_first_line(error)})") from error
+    vision_weights = None
+    if not model.vision.name.endswith(".json"):
+        vision_weights = read_vision_weights(model.vision.name, model.vision.pretrained)
+    built = build_model(
+        language_model,
+        vision_config,
+        vision_weights,
+        tokens,
+        len(tokenizer),
+        processor.segment_shape(),
+        projector=model.projector,
+        vision_layer=model.vision.layer,
+        condition=settings.compression.condition,
+    )
+    return built.to(dtype), processor
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a folder or the hub.
+
+    Raises:
+        CheckpointError: There is none.
+        SettingsError: It is a slow one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model.tokenizer: {name} cannot be loaded ({_first_line(error)})") from error
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def _load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
+    folder = settings.model.checkpoint
+    processor = _with_settings(VoCoProcessor.from_pretrained(folder), settings)
+    model = VoCoLlama.from_pretrained(
+        folder, dtype=getattr(torch, settings.model.dtype), attn_implementation=settings.model.attention
+    )
+    shape = processor.segment_shape()
+    model.config.condition = settings.compression.condition
+    model.config.num_voco = shape.num_voco
+    model.config.segment_prefix_ids = list(shape.prefix)
+    model.config.segment_infix_ids = list(shape.infix)
+    return model, processor
+
+
+def _with_settings(processor: VoCoProcessor, settings: TrainSettings) -> VoCoProcessor:
+    prompt = settings.prompt
+    style = PromptStyle(template=prompt.template, order=prompt.order)
+    return replace(
+        processor,
+        style=style if prompt.system is None else replace(style, system=prompt.system),
+        num_voco=settings.compression.num_voco,
+        condition=settings.compression.condition,
+        max_length=settings.data.max_length,
+        num_frames=settings.data.num_frames,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,124 @@
+"""`train`: one stage from settings to a saved model. It reads as a story; the chapters are the modules beside it."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from voco_llama.data.collate import Collator
+from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
+from voco_llama.errors import DataError
+from voco_llama.settings import TrainSettings
+from voco_llama.training.arguments import training_arguments
+from voco_llama.training.build import build_or_load, open_mixture
+from voco_llama.training.checks import check_settings
+from voco_llama.training.run_folder import RunFolder
+from voco_llama.training.sampling import GroupedSampler
+from voco_llama.training.stages import set_trainable
+from voco_llama.training.trainer import VoCoTrainer, loss_curve
+
+logger = logging.getLogger(__name__)
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, about; lengths only decide which rows are batched together."""
+
+
+def train(settings: TrainSettings) -> Path:
+    """Train one stage, or go on with it; a finished run is left as it is.
+
+    Under torchrun every process calls this.
+
+    Args:
+        settings: From `voco_llama.settings.compose`.
+
+    Returns:
+        The folder of the trained model and its processor (for stage `clip`: of the open_clip tower).
+
+    Raises:
+        VoCoError: Settings, data or a checkpoint cannot be used; one line says which and why.
+    """
+    check_settings(settings)
+    if settings.stage.name == "clip":
+        from voco_llama.training.clip import train_clip
+
+        return train_clip(settings)
+
+    run = RunFolder(settings)
+    if run.is_finished():
+        logger.info("%s is finished: nothing to do", run.path)
+        return run.final
+    checkpoint = run.checkpoint()
+
+    arguments = training_arguments(settings)
+    set_seed(settings.seed)
+    mixture = open_mixture(settings, run.bad_records)
+    model, processor = build_or_load(settings)
+    table = set_trainable(model, settings.stage.trains)
+    order = order_of(mixture, processor.num_vision + processor.num_voco, settings, arguments)
+    if arguments.should_save:
+        run.begin()
+
+    trainer = VoCoTrainer(
+        order=order,
+        model=model,
+        args=arguments,
+        train_dataset=LoadedMixture(mixture, processor.row),
+        data_collator=Collator(processor.tokens),
+        processing_class=processor,
+    )
+    if checkpoint is not None:
+        logger.info("going on from %s", checkpoint)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    save_final(trainer, run.final)
+    if arguments.should_save:
+        bad_records = summarize_bad_records(run.bad_records)
+        log_bad_records(bad_records)
+        run.finish(
+            {
+                "stage": settings.stage.name,
+                "steps": trainer.state.global_step,
+                "seconds": time.perf_counter() - started,
+                "loss_curve": loss_curve(trainer.state.log_history),
+                "parameters": [vars(count) for count in table],
+                "bad_records": bad_records,
+            }
+        )
+        logger.info("trained: %s", run.final)
+    return run.final
+
+
+def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, arguments: Any) -> GroupedSampler:
+    """The order of samples.
+
+    Raises:
+        DataError: There is not even one batch.
+    """
+    per_process = arguments.per_device_train_batch_size
+    needed = per_process * arguments.world_size if arguments.dataloader_drop_last else 1
+    if len(mixture) < needed:
+        raise DataError(
+            f"the data set has {len(mixture)} records, a batch {needed}: lower trainer.per_device_train_batch_size or"
+            " set trainer.dataloader_drop_last=false"
+        )
+    lengths = mixture.characters / CHARACTERS_PER_TOKEN + mixture.media * tokens_per_medium
+    group_size = per_process * arguments.world_size * arguments.gradient_accumulation_steps
+    return GroupedSampler(settings.data.grouping, lengths, mixture.media == 0, group_size, settings.seed)
+
+
+def save_final(trainer: VoCoTrainer, folder: Path) -> None:
+    """Save model and processor; every process takes part, one writes."""
+    trainer.save_model(str(folder))
+    if trainer.args.should_save:
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle with this machine's paths
+
+
+def log_bad_records(bad_records: list[dict[str, Any]], shown: int = 10) -> None:
+    """Say how many records were skipped, and which (the first few; all stand in `result.json`)."""
+    if bad_records:
+        lines = [f"  {entry['error']}" for entry in bad_records[:shown]]
+        if len(bad_records) > shown:
+            lines.append(f"  and {len(bad_records) - shown} more, listed in result.json")
+        logger.warning("%d bad records were skipped:\n%s", len(bad_records), "\n".join(lines))

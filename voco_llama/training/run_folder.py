@@ -1,0 +1,132 @@
+"""The folder of a run: what it holds, and whether a command begins, goes on with, or has already finished it.
+
+settings.yaml     the resolved settings
+environment.json  git commit, package versions, command line's start time, seed
+checkpoint-N/     Trainer checkpoints (resume)
+runs/             tensorboard
+bad_records/      what each process skipped
+final/            the trained model and its processor
+result.json       written last: loss curve, table of what trained, skipped records, times
+"""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from voco_llama.errors import SettingsError
+from voco_llama.provenance import provenance, write_atomically
+from voco_llama.settings import TrainSettings, flatten, to_plain
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.yaml"
+ENVIRONMENT_FILE = "environment.json"
+RESULT_FILE = "result.json"
+FINAL_FOLDER = "final"
+
+FREE_KEYS = (
+    "resume",
+    "output_dir",
+    "paths",
+    "trainer.logging_",
+    "trainer.save_",
+    "trainer.report_to",
+    "trainer.run_name",
+    "trainer.disable_tqdm",
+    "trainer.dataloader_num_workers",
+    "trainer.dataloader_prefetch_factor",
+    "trainer.dataloader_persistent_workers",
+    "trainer.dataloader_pin_memory",
+)
+"""Beginnings of keys that may change when a run goes on: they do not touch what is learned."""
+
+
+class RunFolder:
+    """See the module.
+
+    Args:
+        settings: Of the run; `output_dir` is the folder.
+    """
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.settings = settings
+        self.path = Path(settings.output_dir)
+
+    @property
+    def final(self) -> Path:
+        """Where the trained model goes."""
+        return self.path / FINAL_FOLDER
+
+    @property
+    def bad_records(self) -> Path:
+        """Where processes list what they skipped."""
+        return self.path / "bad_records"
+
+    def is_finished(self) -> bool:
+        """Whether the run already ended, by these very settings.
+
+        Raises:
+            SettingsError: The folder belongs to other settings, or `resume=never` and it is in use.
+        """
+        if not (self.path / SETTINGS_FILE).is_file():
+            return False
+        if self.settings.resume == "never":
+            raise SettingsError(f"{self.path} holds a run and resume=never: choose another output_dir or remove it")
+        self._check_same_settings()
+        return (self.path / RESULT_FILE).is_file()
+
+    def _check_same_settings(self) -> None:
+        there = dict(flatten(yaml.safe_load((self.path / SETTINGS_FILE).read_text(encoding="utf-8"))))
+        here = dict(flatten(to_plain(self.settings)))
+        differing = sorted(
+            key
+            for key in there.keys() | here.keys()
+            if there.get(key) != here.get(key) and not key.startswith(FREE_KEYS)
+        )
+        if differing:
+            shown = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in differing[:5])
+            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            raise SettingsError(
+                f"{self.path} holds a run with other settings: {shown}{more}: choose another output_dir or remove it"
+            )
+
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from: the one that `resume` names, or the last that was written to its end."""
+        if self.settings.resume not in ("auto", "never"):
+            return Path(self.settings.resume)
+        found = [path for path in self.path.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+        for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+            if _is_json(path / "trainer_state.json"):  # the Trainer writes it last
+                return path
+            logger.warning("%s was not written to its end: passed over", path)
+        return None
+
+    def begin(self) -> None:
+        """Write what the run is; a run that goes on adds its environment to those before."""
+        write_atomically(self.path / SETTINGS_FILE, yaml.safe_dump(to_plain(self.settings), sort_keys=False))
+        file = self.path / ENVIRONMENT_FILE
+        starts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        here = {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seed": self.settings.seed,
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            **provenance(),
+        }
+        write_atomically(file, json.dumps([*starts, here], indent=2) + "\n")
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write `result.json`, by which the run counts as finished."""
+        write_atomically(self.path / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True

@@ -1,0 +1,81 @@
+"""Which parameters train: the one function that decides it, and the table that says so.
+
+stage               vision   projector   language_model
+clip                trains   (is not there: stage clip trains a tower alone)
+language            frozen   frozen      trains
+align               frozen   trains      frozen
+instruct/voco/video frozen   trains      trains
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from voco_llama.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+MODULES = {"vision": "vision", "projector": "projector", "language": "language_model"}
+"""The module of a model that a part of `stage.trains` means."""
+
+
+@dataclass(frozen=True)
+class ModuleCount:
+    """Parameters of one module; a tied weight counts where it stands first."""
+
+    module: str
+    trained: int
+    frozen: int
+
+
+def set_trainable(model: nn.Module, trains: Sequence[str]) -> list[ModuleCount]:
+    """Let the parts that `trains` names train, freeze all else, and log the table.
+
+    Args:
+        model: A `VoCoLlama`; every parameter's `requires_grad` is set.
+        trains: Parts, keys of `MODULES`.
+
+    Returns:
+        One entry a module, in the model's order.
+
+    Raises:
+        SettingsError: A part is unknown.
+    """
+    for part in trains:
+        if part not in MODULES:
+            raise SettingsError(f"stage.trains names '{part}': choose from {', '.join(MODULES)}")
+    trained_modules = {MODULES[part] for part in trains}
+    for name, module in model.named_children():
+        module.requires_grad_(name in trained_modules)
+    counts = count_parameters(model)
+    logger.info("what trains:\n%s", format_table(counts))
+    return counts
+
+
+def count_parameters(model: nn.Module) -> list[ModuleCount]:
+    """Trained and frozen parameters of each child of `model`; under ZeRO-3 those of the whole, not of a piece."""
+    seen: set[int] = set()
+    counts = []
+    for name, module in model.named_children():
+        trained = frozen = 0
+        for parameter in module.parameters():
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            size = getattr(parameter, "ds_numel", parameter.numel())
+            trained, frozen = (trained + size, frozen) if parameter.requires_grad else (trained, frozen + size)
+        counts.append(ModuleCount(name, trained, frozen))
+    return counts
+
+
+def format_table(counts: Sequence[ModuleCount]) -> str:
+    """The table as text, with a line of sums."""
+    total = ModuleCount("all", sum(count.trained for count in counts), sum(count.frozen for count in counts))
+    rows = [("module", "trained", "frozen")]
+    rows += [(count.module, f"{count.trained:,}", f"{count.frozen:,}") for count in [*counts, total]]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"  {name:<{widths[0]}}  {trained:>{widths[1]}}  {frozen:>{widths[2]}}" for name, trained, frozen in rows
+    )

@@ -1,0 +1,128 @@
+"""A thin `transformers.Trainer`: our order of samples, readable progress lines, and nothing else.
+
+The loss is the model's own: summed cross entropy over trained tokens divided by `num_items_in_batch`, which the
+Trainer counts over all accumulation steps and processes and hands to `forward` (since the model says
+`accepts_loss_kwargs`). DDP and DeepSpeed average gradients over processes; the Trainer multiplies the loss by their
+number, so that a global batch has one gradient however it is divided.
+"""
+
+import logging
+import math
+import time
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from voco_llama.errors import SettingsError
+from voco_llama.training.sampling import GroupedSampler
+
+logger = logging.getLogger(__name__)
+
+MAX_LINES = 100
+"""Progress lines of a run, about."""
+
+
+class VoCoTrainer(Trainer):
+    """See the module.
+
+    Args:
+        order: The order of samples.
+        kwargs: What `transformers.Trainer` takes.
+    """
+
+    def __init__(self, *, order: GroupedSampler, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.order = order
+        self.tokens_seen: Tensor | int = 0
+        """Tokens of this process since training began, padding left out; summed on the device without waiting."""
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_ProgressLines(self))
+        self.add_callback(_EpochOfOrder(order))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler:
+        return self.order
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass; counts the tokens besides."""
+        if "document" in inputs:
+            self.tokens_seen += (inputs["document"] >= 0).sum().detach()
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, and stop a run whose loss is no number any more.
+
+        Raises:
+            SettingsError: The loss is NaN or infinite.
+        """
+        super().log(logs, *args, **kwargs)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise SettingsError(
+                f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate, or train in"
+                " bf16 or float32 instead of fp16"
+            )
+
+
+class _EpochOfOrder(TrainerCallback):
+    """Tells the sampler the epoch; the loop itself does not reach it after a resume with several processes."""
+
+    def __init__(self, order: GroupedSampler) -> None:
+        self.order = order
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.order.set_epoch(int(state.epoch or 0))
+
+
+class _ProgressLines(TrainerCallback):
+    """`step 40/700  loss 3.214  lr 9.8e-04  12,300 tokens/s  3m12s left`, a limited number of times."""
+
+    def __init__(self, trainer: VoCoTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started = time.perf_counter()
+        self.first_step = self.last_line = state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        control.should_log |= state.global_step >= state.max_steps  # so that the loss curve has its end
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        step = state.global_step
+        is_due = step == state.max_steps or step - self.last_line >= state.max_steps / MAX_LINES
+        if not state.is_world_process_zero or not logs or "loss" not in logs or not is_due:
+            return
+        self.last_line = step
+        seconds = time.perf_counter() - self.started
+        parts = [f"step {step}/{state.max_steps}", f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.1e}"]
+        tokens = int(self.trainer.tokens_seen) * args.world_size
+        if tokens:
+            parts.append(f"{tokens / seconds:,.0f} tokens/s")
+        left = seconds / max(step - self.first_step, 1) * (state.max_steps - step)
+        parts.append(f"{_duration(left)} left" if step < state.max_steps else f"took {_duration(seconds)}")
+        logger.info("  ".join(parts))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+
+
+def loss_curve(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the Trainer's log: step, loss (mean since the entry before), learning rate, gradient norm."""
+    keys = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+    return [{key: entry[key] for key in keys if key in entry} for entry in log_history if "loss" in entry]
