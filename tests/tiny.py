@@ -40,14 +40,20 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_processor(num_voco: int = 2, condition: str = "voco", order: str = "first", **kwargs) -> VoCoProcessor:
+def tiny_vision_config(image_size: int = IMAGE_SIZE) -> dict:
+    return VISION_CONFIG | {"vision_cfg": VISION_CONFIG["vision_cfg"] | {"image_size": image_size}}
+
+
+def tiny_processor(
+    num_voco: int = 2, condition: str = "voco", order: str = "first", image_size: int = IMAGE_SIZE, **kwargs
+) -> VoCoProcessor:
     tokenizer = tiny_tokenizer()
     add_special_tokens(tokenizer)
     return VoCoProcessor(
         tokenizer,
-        ImageTransform(image_size=IMAGE_SIZE),
+        ImageTransform(image_size=image_size),
         PromptStyle(order=order, system=kwargs.pop("system", "Hi.")),
-        num_vision=NUM_VISION,
+        num_vision=(image_size // PATCH_SIZE) ** 2,
         num_voco=num_voco,
         condition=condition,
         **kwargs,
@@ -70,7 +76,7 @@ def tiny_model(
     language_model = AutoModelForCausalLM.from_config(text_config, attn_implementation=attention)
     model = build_model(
         language_model,
-        VISION_CONFIG,
+        tiny_vision_config(processor.image_transform.image_size),
         None,
         processor.tokens,
         len(processor.tokenizer),
