@@ -11,6 +11,8 @@ from voco_llama.model.checkpoints import build_model
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.tokens import add_special_tokens
 
+torch.set_num_threads(1)  # on models this small, waiting for each other costs threads several times what they save
+
 IMAGE_SIZE, PATCH_SIZE = 16, 8
 NUM_VISION = (IMAGE_SIZE // PATCH_SIZE) ** 2
 VISION_CONFIG = {

@@ -41,9 +41,9 @@ def last_token(document: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def one_pass_logits(model: VoCoLlama, batch: dict, pixel_values: Tensor | None = None, **kwargs) -> Tensor:
+def one_pass_logits(model: VoCoLlama, batch: dict, **kwargs) -> Tensor:
     """Logits of each row's last token from one masked pass, `[batch, vocabulary]`."""
-    return model(**batch, pixel_values=pixel_values, logits_mask=last_token(batch["document"]), **kwargs).logits
+    return model(**batch, logits_mask=last_token(batch["document"]), **kwargs).logits
 
 
 def two_step_logits(model: VoCoLlama, batch: dict, **kwargs) -> Tensor:
@@ -85,7 +85,7 @@ def greedy_from_scratch(
     """Greedy decoding that runs the whole masked pass for every token and keeps nothing, `[batch, steps]`."""
     rows, chosen = [replace(row) for row in rows], []
     for _ in range(steps):
-        logits = one_pass_logits(model, batch_of(processor, rows), pixel_values, **kwargs)
+        logits = one_pass_logits(model, batch_of(processor, rows), pixel_values=pixel_values, **kwargs)
         chosen.append(logits.argmax(dim=-1))
         rows = [extended(row, int(token)) for row, token in zip(rows, chosen[-1], strict=True)]
     return torch.stack(chosen, dim=1)
