@@ -149,7 +149,7 @@ class VoCoCache:
 
 
 def _check_metadata(file: str | Path, metadata: dict[str, str], fingerprint: str) -> None:
-    if metadata.get("format") != FORMAT:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise CheckpointError(f"{file}: is not a VoCo cache: give a file that VoCoCache.save wrote")
     if metadata.get("format_version") != str(FORMAT_VERSION):
         raise CheckpointError(
@@ -166,7 +166,7 @@ def _check_metadata(file: str | Path, metadata: dict[str, str], fingerprint: str
 def _check_shape(file: str | Path, cache: VoCoCache, metadata: dict[str, str], model: "torch.nn.Module") -> None:
     layers, _, heads, _, head_dim = model.cache_shape()
     fits = (
-        cache.keys.shape == cache.values.shape
+        (cache.keys.shape, cache.keys.dtype) == (cache.values.shape, cache.values.dtype)
         and cache.keys.dim() == 5
         and (cache.keys.shape[0], cache.keys.shape[2], cache.keys.shape[4]) == (layers, heads, head_dim)
         and str(cache.num_voco) == metadata.get("num_voco")
