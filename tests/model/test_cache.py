@@ -1,0 +1,293 @@
+"""`VoCoCache`: what it is, what it may be made of, and its file."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from tests.model.rows import random_images
+from tests.tiny import tiny_model, tiny_processor, tiny_text_config
+from voco_llama import VoCoCache
+from voco_llama.errors import CheckpointError
+from voco_llama.model.cache import rotate_keys
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    return tiny_model(processor)
+
+
+@pytest.fixture(scope="module")
+def pixels(processor):
+    return processor.pixels(random_images(4))
+
+
+@pytest.fixture(scope="module")
+def cache(model, pixels):
+    return model.compress(pixels)
+
+
+@pytest.fixture
+def file(cache, tmp_path):
+    cache.save(tmp_path / "images.voco")
+    return tmp_path / "images.voco"
+
+
+def contents(file) -> tuple[dict, dict]:
+    """Tensors and our metadata of a file."""
+    with safe_open(file, framework="pt") as opened:
+        return {n: opened.get_tensor(n) for n in ("keys", "values")}, json.loads(opened.metadata()["voco_llama"])
+
+
+def rewrite(file, tensors: dict | None = None, **metadata) -> None:
+    old_tensors, old_metadata = contents(file)
+    described = json.dumps(old_metadata | metadata)
+    save_file(tensors or old_tensors, file, metadata={"voco_llama": described})
+
+
+# ---- in memory
+
+
+def test_a_cache_has_one_entry_an_image(model, cache):
+    assert len(cache) == 4
+    assert cache.num_voco == 2
+    assert cache.keys.shape == cache.values.shape == (2, 4, 2, 2, 8)
+    layers, _, heads, num_voco, head_dim = model.cache_shape()
+    assert (layers, heads, num_voco, head_dim) == (2, 2, 2, 8)
+    assert cache.bytes_per_entry == 2 * 2 * 2 * 2 * 8 * 4
+    assert not cache.keys.requires_grad
+
+
+def test_a_cache_does_not_keep_the_vision_tokens_alive(cache):
+    for tensor in (cache.keys, cache.values):
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_entries_are_picked_like_those_of_a_list(cache):
+    for entries, places in (
+        (1, [1]),
+        (-1, [3]),
+        (slice(1, 3), [1, 2]),
+        ([2, 0, 2], [2, 0, 2]),
+        (torch.tensor([3]), [3]),
+    ):
+        picked = cache[entries]
+        assert torch.equal(picked.keys, cache.keys[:, places])
+        assert torch.equal(picked.values, cache.values[:, places])
+        assert picked.fingerprint == cache.fingerprint
+    for entry in (4, -5):
+        with pytest.raises(IndexError):
+            cache[entry]
+
+
+def test_iterating_gives_every_entry(cache):
+    assert [len(entry) for entry in cache] == [1] * 4
+
+
+def test_cat_joins_in_order(cache):
+    joined = VoCoCache.cat([cache[2:], cache[0]])
+    assert torch.equal(joined.keys, cache.keys[:, [2, 3, 0]])
+    assert torch.equal(joined.values, cache.values[:, [2, 3, 0]])
+
+
+def test_cat_refuses_what_does_not_go_together(cache):
+    with pytest.raises(CheckpointError, match="no cache to concatenate"):
+        VoCoCache.cat([])
+    with pytest.raises(CheckpointError, match="come from different models"):
+        VoCoCache.cat([cache, replace(cache, fingerprint="other")])
+    with pytest.raises(CheckpointError, match="have 2 and 1 VoCo tokens an entry: truncate"):
+        VoCoCache.cat([cache, cache.truncate(1)])
+
+
+def test_truncation_keeps_the_first_tokens(model, pixels, cache):
+    assert torch.equal(cache.truncate(1).keys, cache.keys[..., :1, :])
+    torch.testing.assert_close(cache.truncate(1).keys, model.compress(pixels, 1).keys, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cache.truncate(1).values, model.compress(pixels, 1).values, atol=1e-5, rtol=1e-5)
+    for num_voco in (0, 3, -1):
+        with pytest.raises(CheckpointError, match=f"cannot truncate 2 VoCo tokens to {num_voco}"):
+            cache.truncate(num_voco)
+
+
+def test_every_image_is_compressed_alone(model, pixels, cache):
+    for i in range(4):
+        alone = model.compress(pixels[i : i + 1])
+        torch.testing.assert_close(alone.keys, cache[i].keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone.values, cache[i].values, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_rotated_keys_are_the_keys_at_the_new_position(rope):
+    """Against the rotary embedding of transformers itself."""
+    rotary = LlamaRotaryEmbedding(tiny_text_config(rope_parameters={"rope_theta": 10000.0, **rope}))
+    raw = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+
+    def keys_at(position: torch.Tensor) -> torch.Tensor:
+        cos, sin = rotary(raw, position)
+        return apply_rotary_pos_emb(raw, raw, cos, sin)[1]
+
+    start = torch.arange(5).expand(2, -1)
+    offset = torch.tensor([[3], [200]]).expand(-1, 5)
+    moved = rotate_keys(keys_at(start), offset[:, None], rotary.inv_freq)
+    torch.testing.assert_close(moved, keys_at(start + offset), atol=1e-4, rtol=1e-4)
+    assert rotate_keys(raw.bfloat16(), offset[:, None], rotary.inv_freq).dtype == torch.bfloat16
+
+
+# ---- fingerprint
+
+
+def test_the_fingerprint_is_the_models_own(processor, model, cache):
+    assert cache.fingerprint == model.fingerprint() == tiny_model(processor).fingerprint()
+    assert tiny_model(processor, seed=1).fingerprint() != model.fingerprint()
+    assert tiny_model(tiny_processor(order="authors")).fingerprint() != model.fingerprint()
+
+
+def test_the_fingerprint_is_the_same_in_bfloat16(processor):
+    model = tiny_model(processor)
+    assert model.to(torch.bfloat16).fingerprint() == tiny_model(processor).fingerprint()
+
+
+def test_the_fingerprint_changes_with_any_weight(processor):
+    model = tiny_model(processor)
+    before = model.fingerprint()
+    for name, parameter in model.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.mul_(1.1).add_(0.01)
+            assert model.fingerprint() != before, name
+            parameter.copy_(kept)
+    assert model.fingerprint() == before
+
+
+def test_the_fingerprint_changes_with_vocos_embedding_alone(processor):
+    model = tiny_model(processor)
+    before = model.fingerprint()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[processor.tokens.voco, 3] += 0.1
+    assert model.fingerprint() != before
+
+
+def test_the_fingerprint_does_not_change_with_what_compression_does_not_use(processor):
+    model = tiny_model(processor)
+    before = model.fingerprint()
+    model.config.num_voco, model.config.condition = 1, "full"
+    model.set_attn_implementation("eager")
+    model.train().requires_grad_(False)
+    assert model.fingerprint() == before
+
+
+# ---- in a file
+
+
+def test_a_file_says_what_it_holds(file, model, cache):
+    tensors, metadata = contents(file)
+    assert metadata == {
+        "format": "voco_llama.cache",
+        "format_version": "1",
+        "fingerprint": model.fingerprint(),
+        "num_voco": "2",
+        "dtype": "float32",
+    }
+    assert torch.equal(tensors["keys"], cache.keys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda c: c, lambda c: c[1:3], lambda c: c.truncate(1), lambda c: c.to(torch.bfloat16), lambda c: c[[0, 0]]],
+    ids=["whole", "slice", "truncated", "bfloat16", "repeated"],
+)
+def test_what_is_saved_is_loaded(cache, model, tmp_path, change):
+    changed = change(cache)
+    changed.save(tmp_path / "c")
+    loaded = VoCoCache.load(tmp_path / "c", model)
+    assert torch.equal(loaded.keys, changed.keys)
+    assert torch.equal(loaded.values, changed.values)
+    assert loaded.fingerprint == cache.fingerprint
+    assert loaded.keys.dtype == changed.keys.dtype
+
+
+def test_a_file_is_never_unpickled(file, model, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a cache file was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    VoCoCache.load(file, model)
+    file.write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(CheckpointError, match="cannot be read as a VoCo cache"):
+        VoCoCache.load(file, model)
+
+
+def refused(file, model) -> str:
+    with pytest.raises(CheckpointError) as error:
+        VoCoCache.load(file, model)
+    text = str(error.value)
+    assert text.startswith(f"{file}: ")
+    assert "\n" not in text
+    return text
+
+
+def test_another_models_cache_is_refused(file, processor):
+    assert "was made by another model" in refused(file, tiny_model(processor, seed=1))
+
+
+def test_another_format_version_is_refused(file, model):
+    rewrite(file, format_version="2")
+    assert "has cache format 2, this version reads 1" in refused(file, model)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"voco_llama": "{"}, {"voco_llama": "[]"}])
+def test_other_safetensors_files_are_refused(file, model, metadata):
+    save_file({"keys": torch.zeros(1)}, file, metadata=metadata)
+    assert "VoCo cache" in refused(file, model)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(file, model, keep):
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "cannot be read as a VoCo cache" in refused(file, model)
+
+
+def test_a_missing_file_is_refused(tmp_path, model):
+    assert "cannot be read as a VoCo cache" in refused(tmp_path / "gone", model)
+
+
+def test_a_missing_tensor_is_refused(file, model):
+    rewrite(file, {"keys": contents(file)[0]["keys"]})
+    assert "cannot be read as a VoCo cache" in refused(file, model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: {"keys": t["keys"][:1], "values": t["values"][:1]},
+        lambda t: {"keys": t["keys"][..., :1, :], "values": t["values"][..., :1, :]},
+        lambda t: {"keys": t["keys"], "values": t["values"][:, :1]},
+        lambda t: {"keys": t["keys"][0], "values": t["values"][0]},
+        lambda t: {"keys": t["keys"].half(), "values": t["values"].half()},
+        lambda t: {"keys": t["keys"], "values": t["values"].half()},
+    ],
+    ids=["a layer less", "another N", "fewer values", "no layers", "another dtype", "two dtypes"],
+)
+def test_tensors_that_belie_the_description_are_refused(file, model, change):
+    tensors = {name: tensor.contiguous() for name, tensor in change(contents(file)[0]).items()}
+    rewrite(file, tensors)
+    assert "do not agree with its description or with the model" in refused(file, model)
