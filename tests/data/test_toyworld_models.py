@@ -13,7 +13,8 @@ from voco_llama.data.toyworld.questions import SHORT_PROMPT
 SETTINGS = ToyWorldSettings()
 CAPTIONS = ["red circle top left, blue square bottom right", "red circle top left"]
 TEXTS = [
-    *CAPTIONS, VICUNA_SYSTEM, "USER: USER:", "ASSISTANT: ASSISTANT:", f"What color is the circle?\n{SHORT_PROMPT}",
+    *CAPTIONS, VICUNA_SYSTEM, "USER: ", " ASSISTANT:", " red", " yes", " A", " 2",
+    f"What color is the circle?\n{SHORT_PROMPT}",
     "blue", "yes", "A", "There are several options:\nA. red\nB. blue\n\nAnswer with the option's letter",
 ]  # fmt: skip
 
@@ -51,7 +52,11 @@ def test_text_comes_back_exactly(tokenizer, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["USER:", " ASSISTANT:", " ", "\n", "\n\n", "red", " circle", "yes", "A", "A.", "?", ",", " option's"]
+    "word",
+    [
+        *("USER: ", " ASSISTANT:", " red", " yes", " A", " 2", "red", "yes", "A", " circle", "A.", " option's"),
+        *(" ", "\n", "\n\n", "?", ","),
+    ],
 )
 def test_words_are_single_tokens(tokenizer, word: str) -> None:
     assert len(tokenizer(word, add_special_tokens=False).input_ids) == 1

@@ -16,9 +16,9 @@ from voco_llama.errors import SettingsError
 
 UNK, BOS, EOS = SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
 UNK_ID, BOS_ID, EOS_ID = range(len(SPECIAL_TOKENS))
-# Newlines; a word with the space before it and the colon or full stop after it ('USER:', "option's", 'A.'); a digit;
-# anything else.
-WORD = r"\n+| ?\p{L}+(?:'\p{L}+)?[:.]?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
+# Newlines; a word with the space before it and the colon or full stop after it ("option's", ' ASSISTANT:', 'A.'), the
+# space after the colon included where the text ends there ('USER: ', before a question); a digit; anything else.
+WORD = r"\n+| ?\p{L}+(?:'\p{L}+)?(?:: \z|[:.])?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:

@@ -121,12 +121,13 @@ def _write_all(settings: ToyWorldSettings, root: Path) -> None:
 
 
 def _texts(rows: Iterable[dict[str, Any]], records: dict[str, list[dict[str, Any]]]) -> set[str]:
-    """Everything a model of this world will read or write, the prompt template's own words included."""
-    texts = {*INSTRUCTIONS, VICUNA_SYSTEM, f"{USER} {USER}", f"{ASSISTANT} {ASSISTANT}", f" {MME_PROMPT}"}
+    """Everything a model of this world will read or write, in the pieces in which the prompt template has it."""
+    texts = {*INSTRUCTIONS, VICUNA_SYSTEM, f"{USER} ", f" {ASSISTANT}", f" {MME_PROMPT}"}
     for row in rows:
         texts |= {turn["value"] for turn in row["conversations"]}
+        texts |= {f" {turn['value']}" for turn in row["conversations"] if turn["from"] == "gpt"}
     for record in records["train"] + records["test"]:
-        texts |= {record["q"], record["a"]}
+        texts |= {record["q"], record["a"], f" {record['a']}"}
     return texts | {record["name"] for record in records["captions"]}
 
 
