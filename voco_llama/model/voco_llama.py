@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.utils import CONFIG_NAME, ModelOutput
 
-from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.errors import CheckpointError, SettingsError, VoCoError
 from voco_llama.layout import Condition
 from voco_llama.model.cache import VoCoCache
 from voco_llama.model.configuration import VoCoLlamaConfig
@@ -94,8 +95,11 @@ class VoCoLlama(PreTrainedModel):
             check_backend(kwargs["attn_implementation"])
         try:
             model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        except VoCoError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+            raise CheckpointError(f"{folder}: cannot be loaded ({reason}): give the folder of a saved model") from error
         wrong = sorted([*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])])
         if wrong:
             raise CheckpointError(
