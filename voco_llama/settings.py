@@ -7,6 +7,7 @@ in `voco_llama.training.checks`. hydra and omegaconf are used here, in `training
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,10 +210,10 @@ def to_plain(settings: Any) -> dict[str, Any]:
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of every leaf of nested dictionaries and lists."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
-    if not items:
+    if not isinstance(tree, dict | list) or not tree:
         yield prefix, tree
         return
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
 
@@ -256,7 +257,8 @@ def _did_you_mean_key(key: str, schema: type) -> str:
 
 def _explain(error: Exception, schema: type) -> str:
     """One line for what Hydra, OmegaConf or YAML have to say."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    cause = error.__cause__ or error.__context__
+    cause = cause if isinstance(cause, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     reason = str(cause).split("\n", 1)[0]
     if isinstance(error, OverrideParseException):
@@ -265,7 +267,8 @@ def _explain(error: Exception, schema: type) -> str:
         return _explain_missing(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         key = key.replace("[", ".").replace("]", "")
-        where = f" ({str(error).split(chr(10), 1)[0]})" if str(error).startswith("In '") else ""
+        file = re.match(r"In '(.+?)': ", str(error))
+        where = f" in configs/{file[1]}.yaml" if file else ""
         return f"unknown setting '{key}'{where}{_did_you_mean_key(key, schema)}"
     if isinstance(cause, MissingMandatoryValue):
         return f"{key} has no value: give one, as in '{key}=...'"

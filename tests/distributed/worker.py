@@ -1,0 +1,36 @@
+"""What each process of a distributed test runs: `worker.py kill_at override...` (kill_at -1: not at all).
+
+Trains as the command line does, writes down what the Trainer wrapped the model in, and can die at a given step.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from voco_llama.settings import compose
+from voco_llama.training import run
+from voco_llama.training.trainer import VoCoTrainer
+
+KILLED = 17
+kill_at = int(sys.argv[1])
+
+
+class WatchedTrainer(VoCoTrainer):
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == kill_at:
+            os._exit(KILLED)
+        return super().training_step(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().train(*args, **kwargs)
+        engine = self.model_wrapped
+        stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else None
+        seen = {"engine": type(engine).__name__, "zero_stage": stage, "processes": self.args.world_size}
+        (Path(self.args.output_dir) / f"engine_{self.args.process_index}.json").write_text(json.dumps(seen))
+        return output
+
+
+run.VoCoTrainer = WatchedTrainer
+run.train(compose(sys.argv[2:]))

@@ -1,0 +1,85 @@
+"""The command line: what it prints, and its exit status."""
+
+import subprocess
+import sys
+
+import pytest
+
+from voco_llama import cli
+from voco_llama.errors import DataError
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--help"])
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    for command in ("toyworld", "train", "evaluate", "evaluate-clips", "report", "ask"):
+        assert command in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "experiment=toy/nothing"], "error: there is no experiment=toy/nothing"),
+        (["train", "compression.num_voco=0"], "error: compression.num_voco is 0"),
+        (["toyworld", "grdi=3"], "error: unknown setting 'grdi'; did you mean 'grid'?"),
+        (["toyworld", "grid=three"], "error: grid: Value 'three'"),
+        (["toyworld", "grid=99"], "error: toy world: grid=99"),
+        (["evaluate", "row=a"], "error: checkpoint has no value"),
+        (["evaluate", "row=a/b", "checkpoint=x"], "error: row 'a/b' names a file"),
+        (["evaluate-clips", "row=a", "checkpoint=x", "num_frames=1"], "error: num_frames must be at least 2"),
+        (["report", "results=nowhere"], "error: nowhere: holds no results"),
+        (["ask", "checkpoint=x"], "error: name one thing to look at"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(message)
+    assert printed.err.count("\n") == 1
+
+
+def test_overrides_reach_the_command(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr("voco_llama.data.toyworld.write_toyworld", lambda settings, root: seen.update({root: settings}))
+    assert cli.main(["toyworld", "grid=3", "noise=1.5", f"root={tmp_path}"]) == 0
+    (settings,) = seen.values()
+    assert list(seen) == [tmp_path]
+    assert (type(settings).__name__, settings.grid, settings.noise) == ("ToyWorldSettings", 3, 1.5)
+
+
+def raising(error):
+    def command(overrides):
+        raise error
+
+    return command
+
+
+def test_an_error_out_of_a_worker_is_one_line_too(monkeypatch, capsys):
+    worker = DataError(
+        "Caught DataError in DataLoader worker process 0.\nTraceback ...\nvoco_llama.errors.DataError: x: y"
+    )
+    monkeypatch.setitem(cli.COMMANDS, "train", (raising(worker), ""))
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == "error: x: y\n"
+
+
+def test_an_interrupt_is_status_130(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "train", (raising(KeyboardInterrupt()), ""))
+    assert cli.main(["train"]) == 130
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "train", (raising(RuntimeError("bug")), ""))
+    with pytest.raises(RuntimeError, match="bug"):
+        cli.main(["train"])
+
+
+def test_help_and_mistakes_do_not_load_transformers():
+    code = (
+        "import sys; from voco_llama.cli import main; status = main(['train', 'stage=foo']);"
+        " sys.exit(99 if 'transformers' in sys.modules else status)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 2

@@ -1,0 +1,74 @@
+"""Every shipped configuration composes, passes the checks, and makes TrainingArguments."""
+
+import pytest
+
+from voco_llama.settings import CONFIG_DIR, compose
+from voco_llama.training.checks import PARTS, check_settings
+
+GROUPS = ("model", "compression", "prompt", "data", "stage", "trainer")
+EXPERIMENTS = sorted(
+    file.relative_to(CONFIG_DIR / "experiment").with_suffix("").as_posix()
+    for file in (CONFIG_DIR / "experiment").rglob("*.yaml")
+)
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_DIR / group).rglob("*.yaml"))]
+NEEDS = {
+    ("stage", "clip"): ["model.vision.name=tiny.json"],
+    ("stage", "voco"): ["compression=voco_1"],
+    ("trainer", "zero3"): ["model.checkpoint=somewhere"],
+}
+"""What a choice demands of others, beside the defaults."""
+
+
+def test_nothing_ships_untested():
+    tested = {f"{group}/{name}.yaml" for group, name in CHOICES} | {f"experiment/{name}.yaml" for name in EXPERIMENTS}
+    top = {"train.yaml", "evaluate.yaml", "evaluate_clips.yaml", "report.yaml", "ask.yaml", "toyworld.yaml"}
+    shipped = {file.relative_to(CONFIG_DIR).as_posix() for file in CONFIG_DIR.rglob("*.yaml")}
+    assert shipped == tested | top | {"paths/default.yaml"}
+    assert {"toy/clip", "toy/video", "voco_1", "video_7b"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments(name):
+    settings = compose([f"experiment={name}"])
+    check_settings(settings, paths=False)
+    assert settings.output_dir == f"runs/{name}"
+    assert set(settings.stage.trains) <= set(PARTS)
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_group_choices(group, name):
+    overrides = ["stage=instruct", f"{group}={name}", *NEEDS.get((group, name), [])]
+    check_settings(compose(overrides), paths=False)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_make_training_arguments(name, tmp_path, monkeypatch):
+    from transformers import TrainingArguments
+
+    from voco_llama.training import arguments
+
+    monkeypatch.setattr(arguments, "_prepare_deepspeed", lambda on_cpu: None)
+    settings = compose([f"experiment={name}", f"output_dir={tmp_path}", "trainer.use_cpu=true"])
+    if settings.trainer.get("deepspeed"):  # builds a process group: what the distributed tests are for
+        settings.trainer["deepspeed"] = None
+    made = arguments.training_arguments(settings)
+    assert isinstance(made, TrainingArguments)
+    assert made.learning_rate == settings.trainer["learning_rate"]
+    assert made.activation_checkpointing == settings.trainer.get("gradient_checkpointing", False)
+    assert made.remove_unused_columns is False
+
+
+def test_the_paper_recipe():
+    trainer = compose(["experiment=voco_1"]).trainer
+    assert trainer["learning_rate"] == 2e-5
+    assert (trainer["lr_scheduler_type"], trainer["warmup_steps"], trainer["weight_decay"]) == ("cosine", 0.03, 0.0)
+    assert 8 * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] == 128
+    assert (trainer["bf16"], trainer["gradient_checkpointing"]) == (True, True)
+    assert trainer["deepspeed"]["zero_optimization"]["stage"] == 3
+
+
+def test_upper_bound_and_compression_train_for_as_long():
+    steps = {
+        name: compose([f"experiment=toy/{name}"]).trainer["max_steps"] for name in ("instruct_long", "voco_1", "voco_4")
+    }
+    assert len(set(steps.values())) == 1

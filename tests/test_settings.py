@@ -1,0 +1,97 @@
+"""Composition: values, defaults, and one clear line for each mistake."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from voco_llama.errors import SettingsError
+from voco_llama.settings import compose, flatten, to_plain
+
+
+def test_overrides_reach_every_level():
+    settings = compose(
+        [
+            "experiment=toy/voco_4",
+            "compression=voco_2",
+            "model.vision.layer=-1",
+            "data.sources.0.limit=7",
+            "trainer.adam_beta2=0.95",
+        ]
+    )
+    assert (settings.stage.name, settings.compression.num_voco) == ("voco", 2)
+    assert settings.model.vision.layer == -1
+    assert settings.data.sources[0].limit == 7
+    assert settings.trainer["adam_beta2"] == 0.95
+    assert settings.output_dir == "runs/toy/voco_4"
+
+
+def test_roots_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("VOCO_RUNS", "elsewhere")
+    settings = compose(["experiment=toy/voco_1"])
+    assert settings.output_dir == "elsewhere/toy/voco_1"
+    assert settings.data.sources[0].file == "elsewhere/toyworld/instruct/train.json"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("compression.num_vocoo=2", "'compression.num_vocoo'; did you mean 'compression.num_voco'"),
+        ("++compression.num_vocoo=2", "'compression.num_vocoo'; did you mean 'compression.num_voco'"),
+        ("data.sources.0.fil=x", "did you mean 'data.sources.0.file'"),
+        ("compresion=voco_1", "did you mean 'compression'"),
+        ("nothing_like_it=1", "known at the top are model, compression"),
+        ("compression.num_voco=abc", "compression.num_voco: Value 'abc'"),
+        ("model.vision=3", "model.vision"),
+        ("compression.condition=vocoo", "choose one of voco, full"),
+        ("prompt.order=last", "choose one of first, authors, llava, inline"),
+        ("stage=foo", "there is no stage=foo"),
+        ("stage=vioce", "did you mean 'voco'"),
+        ("stage.name=pretrain", "choose one of clip, language, align, instruct, voco, video"),
+        ("experiment=toy/voc", "did you mean 'toy/voco_"),
+        ("output_dir=???", "output_dir has no value"),
+        ("seed==", "cannot read the override"),
+        ("model.checkpoint=${nowhere}", "model.checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_line(override, message):
+    with pytest.raises(SettingsError) as raised:
+        compose([override])
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_schema_can_be_brought_along(tmp_path, monkeypatch):
+    @dataclass
+    class Small:
+        count: int = 1
+        names: list[str] = field(default_factory=list)
+
+    monkeypatch.setattr("voco_llama.settings.CONFIG_DIR", tmp_path)
+    (tmp_path / "small.yaml").write_text("defaults: [small_schema, _self_]\ncount: 2\n")
+    assert compose(["names=[a,b]"], "small", Small) == Small(2, ["a", "b"])
+    (tmp_path / "small.yaml").write_text("defaults: [small_schema, _self_]\ncuont: 2\n")
+    with pytest.raises(SettingsError, match=r"unknown setting 'cuont' in configs/small.yaml; did you mean 'count'"):
+        compose([], "small", Small)
+
+
+def test_an_unknown_key_in_a_group_file_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("voco_llama.settings.CONFIG_DIR", tmp_path)
+    (tmp_path / "compression").mkdir()
+    (tmp_path / "train.yaml").write_text("defaults: [train_schema, compression: mine, _self_]\n")
+    (tmp_path / "compression" / "mine.yaml").write_text("condition: voco\nnum_vocos: 1\n")
+    with pytest.raises(SettingsError, match=r"compression/mine.yaml; did you mean 'compression.num_voco'"):
+        compose([])
+
+
+def test_broken_yaml_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("voco_llama.settings.CONFIG_DIR", tmp_path)
+    (tmp_path / "train.yaml").write_text("defaults: [train_schema\n")
+    with pytest.raises(SettingsError) as raised:
+        compose([])
+    assert "\n" not in str(raised.value)
+
+
+def test_flatten_names_every_leaf():
+    tree = {"a": {"b": [1, {"c": 2}], "d": {}}, "e": []}
+    assert dict(flatten(tree)) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": {}, "e": []}
+    assert dict(flatten(to_plain(compose(["seed=5"]))))["seed"] == 5

@@ -1,0 +1,81 @@
+"""A world of a few scenes on disk, and settings that train a model of a few thousand parameters on it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
+from voco_llama.settings import TrainSettings, compose
+
+WORLD = ToyWorldSettings(
+    pretrain_images=48,
+    instruct_images=32,
+    val_images=2,
+    text_rows=24,
+    clips_train=4,
+    clips_test=2,
+    benchmark_images=4,
+    benchmark_questions=6,
+    turns=3,
+    choice_turns=0,
+    text_only_share=0.3,
+    vision_width=16,
+    vision_layers=2,
+    vision_heads=2,
+    clip_text_width=16,
+    clip_text_layers=1,
+    clip_embedding=16,
+    language_width=32,
+    language_mlp=48,
+    language_layers=2,
+    language_heads=2,
+)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("world") / "toyworld"
+    write_toyworld(WORLD, root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps this small spend their time waiting for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def settings_for(world, tmp_path) -> Callable[..., TrainSettings]:
+    """Settings of an experiment on the little world, from random weights, without any saving or reporting."""
+
+    def make(experiment: str = "toy/instruct", *overrides: str) -> TrainSettings:
+        return compose(
+            [
+                f"experiment={experiment}",
+                f"paths.toyworld={world}",
+                f"output_dir={tmp_path / 'run'}",
+                "model.checkpoint=null",
+                f"model.vision.name={world}/clip/tiny_clip.json",
+                "trainer.max_steps=4",
+                "trainer.per_device_train_batch_size=8",
+                "trainer.learning_rate=3.0e-3",
+                "trainer.logging_steps=1",
+                "trainer.save_strategy=no",
+                "trainer.report_to=none",
+                *overrides,
+            ]
+        )
+
+    return make
+
+
+def losses(run: Path) -> list[float]:
+    """The loss curve in the folder of a run."""
+    return [entry["loss"] for entry in json.loads((run / "result.json").read_text(encoding="utf-8"))["loss_curve"]]

@@ -1,0 +1,151 @@
+"""Contradictions and missing paths, each one clear line, before anything is loaded."""
+
+import json
+
+import pytest
+
+from voco_llama import settings as settings_module
+from voco_llama.errors import SettingsError
+from voco_llama.settings import compose
+from voco_llama.training import checks
+from voco_llama.training.checks import check_settings
+
+ZERO = "trainer.deepspeed.zero_optimization"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compression.num_voco=0"], "compression.num_voco is 0, but under condition voco it must be at least 1"),
+        (["stage=instruct", "compression=full", "compression.num_voco=-1"], "num_voco is -1"),
+        (["compression=full"], "stage voco trains compression, but compression.condition is full"),
+        (["stage.trains=[eyes]"], "stage.trains names 'eyes': choose from vision, projector, language"),
+        (["stage.trains=[]"], "stage.trains is empty"),
+        (["stage.trains=[vision,projector]"], "the vision tower trains in stage clip, and only there"),
+        (["stage=clip", "model=llava_7b"], "stage clip trains a tiny tower from scratch"),
+        (["stage=clip", "model.vision.name=tiny.json", "model.tokenizer=null"], "set model.tokenizer"),
+        (["model.attention=flash_attention_2"], "use sdpa, eager or flex_attention"),
+        (["model.attention=flex_attention", "trainer=cpu"], "no backward pass on a CPU"),
+        (["model.language.pretrained=some/model"], "set exactly one of model.language.pretrained"),
+        (["model.language.config=null"], "set exactly one of model.language.pretrained"),
+        (["model.tokenizer=null"], "brings no tokenizer: set model.tokenizer"),
+        (["model.vision.name=a.json", "model.vision.pretrained=openai"], "set model.vision.pretrained to null"),
+        (["data.sources=[]"], "data.sources is empty"),
+        (["data.sources.0.weight=0"], "data.sources.0.weight is 0"),
+        (["data.sources.0.limit=0"], "data.sources.0.limit is 0"),
+        (["data.max_length=0"], "data.max_length is 0"),
+        (["trainer.learnin_rate=1"], "'trainer.learnin_rate'; did you mean 'learning_rate'"),
+        (["trainer.seed=1"], "decided by the setting seed"),
+        (["trainer.output_dir=x"], "decided by the setting output_dir"),
+        (["trainer.train_sampling_strategy=group_by_length"], "decided by the setting data.grouping"),
+        (["trainer.eval_strategy=steps"], "no evaluation set"),
+        (["trainer.bf16=true", "trainer.fp16=true"], "choose one"),
+        (["trainer=zero2", f"{ZERO}.stage=4"], "stage is 4: give 1, 2 or 3"),
+        (["trainer=zero2", "trainer.deepspeed.zero_optimization=null"], "stage is None"),
+        (["trainer=zero2", f"{ZERO}.stage3_prefetch_bucket_size=auto"], "is for stage 3, but stage is 2"),
+        (["trainer=zero2", f"{ZERO}.overlap_com=true"], "did you mean 'overlap_comm'"),
+        (
+            ["trainer=zero3", "model.checkpoint=x", f"{ZERO}.stage3_gather_16bit_weights_on_model_save=false"],
+            "must be true",
+        ),
+        (["trainer=zero3"], "random weights"),
+        (["trainer.deepspeed=nowhere.json"], "nowhere.json cannot be read"),
+    ],
+)
+def test_contradictions(overrides, message):
+    with pytest.raises(SettingsError) as raised:
+        check_settings(compose(overrides), paths=False)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Overrides that name files and folders, all there."""
+    for folder in ("images", "language", "tokenizer", "final"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "rows.json").write_text("[]")
+    vision = {"vision_cfg": {"image_size": 32, "patch_size": 8}}
+    (tmp_path / "tiny.json").write_text(json.dumps(vision))
+    (tmp_path / "final" / "config.json").write_text(json.dumps({"vision_config": vision}))
+    return {
+        "data.sources.0.file": tmp_path / "rows.json",
+        "data.sources.0.media_folder": tmp_path / "images",
+        "model.vision.name": tmp_path / "tiny.json",
+        "model.language.config": tmp_path / "language",
+        "model.tokenizer": tmp_path / "tokenizer",
+        "output_dir": tmp_path / "run",
+    }
+
+
+def as_overrides(values):
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def test_what_is_there_passes(disk, tmp_path):
+    check_settings(compose(as_overrides(disk)))
+    check_settings(compose(as_overrides(disk | {"model.checkpoint": tmp_path / "final"})))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.sources.0.file",
+        "data.sources.0.media_folder",
+        "model.vision.name",
+        "model.language.config",
+        "model.tokenizer",
+        "model.checkpoint",
+    ],
+)
+def test_a_missing_path_is_named(disk, tmp_path, key):
+    missing = tmp_path / "no" / "such" / "thing.json"
+    with pytest.raises(SettingsError, match=rf"^{key}: .*thing.json does not exist"):
+        check_settings(compose(as_overrides(disk | {key: missing})))
+
+
+def test_the_hint_for_a_missing_world(tmp_path):
+    with pytest.raises(SettingsError, match=r"make the toy world first: voco-llama toyworld$"):
+        check_settings(compose([f"paths.toyworld={tmp_path / 'world'}"]))
+
+
+def test_more_that_is_not_there(disk, tmp_path):
+    for values, message in (
+        ({"model.checkpoint": tmp_path / "images"}, "holds no config.json"),
+        ({"resume": tmp_path / "images"}, "is no checkpoint of a run"),
+        ({"output_dir": tmp_path / "rows.json"}, "is a file, not a folder"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            check_settings(compose(as_overrides(disk | values)))
+
+
+def test_more_voco_tokens_than_vision_tokens(disk, tmp_path):
+    check_settings(compose([*as_overrides(disk), "compression.num_voco=16"]))
+    for values in (disk, disk | {"model.checkpoint": tmp_path / "final"}):
+        with pytest.raises(SettingsError, match="num_voco is 17, but an image has only 16 vision tokens"):
+            check_settings(compose([*as_overrides(values), "compression.num_voco=17"]))
+
+
+def test_vision_tokens_of_an_architecture_are_known_without_importing_it():
+    model = compose(["model=llava_7b"]).model
+    assert checks._vision_config(model)["image_size"] == 336
+
+
+def test_choices_agree_with_the_modules_that_use_them():
+    from voco_llama.data.prompts import ORDERS, TEMPLATES
+    from voco_llama.layout import CONDITIONS
+    from voco_llama.model.configuration import PROJECTORS
+    from voco_llama.training.sampling import GROUPINGS
+    from voco_llama.training.stages import MODULES
+    from voco_llama.visibility import BACKENDS
+
+    def choices(schema: type, name: str) -> set[str]:
+        return set(schema.__dataclass_fields__[name].metadata["choices"])
+
+    assert choices(settings_module.PromptSettings, "order") == set(ORDERS)
+    assert choices(settings_module.PromptSettings, "template") == set(TEMPLATES)
+    assert choices(settings_module.CompressionSettings, "condition") == set(CONDITIONS)
+    assert choices(settings_module.ModelSettings, "projector") == set(PROJECTORS)
+    assert choices(settings_module.ModelSettings, "attention") == {*BACKENDS, "flash_attention_2"}
+    assert choices(settings_module.DataSettings, "grouping") == set(GROUPINGS)
+    assert tuple(MODULES) == checks.PARTS

@@ -1,0 +1,219 @@
+"""Runs that must give one and the same loss curve, and what a run leaves behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.training.conftest import losses
+from voco_llama.data.mixture import error_line
+from voco_llama.data.processor import VoCoProcessor
+from voco_llama.errors import DataError, SettingsError
+from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.training.run import train
+from voco_llama.training.trainer import VoCoTrainer
+
+
+def curve_of(settings_for, name: str, *overrides: str, experiment: str = "toy/voco_1") -> list[float]:
+    settings = settings_for(experiment, *overrides)
+    settings.output_dir = f"{settings.output_dir}_{name}"
+    train(settings)
+    return losses(Path(settings.output_dir))
+
+
+@pytest.fixture
+def curve(settings_for):
+    """The curve of the plain run, and a function for that of a varied one."""
+
+    def varied(name: str, *overrides: str) -> list[float]:
+        return curve_of(settings_for, name, *overrides)
+
+    return curve_of(settings_for, "plain"), varied
+
+
+def test_the_same_seed_gives_the_same_curve(curve):
+    plain, varied = curve
+    assert len(plain) == 4
+    assert varied("again") == plain
+    assert varied("other", "seed=1") != plain
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        # unequal numbers of trained tokens in the micro-batches, and text-only micro-batches among them
+        ("trainer.per_device_train_batch_size=4", "trainer.gradient_accumulation_steps=2"),
+        ("trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=8"),
+        ("trainer.gradient_checkpointing=true",),
+        ("trainer.dataloader_num_workers=2",),
+        ("model.attention=eager",),
+    ],
+    ids=["4x2", "1x8", "checkpointing", "workers", "eager"],
+)
+def test_what_must_not_change_the_curve(curve, overrides):
+    plain, varied = curve
+    torch.testing.assert_close(varied("varied", *overrides), plain, rtol=1e-5, atol=1e-6)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+def test_a_killed_run_goes_on_to_the_same_curve(settings_for, monkeypatch, caplog):
+    more = ("trainer.max_steps=8", "trainer.save_strategy=steps", "trainer.save_steps=3")
+    whole = curve_of(settings_for, "whole", *more)
+
+    settings = settings_for("toy/voco_1", *more)
+    step = VoCoTrainer.training_step
+
+    def killed_at_step_5(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            raise Killed
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(VoCoTrainer, "training_step", killed_at_step_5)
+    with pytest.raises(Killed):
+        train(settings)
+    monkeypatch.undo()
+    run = Path(settings.output_dir)
+    assert not (run / "result.json").exists()
+    (run / "checkpoint-4").mkdir()  # killed while it was written: no trainer_state.json yet
+
+    train(settings)
+    # 42 rows make 5 batches of 8: the run was killed inside the first epoch and ends in the second
+    assert losses(run) == whole
+    assert "checkpoint-4 was not written to its end" in caplog.text
+    assert len(json.loads((run / "environment.json").read_text())) == 2
+
+
+def test_a_finished_run_is_left_as_it_is(settings_for, monkeypatch, caplog):
+    settings = settings_for("toy/align")
+    final = train(settings)
+    result = (final.parent / "result.json").stat().st_mtime_ns
+    monkeypatch.setattr("voco_llama.training.run.build_or_load", None)
+    caplog.set_level("INFO")
+    assert train(settings) == final
+    assert (final.parent / "result.json").stat().st_mtime_ns == result
+    assert "is finished: nothing to do" in caplog.text
+
+    with pytest.raises(SettingsError, match="other settings: seed \\(0 there, 5 now\\): choose another output_dir"):
+        train(settings_for("toy/align", "seed=5"))
+    with pytest.raises(SettingsError, match="resume=never"):
+        train(settings_for("toy/align", "resume=never"))
+    train(settings_for("toy/align", "trainer.logging_steps=7"))
+
+
+def test_what_a_run_leaves_behind(settings_for):
+    settings = settings_for("toy/instruct")
+    final = train(settings)
+    run = final.parent
+    assert yaml.safe_load((run / "settings.yaml").read_text())["compression"] == {"condition": "full", "num_voco": 1}
+    (start,) = json.loads((run / "environment.json").read_text())
+    assert start["seed"] == 0
+    assert start["versions"]["torch"] == torch.__version__
+    result = json.loads((run / "result.json").read_text())
+    assert [entry["step"] for entry in result["loss_curve"]] == [1, 2, 3, 4]
+    table = {row["module"]: row for row in result["parameters"]}
+    assert table["vision"]["trained"] == table["language_model"]["frozen"] == table["projector"]["frozen"] == 0
+    assert result["bad_records"] == []
+    assert not list(final.glob("*.bin"))
+    model, processor = VoCoLlama.from_pretrained(final), VoCoProcessor.from_pretrained(final)
+    assert (model.config.condition, processor.condition) == ("full", "full")
+
+
+def test_a_stage_starts_from_the_one_before_and_changes_only_what_it_trains(settings_for, tmp_path):
+    first = train(settings_for("toy/language", f"output_dir={tmp_path / 'language'}"))
+    second = train(settings_for("toy/align", f"output_dir={tmp_path / 'align'}", f"model.checkpoint={first}"))
+    third = train(
+        settings_for(
+            "toy/video",
+            f"output_dir={tmp_path / 'video'}",
+            f"model.checkpoint={second}",
+            "prompt.order=authors",
+            "trainer.per_device_train_batch_size=4",
+        )
+    )
+    states = [VoCoLlama.from_pretrained(folder).state_dict() for folder in (first, second, third)]
+
+    def changed(before: dict, after: dict) -> set[str]:
+        return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+    assert changed(states[0], states[1]) == {"projector"}
+    assert changed(states[1], states[2]) == {"projector", "language_model"}
+    model, processor = VoCoLlama.from_pretrained(third), VoCoProcessor.from_pretrained(third)
+    assert (model.config.condition, model.config.num_voco, processor.num_voco) == ("voco", 4, 4)
+    assert model.config.segment_shape() == processor.segment_shape()
+    assert model.config.segment_prefix_ids != []
+
+
+def broken_copy(world: Path, folder: Path) -> list[str]:
+    """Overrides for a data set one of whose images is missing."""
+    rows = json.loads((world / "instruct" / "train.json").read_text())
+    with_image = next(row for row in rows if "image" in row)
+    with_image["image"] = "gone.png"
+    folder.mkdir()
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return [f"data.sources.0.file={folder / 'rows.json'}", "trainer.max_steps=6"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_record_stops_or_is_skipped_and_listed(settings_for, world, tmp_path, workers, caplog):
+    overrides = [*broken_copy(world, tmp_path / "data"), f"trainer.dataloader_num_workers={workers}"]
+    with pytest.raises(DataError) as raised:
+        train(settings_for("toy/instruct", *overrides))
+    assert "gone.png: no such file" in error_line(raised.value)
+    assert "rows.json record" in error_line(raised.value)
+
+    skipping = settings_for(
+        "toy/instruct", *overrides, "data.skip_bad_records=true", f"output_dir={tmp_path / 'skipping'}"
+    )
+    train(skipping)
+    (bad,) = json.loads((tmp_path / "skipping" / "result.json").read_text())["bad_records"]
+    assert "gone.png" in bad["error"]
+    assert "1 bad records were skipped" in caplog.text
+
+
+def test_a_data_set_smaller_than_a_batch(settings_for):
+    with pytest.raises(DataError, match=r"42 records, a batch 64"):
+        train(settings_for("toy/instruct", "trainer.per_device_train_batch_size=64"))
+
+
+def test_an_empty_data_set(settings_for, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    with pytest.raises(DataError, match=r"none.json: holds no records"):
+        train(settings_for("toy/instruct", f"data.sources.0.file={tmp_path / 'none.json'}"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(settings_for):
+    with pytest.raises(SettingsError, match=r"the loss is (nan|inf) at step \d+: lower trainer.learning_rate"):
+        train(settings_for("toy/instruct", "trainer.learning_rate=1.0e+38", "trainer.max_grad_norm=0"))
+
+
+def test_a_checkpoint_of_another_kind(settings_for, world):
+    from voco_llama.errors import CheckpointError
+
+    with pytest.raises(CheckpointError):
+        train(settings_for("toy/instruct", f"model.checkpoint={world / 'language'}"))
+
+
+def test_progress_and_tensorboard(settings_for, caplog):
+    caplog.set_level("INFO")
+    settings = settings_for(
+        "toy/instruct", "trainer.report_to=[tensorboard]", "trainer.logging_steps=3", "trainer.max_steps=5"
+    )
+    train(settings)
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["1/5", "3/5", "5/5"]
+    assert "tokens/s" in lines[0]
+    assert list(Path(settings.output_dir).glob("runs/*/events*"))
+
+
+def test_wandb_is_asked_when_named(settings_for):
+    from transformers.integrations import WandbCallback, get_reporting_integration_callbacks
+
+    from voco_llama.training.arguments import training_arguments
+
+    arguments = training_arguments(settings_for("toy/instruct", "trainer.report_to=[wandb]"))
+    assert get_reporting_integration_callbacks(arguments.report_to) == [WandbCallback]
