@@ -13,6 +13,7 @@ from voco_llama.data.toyworld.balance import Balancer
 from voco_llama.data.toyworld.questions import (
     CHOICE_PROMPT,
     LETTERS,
+    OPTIONS_PROMPT,
     SHORT_PROMPT,
     TEMPLATES,
     WEIGHTS,
@@ -66,7 +67,7 @@ def options_of(question: Question, rng: random.Random, letter: str | None = None
 def choice_text(question: str, options: dict[str, str]) -> str:
     """The question with its options, character for character as the MMBench task asks it."""
     lines = "\n".join(f"{letter}. {option}" for letter, option in options.items())
-    return f"{question} There are several options:\n{lines}\n\n{CHOICE_PROMPT}"
+    return f"{question} {OPTIONS_PROMPT}\n{lines}\n\n{CHOICE_PROMPT}"
 
 
 def open_question(question: Question) -> bool:

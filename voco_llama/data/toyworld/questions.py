@@ -12,6 +12,7 @@ from voco_llama.data.toyworld.scenes import Scene, Thing, place_name
 from voco_llama.data.toyworld.settings import ToyWorldSettings
 
 SHORT_PROMPT = "Answer the question using a single word or phrase."
+OPTIONS_PROMPT = "There are several options:"
 CHOICE_PROMPT = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCD"
 YES_NO = ("yes", "no")

@@ -12,9 +12,11 @@ from typing import Any
 
 from voco_llama.data.caption_csv import INSTRUCTIONS
 from voco_llama.data.prompts import ASSISTANT, USER, VICUNA_SYSTEM
+from voco_llama.data.records import IMAGE_MARK
 from voco_llama.data.toyworld.benchmarks import NAMES, write_benchmarks
 from voco_llama.data.toyworld.clips import Twins, draw_twins
 from voco_llama.data.toyworld.models import write_json, write_models
+from voco_llama.data.toyworld.questions import CHOICE_PROMPT, OPTIONS_PROMPT, SHORT_PROMPT
 from voco_llama.data.toyworld.scenes import Scene, caption, draw_scenes
 from voco_llama.data.toyworld.settings import ToyWorldSettings
 from voco_llama.data.toyworld.writers import choices_rng, write_clips, write_instruct, write_pretrain, write_text
@@ -112,7 +114,7 @@ def _write_all(settings: ToyWorldSettings, root: Path) -> None:
     write_benchmarks(root, {name: world.scenes[f"benchmark {name}"] for name in NAMES}, settings)
     logger.info("toy world: training the tokenizer")
     captions = {caption(scene) for part in ("pretrain", "train", "val") for scene in world.scenes[part]}
-    write_models(root, _texts(rows, records), captions, settings)
+    write_models(root, _texts(rows, records), captions, settings, (SHORT_PROMPT, CHOICE_PROMPT, OPTIONS_PROMPT))
     described = {part: [scene.description for scene in scenes] for part, scenes in world.scenes.items()}
     for split, pairs in world.clips.items():
         described[f"clips {split}"] = [clip.description for clip, _ in pairs]
@@ -122,12 +124,13 @@ def _write_all(settings: ToyWorldSettings, root: Path) -> None:
 
 def _texts(rows: Iterable[dict[str, Any]], records: dict[str, list[dict[str, Any]]]) -> set[str]:
     """Everything a model of this world will read or write, in the pieces in which the prompt template has it."""
-    texts = {*INSTRUCTIONS, VICUNA_SYSTEM, f"{USER} ", f" {ASSISTANT}", f" {MME_PROMPT}"}
+    texts = {*INSTRUCTIONS, VICUNA_SYSTEM, f" {ASSISTANT}", f" {MME_PROMPT}"}
     for row in rows:
-        texts |= {turn["value"] for turn in row["conversations"]}
-        texts |= {f" {turn['value']}" for turn in row["conversations"] if turn["from"] == "gpt"}
+        for turn in row["conversations"]:
+            said = turn["value"].replace(IMAGE_MARK, "").strip()
+            texts.add(f"{USER} {said}" if turn["from"] == "human" else f" {said}")
     for record in records["train"] + records["test"]:
-        texts |= {record["q"], record["a"], f" {record['a']}"}
+        texts |= {f"{USER} {record['q']}", f" {record['a']}"}
     return texts | {record["name"] for record in records["captions"]}
 
 
