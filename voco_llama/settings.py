@@ -130,6 +130,7 @@ class DataSettings:
         num_frames: Frames taken from a clip.
         skip_bad_records: Replace a record that cannot be used by the next one, and list it at the end.
         grouping: Rows of like length (`length`), or besides of like kind (`modality`), in one global batch.
+        keep_in_memory: Prepare each row once and keep it: for small data seen many times, without worker processes.
     """
 
     sources: list[SourceSettings] = MISSING
@@ -137,6 +138,7 @@ class DataSettings:
     num_frames: int = 8
     skip_bad_records: bool = False
     grouping: str = _choice("none", "length", "modality", default="none")
+    keep_in_memory: bool = False
 
 
 @dataclass

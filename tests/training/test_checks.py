@@ -33,6 +33,7 @@ ZERO = "trainer.deepspeed.zero_optimization"
         (["data.sources=[]"], "data.sources is empty"),
         (["data.sources.0.weight=0"], "data.sources.0.weight is 0"),
         (["data.sources.0.limit=0"], "data.sources.0.limit is 0"),
+        (["data.keep_in_memory=true"], "set trainer.dataloader_num_workers=0"),
         (["data.max_length=0"], "data.max_length is 0"),
         (["trainer.learnin_rate=1"], "'trainer.learnin_rate'; did you mean 'learning_rate'"),
         (["trainer.seed=1"], "decided by the setting seed"),

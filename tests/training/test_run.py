@@ -47,10 +47,11 @@ def test_the_same_seed_gives_the_same_curve(curve):
         ("trainer.per_device_train_batch_size=4", "trainer.gradient_accumulation_steps=2"),
         ("trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=8"),
         ("trainer.gradient_checkpointing=true",),
-        ("trainer.dataloader_num_workers=2",),
+        ("trainer.dataloader_num_workers=2", "data.keep_in_memory=false"),
+        ("data.keep_in_memory=true", "trainer.dataloader_num_workers=0"),
         ("model.attention=eager",),
     ],
-    ids=["4x2", "1x8", "checkpointing", "workers", "eager"],
+    ids=["4x2", "1x8", "checkpointing", "workers", "kept", "eager"],
 )
 def test_what_must_not_change_the_curve(curve, overrides):
     plain, varied = curve
@@ -160,7 +161,11 @@ def broken_copy(world: Path, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_record_stops_or_is_skipped_and_listed(settings_for, world, tmp_path, workers, caplog):
-    overrides = [*broken_copy(world, tmp_path / "data"), f"trainer.dataloader_num_workers={workers}"]
+    overrides = [
+        *broken_copy(world, tmp_path / "data"),
+        f"trainer.dataloader_num_workers={workers}",
+        "data.keep_in_memory=false",
+    ]
     with pytest.raises(DataError) as raised:
         train(settings_for("toy/instruct", *overrides))
     assert "gone.png: no such file" in error_line(raised.value)

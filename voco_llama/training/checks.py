@@ -133,6 +133,10 @@ def _check_data(settings: TrainSettings) -> None:
         _require(
             source.limit is None or source.limit > 0, f"data.sources.{index}.limit is {source.limit}: give 1 or more"
         )
+    _require(
+        not data.keep_in_memory or not settings.trainer.get("dataloader_num_workers"),
+        "data.keep_in_memory keeps rows in the training process: set trainer.dataloader_num_workers=0",
+    )
     for name in ("max_length", "num_frames"):
         _require(getattr(data, name) > 0, f"data.{name} is {getattr(data, name)}: give 1 or more")
 

@@ -2,9 +2,11 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import set_seed
 
 from voco_llama.data.collate import Collator
@@ -55,6 +57,7 @@ def train(settings: TrainSettings) -> Path:
     set_seed(settings.seed)
     mixture = open_mixture(settings, run.bad_records)
     model, processor = build_or_load(settings)
+    rows = LoadedMixture(mixture, processor.row)
     table = set_trainable(model, settings.stage.trains)
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, arguments)
     if arguments.should_save:
@@ -64,7 +67,7 @@ def train(settings: TrainSettings) -> Path:
         order=order,
         model=model,
         args=arguments,
-        train_dataset=LoadedMixture(mixture, processor.row),
+        train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
         data_collator=Collator(processor.tokens),
         processing_class=processor,
     )
@@ -88,6 +91,22 @@ def train(settings: TrainSettings) -> Path:
         )
         logger.info("trained: %s", run.final)
     return run.final
+
+
+class KeptRows(Sequence[dict[str, Tensor]]):
+    """Rows that are prepared when first asked for, and kept."""
+
+    def __init__(self, rows: Sequence[dict[str, Tensor]]) -> None:
+        self._rows = rows
+        self._kept: dict[int, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if index not in self._kept:
+            self._kept[index] = self._rows[index]
+        return self._kept[index]
 
 
 def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, arguments: Any) -> GroupedSampler:
