@@ -140,6 +140,14 @@ def test_flash_attention_is_refused_on_loading(saved):
         VoCoLlama.from_pretrained(saved, attn_implementation="flash_attention_2")
 
 
+def test_a_loaded_model_says_the_same_and_knows_when_to_stop(saved, processor):
+    model, loaded = tiny_model(processor), VoCoLlama.from_pretrained(saved)
+    assert loaded.language_model.generation_config.eos_token_id == processor.tokens.eos
+    questions = processor(["<image>\nWhat?", "Why?"], images=random_images(1))
+    said, expected = (m.generate(**questions, max_new_tokens=8, do_sample=False) for m in (loaded, model))
+    assert torch.equal(said, expected)
+
+
 def test_a_model_can_be_saved_again(saved, tmp_path, batch):
     VoCoLlama.from_pretrained(saved).save_pretrained(tmp_path)
     again = VoCoLlama.from_pretrained(tmp_path)
