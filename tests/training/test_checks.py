@@ -25,7 +25,6 @@ ZERO = "trainer.deepspeed.zero_optimization"
         (["stage=clip", "model=llava_7b"], "stage clip trains a tiny tower from scratch"),
         (["stage=clip", "model.vision.name=tiny.json", "model.tokenizer=null"], "set model.tokenizer"),
         (["model.attention=flash_attention_2"], "use sdpa, eager or flex_attention"),
-        (["model.attention=flex_attention", "trainer=cpu"], "no backward pass on a CPU"),
         (["model.language.pretrained=some/model"], "set exactly one of model.language.pretrained"),
         (["model.language.config=null"], "set exactly one of model.language.pretrained"),
         (["model.tokenizer=null"], "brings no tokenizer: set model.tokenizer"),

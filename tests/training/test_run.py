@@ -180,6 +180,20 @@ def test_a_bad_record_stops_or_is_skipped_and_listed(settings_for, world, tmp_pa
     assert "1 bad records were skipped" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.attention=flex_attention"], "no backward pass on a CPU"),
+        (["trainer.lr_scheduler_type=cosinus"], "trainer: cosinus is not a valid SchedulerType"),
+        (["trainer=zero2", "trainer.use_cpu=true", "trainer.dataloader_num_workers=0"], "needs torchrun"),
+    ],
+)
+def test_what_the_machine_or_the_trainer_refuses(settings_for, overrides, message, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SettingsError, match=message):
+        train(settings_for("toy/instruct", *overrides))
+
+
 def test_a_data_set_smaller_than_a_batch(settings_for):
     with pytest.raises(DataError, match=r"42 records, a batch 64"):
         train(settings_for("toy/instruct", "trainer.per_device_train_batch_size=64"))

@@ -33,6 +33,8 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
         )
     except (ValueError, TypeError) as error:
         raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
+    if settings.model.attention == "flex_attention" and arguments.device.type == "cpu":
+        raise SettingsError("model.attention=flex_attention has no backward pass on a CPU: use sdpa")
     if arguments.n_gpu > 1:
         raise SettingsError(
             f"this process sees {arguments.n_gpu} GPUs: start one process for each with torchrun --nproc_per_node"

@@ -103,10 +103,6 @@ def _check_model(model: ModelSettings, settings: TrainSettings) -> None:
         "model.attention=flash_attention_2 cannot express the VoCo mask and would let text see the image:"
         " use sdpa, eager or flex_attention",
     )
-    _require(
-        not (model.attention == "flex_attention" and settings.trainer.get("use_cpu")),
-        "model.attention=flex_attention has no backward pass on a CPU: use sdpa",
-    )
     if model.checkpoint is not None or settings.stage.name == "clip":
         return
     _require(
