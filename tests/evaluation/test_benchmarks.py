@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.evaluation.files import picture, write_set
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.evaluation.benchmarks import BENCHMARKS, decode_image, read_benchmark
+from voco_llama.evaluation.benchmarks import BENCHMARKS, read_benchmark
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\n\nAnswer with the option's letter from the given choices directly."
@@ -66,7 +66,7 @@ def test_files_that_changed_are_read_anew(tmp_path):
     ("change", "message"),
     [
         ({"image": None}, "holds no image bytes"),
-        ({"image": {"bytes": b"not an image", "path": "x.png"}}, "cannot be decoded"),
+        ({"image": {"bytes": b"not an image", "path": "x.png"}}, "not an image that can be read"),
         ({"question": ...}, "lack the column 'question'"),
         ({"category": ...}, "lack the column 'category'"),
     ],
@@ -82,11 +82,13 @@ def test_bad_row_is_named(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_image_too_large_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr("voco_llama.evaluation.benchmarks.MAX_IMAGE_PIXELS", 15 * 15)
+def test_image_too_large_is_refused_before_it_is_decoded(monkeypatch, tmp_path):
+    monkeypatch.setattr("voco_llama.data.images.MAX_IMAGE_PIXELS", 15 * 15)
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    row = {"id": "0", "question": "Is there a dog?", "answer": "no", "category": "x", "image": picture("red")}
+    write_set(tmp_path / "lmms-lab-encoder" / "POPE", {("default", "test"): [row]})
     with pytest.raises(DataError, match="too large to decode"):
-        decode_image(picture("red")["bytes"], "here")
+        read_benchmark(tmp_path, "POPE")[0].load_image()
 
 
 def test_missing_files(tmp_path):

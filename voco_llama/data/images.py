@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -89,10 +89,23 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     where = f"image {path}"
     if not Path(path).is_file():
         raise DataError(f"{where}: no such file; fetch it, or take the record out")
+    return decode_image(path, where)
+
+
+def decode_image(file: str | os.PathLike[str] | BinaryIO, where: str) -> Image.Image:
+    """`load_image` for a file that is there, or that is held in memory.
+
+    Args:
+        file: A path or a binary file.
+        where: What messages call it.
+
+    Raises:
+        DataError: As `load_image`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below, is stricter
-            image = Image.open(path, formats=IMAGE_FORMATS)
+            image = Image.open(file, formats=IMAGE_FORMATS)
         with image:
             width, height = image.size
             if max(width, height) ** 2 > MAX_IMAGE_PIXELS:

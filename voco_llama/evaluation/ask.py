@@ -72,7 +72,4 @@ def ask(settings: AskSettings) -> list[str]:
         f"{len(cache) * cache.bytes_per_entry:,}",
     )
     laid_out = processor(text=settings.questions, condition="voco", num_voco=cache.num_voco)
-    answers = generate_texts(model, processor, laid_out, cache, settings.max_new_tokens)
-    for question, answer in zip(settings.questions, answers, strict=True):
-        logger.info("  %s -> %s", question.replace("\n", " "), answer)
-    return answers
+    return generate_texts(model, processor, laid_out, cache, settings.max_new_tokens)

@@ -9,9 +9,6 @@ import hashlib
 import io
 import logging
 import math
-import struct
-import warnings
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from voco_llama.data.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS, one_line
+from voco_llama.data.images import decode_image, one_line
 from voco_llama.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -188,27 +185,7 @@ class _Images:
         return image["bytes"]
 
     def _decode(self, index: int) -> Image.Image:
-        return decode_image(self._bytes(index), f"{self.folder} image {index}")
-
-
-def decode_image(data: bytes, source: str) -> Image.Image:
-    """Decode the bytes of an image file into RGB, within the limits of `voco_llama.data.images`.
-
-    Raises:
-        DataError: The bytes are no image, a damaged one, or one too large to decode.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        if max(image.size) ** 2 > MAX_IMAGE_PIXELS:
-            width, height = image.size
-            raise DataError(f"{source}: too large to decode ({width} x {height} pixels): scale it down")
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, struct.error, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{source}: cannot be decoded ({one_line(error)}): fetch the parquet files again") from error
+        return decode_image(io.BytesIO(self._bytes(index)), f"{self.folder} image {index}")
 
 
 def _load(folder: Path, config: str | None, split: str) -> "datasets.Dataset":

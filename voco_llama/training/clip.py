@@ -150,7 +150,11 @@ def read_pairs(
         if len(record.images) != 1 or record.turns[-1].role != "assistant":
             raise DataError(f"{record.source}: stage clip needs records of one image and its caption")
         ids = encode_caption(record.turns[-1].text, tokenizer, text_config["context_length"])
-        return {"pixel_values": transform(load_image(record.images[0])), "text": ids}
+        try:
+            image = load_image(record.images[0])
+        except DataError as error:
+            raise DataError(f"{record.source}: {error}") from error
+        return {"pixel_values": transform(image), "text": ids}
 
     return [mixture.try_load(index, load) for index in range(len(mixture))]
 

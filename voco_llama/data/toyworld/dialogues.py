@@ -131,8 +131,12 @@ def instruct_row(
 def described_row(
     record_id: str, scene: Scene, settings: ToyWorldSettings, balancer: Balancer, rng: random.Random
 ) -> Row:
-    """The same questions with the caption in the image's place: what a language model may know before it sees."""
+    """Questions with the caption in the image's place: what a language model may know before it sees.
+
+    The last turn asks for the caption, so that the words of captions are learned as answers too.
+    """
     (first, answer), *rest = question_turns(scene, settings, balancer, rng)
+    rest[-1:] = [(rng.choice(CAPTION_PROMPTS), caption(scene))]
     return row(record_id, [(f"{caption(scene)}\n{first}", answer), *rest])
 
 

@@ -1,8 +1,8 @@
 """The tiny tokenizer and the tiny open_clip and Llama configurations that go with the synthetic world.
 
 The tokenizer is a byte-level BPE: every text comes back exactly, newlines included. Each word of the world is a token,
-and so is each fixed instruction: short rows let the quickstart train in minutes. Its special tokens are Llama's:
-`<unk>`, `<s>`, `</s>` are 0, 1, 2; padding is `<unk>`.
+and so is each fixed phrase of the questions: short rows let the quickstart train in minutes. Its special tokens are
+Llama's: `<unk>`, `<s>`, `</s>` are 0, 1, 2; padding is `<unk>`.
 """
 
 import json
@@ -35,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, phrases: Sequence[str
         SettingsError: If the vocabulary is too small to make every word one token.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=UNK))
-    pattern = "|".join([*(f" ?{re.escape(phrase)}" for phrase in phrases), WORD])
+    pattern = "|".join([*(rf" ?{re.escape(phrase)}(?!\p{{L}})" for phrase in phrases), WORD])
     splitter = pre_tokenizers.Split(Regex(pattern), "isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, to_bytes])

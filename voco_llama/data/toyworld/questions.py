@@ -15,6 +15,15 @@ SHORT_PROMPT = "Answer the question using a single word or phrase."
 OPTIONS_PROMPT = "There are several options:"
 CHOICE_PROMPT = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCD"
+PHRASES = (
+    f"\n{SHORT_PROMPT}",
+    OPTIONS_PROMPT,
+    f"\n\n{CHOICE_PROMPT}",
+    *(f"\n{letter}." for letter in LETTERS),
+    *("Is there a", "Which shape is", "What color is the", "Where is the", "How many", "are there?", "Are there more"),
+    *("Is there exactly 1", "Are there exactly", "Is the", "the same color as the", "left of the", "right of the"),
+)
+"""Fixed stretches of the questions' text; the tiny tokenizer has one token for each, which makes rows short."""
 YES_NO = ("yes", "no")
 MOST_COUNTED = 3
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}

@@ -94,7 +94,7 @@ class ToyWorldSettings:
     clip_embedding: int = 64
     language_width: int = 128
     language_mlp: int = 352
-    language_layers: int = 6
+    language_layers: int = 4
     language_heads: int = 4
     max_positions: int = 2048
 

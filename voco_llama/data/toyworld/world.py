@@ -16,7 +16,7 @@ from voco_llama.data.records import IMAGE_MARK
 from voco_llama.data.toyworld.benchmarks import NAMES, write_benchmarks
 from voco_llama.data.toyworld.clips import Twins, draw_twins
 from voco_llama.data.toyworld.models import write_json, write_models
-from voco_llama.data.toyworld.questions import CHOICE_PROMPT, OPTIONS_PROMPT, SHORT_PROMPT
+from voco_llama.data.toyworld.questions import PHRASES
 from voco_llama.data.toyworld.scenes import Scene, caption, draw_scenes
 from voco_llama.data.toyworld.settings import ToyWorldSettings
 from voco_llama.data.toyworld.writers import choices_rng, write_clips, write_instruct, write_pretrain, write_text
@@ -114,7 +114,7 @@ def _write_all(settings: ToyWorldSettings, root: Path) -> None:
     write_benchmarks(root, {name: world.scenes[f"benchmark {name}"] for name in NAMES}, settings)
     logger.info("toy world: training the tokenizer")
     captions = {caption(scene) for part in ("pretrain", "train", "val") for scene in world.scenes[part]}
-    write_models(root, _texts(rows, records), captions, settings, (SHORT_PROMPT, CHOICE_PROMPT, OPTIONS_PROMPT))
+    write_models(root, _texts(rows, records), captions, settings, PHRASES)
     described = {part: [scene.description for scene in scenes] for part, scenes in world.scenes.items()}
     for split, pairs in world.clips.items():
         described[f"clips {split}"] = [clip.description for clip, _ in pairs]
