@@ -1,54 +1,114 @@
-"""The main job at small scale, as a list of `voco-llama` commands, run one after another in one process.
+"""The main job at small scale: a list of `voco-llama` commands, every one of which can be typed by itself.
 
-Every line can be typed by itself; running them here saves the seconds that each process would spend on imports.
+Commands run one after another in this process, which saves the seconds that each process spends on imports. The
+commands of one group do not depend on each other and run side by side, a process and a thread each: on models this
+small, two threads that wait for each other do less than two processes that do not.
 """
 
+import json
 import os
 import shlex
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 RUNS = os.environ.get("VOCO_RUNS", "runs")
 TOY, WORLD = f"{RUNS}/toy", f"{RUNS}/toyworld"
-UPPER, VOCO_1, VOCO_4, LANGUAGE = (f"{TOY}/{run}/final" for run in ("instruct_long", "voco_1", "voco_4", "language"))
-VIDEO = f"{TOY}/video/final"
-RESULTS = f"{TOY}/results"
+INSTRUCT, UPPER, VOCO_1, VOCO_4, VIDEO = (
+    f"{TOY}/{run}/final" for run in ("instruct", "instruct_long", "voco_1", "voco_4", "video")
+)
+TRAIN_SIDE_BY_SIDE = ("instruct_long", "voco_1", "voco_4")
 
-STEPS: list[tuple[str, list[str]]] = [
-    ("the synthetic world, in the formats of the real data", ["toyworld"]),
-    ("a tiny CLIP learns images and captions (stands in for ViT-L)", ["train", "experiment=toy/clip"]),
-    ("a tiny language model learns text (stands in for Vicuna)", ["train", "experiment=toy/language"]),
-    ("alignment: the projector alone, on captions", ["train", "experiment=toy/align"]),
-    ("instructions, text sees the image", ["train", "experiment=toy/instruct"]),
-    ("the upper bound: as many steps again", ["train", "experiment=toy/instruct_long"]),
-    ("VoCo: 16 vision tokens to 4, from the same weights, the same steps", ["train", "experiment=toy/voco_4"]),
-    ("VoCo: 16 vision tokens to 1, likewise", ["train", "experiment=toy/voco_1"]),
-    ("video: each frame compressed alone", ["train", "experiment=toy/video"]),
-    ("upper bound", ["evaluate", "row=upper", "condition=full", f"checkpoint={UPPER}"]),
-    ("4 VoCo tokens", ["evaluate", "row=voco_4", f"checkpoint={VOCO_4}"]),
-    ("1 VoCo token", ["evaluate", "row=voco_1", f"checkpoint={VOCO_1}"]),
-    ("lower bound: the upper bound's weights under the VoCo mask", ["evaluate", "row=lower", f"checkpoint={UPPER}"]),
-    ("blind: the upper bound without the image", ["evaluate", "row=blind", "condition=blind", f"checkpoint={UPPER}"]),
-    ("clips, frames in order and shuffled", ["evaluate-clips", "row=video", f"checkpoint={VIDEO}"]),
-    ("the table", ["report", f"results={RESULTS}"]),
-]
+
+def commands() -> list[tuple[str, list[list[str]]]]:
+    """What is done, in order: a line about it, and the commands of the group."""
+    return [
+        ("the synthetic world, in the formats of the real data", [["toyworld"]]),
+        ("a tiny CLIP learns images and captions (stands in for ViT-L)", [["train", "experiment=toy/clip"]]),
+        ("a tiny language model learns text (stands in for Vicuna)", [["train", "experiment=toy/language"]]),
+        ("alignment: the projector alone, on captions", [["train", "experiment=toy/align"]]),
+        ("instructions; text sees the whole image", [["train", "experiment=toy/instruct"]]),
+        (
+            "the same number of further steps for the upper bound and for 16 vision tokens compressed to 1 and to 4",
+            [["train", f"experiment=toy/{run}"] for run in TRAIN_SIDE_BY_SIDE],
+        ),
+        ("video: each frame compressed alone", [["train", "experiment=toy/video"]]),
+        ("upper bound", [["evaluate", "row=upper", "condition=full", f"checkpoint={UPPER}"]]),
+        ("4 VoCo tokens", [["evaluate", "row=voco_4", f"checkpoint={VOCO_4}"]]),
+        ("1 VoCo token", [["evaluate", "row=voco_1", f"checkpoint={VOCO_1}"]]),
+        (
+            "lower bound: the upper bound's weights under the VoCo mask",
+            [["evaluate", "row=lower", f"checkpoint={UPPER}"]],
+        ),
+        ("no image: the upper bound's weights", [["evaluate", "row=blind", "condition=blind", f"checkpoint={UPPER}"]]),
+        ("clips, frames in order and shuffled", [["evaluate-clips", "row=video", f"checkpoint={VIDEO}"]]),
+        ("the table", [["report"]]),
+    ]
+
+
+def example_commands() -> list[tuple[str, list[list[str]]]]:
+    """One image compressed once, three questions; one clip, a question on order. Known only once the world exists."""
+    images = Path(WORLD, "instruct")
+    rows = json.loads((images / "val.json").read_text(encoding="utf-8"))
+    row = next(row for row in rows if "image" in row)
+    asked = [turn["value"].replace("<image>", "").strip() for turn in row["conversations"] if turn["from"] == "human"]
+    answers = [turn["value"] for turn in row["conversations"] if turn["from"] == "gpt"]
+    clips = Path(WORLD, "clips")
+    clip = json.loads((clips / "test.json").read_text(encoding="utf-8"))[0]
+    video = next((clips / "videos").glob(f"{clip['video_id']}.*"))
+    image_ask = ["ask", f"checkpoint={VOCO_4}", f"image={images / 'images' / row['image']}", _questions(asked[:3])]
+    video_ask = ["ask", f"checkpoint={VIDEO}", f"video={video}", _questions([clip["q"]])]
+    return [
+        (f"one image, compressed once, three questions (truth: {', '.join(answers[:3])})", [image_ask]),
+        (f"one clip, each frame compressed alone (truth: {clip['a']})", [video_ask]),
+    ]
+
+
+def _questions(questions: Sequence[str]) -> str:
+    return f"questions={json.dumps(list(questions))}"
+
+
+def run_group(group: Sequence[list[str]]) -> int:
+    """Run one command here, or several side by side; the first status that is not 0."""
+    if len(group) == 1:
+        from voco_llama.cli import main as voco_llama
+
+        return voco_llama(group[0])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "voco_llama.cli", *command], env=environment) for command in group
+    ]
+    try:
+        statuses = [process.wait() for process in processes]
+    except KeyboardInterrupt:
+        statuses = [process.wait() for process in processes]
+    return next((status for status in statuses if status), 0)
 
 
 def main() -> int:
-    """Run every step; stop at the first that fails."""
-    from voco_llama.cli import main as voco_llama
-
+    """Run every group; stop at the first command that fails."""
     started = time.monotonic()
-    for number, (what, command) in enumerate(STEPS, 1):
-        elapsed = time.monotonic() - started
-        sys.stdout.write(f"\n== {number}/{len(STEPS)} [{elapsed / 60:.1f} min] {what}\n")
-        sys.stdout.write(f"   voco-llama {shlex.join(command)}\n")
-        sys.stdout.flush()
-        status = voco_llama(command)
-        if status != 0:
+    total = len(commands()) + 2
+    for number, (what, group) in enumerate(commands(), 1):
+        status = _announced(number, total, started, what, group)
+        if status:
             return status
-    sys.stdout.write(f"\n== done in {(time.monotonic() - started) / 60:.1f} min; everything is under {RUNS}/\n")
+    for number, (what, group) in enumerate(example_commands(), total - 1):
+        status = _announced(number, total, started, what, group)
+        if status:
+            return status
+    sys.stdout.write(f"\n== done in {(time.monotonic() - started) / 60:.1f} min; everything is under {RUNS}/toy\n")
     return 0
+
+
+def _announced(number: int, total: int, started: float, what: str, group: Sequence[list[str]]) -> int:
+    sys.stdout.write(f"\n== {number}/{total} [{(time.monotonic() - started) / 60:.1f} min] {what}\n")
+    for command in group:
+        sys.stdout.write(f"   voco-llama {shlex.join(command)}\n")
+    sys.stdout.flush()
+    return run_group(group)
 
 
 if __name__ == "__main__":

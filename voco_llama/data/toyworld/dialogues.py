@@ -117,7 +117,7 @@ def row(record_id: str, turns: list[Pair], image: str | None = None) -> Row:
 
 def caption_row(record_id: str, scene: Scene, image: str, rng: random.Random) -> Row:
     """An image and its caption, as in LLaVA's alignment data."""
-    return row(record_id, [(with_mark(rng.choice(CAPTION_PROMPTS), rng), caption(scene))], image)
+    return row(record_id, [(with_mark(rng.choice(CAPTION_PROMPTS), rng), caption(scene, rng))], image)
 
 
 def instruct_row(
@@ -136,8 +136,9 @@ def described_row(
     The last turn asks for the caption, so that the words of captions are learned as answers too.
     """
     (first, answer), *rest = question_turns(scene, settings, balancer, rng)
-    rest[-1:] = [(rng.choice(CAPTION_PROMPTS), caption(scene))]
-    return row(record_id, [(f"{caption(scene)}\n{first}", answer), *rest])
+    described = caption(scene, rng)
+    rest[-1:] = [(rng.choice(CAPTION_PROMPTS), described)]
+    return row(record_id, [(f"{described}\n{first}", answer), *rest])
 
 
 def text_row(record_id: str, settings: ToyWorldSettings, rng: random.Random) -> Row:

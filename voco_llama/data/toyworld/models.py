@@ -126,7 +126,7 @@ def language_config(settings: ToyWorldSettings, vocabulary: int) -> dict[str, An
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
-        "initializer_range": 0.02,
+        "initializer_range": settings.language_init,
         "attention_bias": False,
         "tie_word_embeddings": False,
         "bos_token_id": BOS_ID,

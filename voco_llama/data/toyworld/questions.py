@@ -150,7 +150,7 @@ def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
             )
 
 
-@_template("position.of_shape", 2)
+@_template("position.of_shape", 3)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     for thing in _lone_shapes(scene):
         yield f"Where is the {thing.shape}?", _place(thing, scene), _places(scene.grid)
@@ -195,14 +195,14 @@ def _counts(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple[str, str
     return (entry for entry in named if entry[2] <= MOST_COUNTED)
 
 
-@_template("count.some", 2)
+@_template("count.some", 1)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     numbers = tuple(str(number) for number in range(MOST_COUNTED + 1))
     for _, names, number in _counts(scene, settings):
         yield f"How many {names} are there?", str(number), numbers
 
 
-@_template("count.verify", 1)
+@_template("count.verify", 0.5)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     for name, names, number in _counts(scene, settings):
         for asked in range(1, MOST_COUNTED + 1):
@@ -233,14 +233,14 @@ def _stands(one: Thing, side: str, other: Thing) -> bool:
     return (one.row - other.row) * down > 0 if down else (one.col - other.col) * right > 0
 
 
-@_template("relation.shapes", 2)
+@_template("relation.shapes", 1)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     for one, other in permutations(_lone_shapes(scene), 2):
         for side in SIDES:
             yield f"Is the {one.shape} {side} the {other.shape}?", _yes(_stands(one, side, other)), YES_NO
 
 
-@_template("relation.colors", 1)
+@_template("relation.colors", 0.5)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     for one, other in permutations(_lone_colors(scene), 2):
         for side in SIDES:
@@ -248,7 +248,7 @@ def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
             yield what, _yes(_stands(one, side, other)), YES_NO
 
 
-@_template("relation.neighbor", 1)
+@_template("relation.neighbor", 0.5)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     at = {(thing.row, thing.col): thing for thing in scene.things}
     for thing in _lone_shapes(scene):
@@ -259,7 +259,7 @@ def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
                 yield f"Which shape is {side} the {thing.shape}?", neighbor.shape, others
 
 
-@_template("comparison.more", 1)
+@_template("comparison.more", 0.5)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     shapes = Counter(thing.shape for thing in scene.things)
     colors = Counter(thing.color for thing in scene.things)
@@ -269,7 +269,7 @@ def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
         yield f"Are there more {one} than {other} shapes?", _yes(colors[one] > colors[other]), YES_NO
 
 
-@_template("comparison.color", 1)
+@_template("comparison.color", 0.5)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     for one, other in permutations(_lone_shapes(scene), 2):
         yield f"Is the {one.shape} the same color as the {other.shape}?", _yes(one.color == other.color), YES_NO

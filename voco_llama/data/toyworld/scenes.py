@@ -135,10 +135,16 @@ def place_name(row: int, col: int, grid: int) -> str:
     return f"row {row + 1} column {col + 1}"
 
 
-def caption(scene: Scene) -> str:
-    """Such as 'red circle top left, blue square bottom right'."""
-    places = (f"{thing.name} {place_name(int(thing.row), int(thing.col), scene.grid)}" for thing in scene.things)
-    return ", ".join(places)
+def caption(scene: Scene, rng: random.Random | None = None) -> str:
+    """Such as 'red circle top left, blue square bottom right'.
+
+    Args:
+        scene: What to describe.
+        rng: Shuffles the things, so that the words for their places must be seen and not counted off; reading order
+            without it.
+    """
+    things = list(scene.things) if rng is None else rng.sample(scene.things, len(scene.things))
+    return ", ".join(f"{thing.name} {place_name(int(thing.row), int(thing.col), scene.grid)}" for thing in things)
 
 
 def draw(scene: Scene, settings: ToyWorldSettings, rng: np.random.Generator) -> Image.Image:

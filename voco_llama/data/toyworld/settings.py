@@ -55,14 +55,15 @@ class ToyWorldSettings:
         language_mlp: Inner size of its feed-forward layers.
         language_layers: Its layers.
         language_heads: Its heads.
+        language_init: Standard deviation of its initial weights, about 1 / sqrt(width).
         max_positions: Its `max_position_embeddings`.
     """
 
     seed: int = 0
     grid: int = 2
     image_size: int = 32
-    colors: int = 6
-    shapes: int = 4
+    colors: int = 4
+    shapes: int = 3
     sizes: int = 1
     empty: float = 0.25
     companion: float = 0.3
@@ -96,6 +97,7 @@ class ToyWorldSettings:
     language_mlp: int = 352
     language_layers: int = 4
     language_heads: int = 4
+    language_init: float = 0.08
     max_positions: int = 2048
 
     def __post_init__(self) -> None:
