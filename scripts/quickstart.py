@@ -53,8 +53,9 @@ def example_commands() -> list[tuple[str, list[list[str]]]]:
     images = Path(WORLD, "instruct")
     rows = json.loads((images / "val.json").read_text(encoding="utf-8"))
     row = next(row for row in rows if "image" in row)
-    asked = [turn["value"].replace("<image>", "").strip() for turn in row["conversations"] if turn["from"] == "human"]
-    answers = [turn["value"] for turn in row["conversations"] if turn["from"] == "gpt"]
+    turns = zip(row["conversations"][::2], row["conversations"][1::2], strict=True)
+    pairs = [(human["value"].replace("<image>", "").strip().split("\n")[0], gpt["value"]) for human, gpt in turns]
+    asked, answers = zip(*[(question, answer) for question, answer in pairs if "options:" not in question], strict=True)
     clips = Path(WORLD, "clips")
     clip = json.loads((clips / "test.json").read_text(encoding="utf-8"))[0]
     video = next((clips / "videos").glob(f"{clip['video_id']}.*"))

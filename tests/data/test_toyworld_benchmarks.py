@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from voco_llama.data.toyworld.questions import all_questions
 from voco_llama.data.toyworld.yes_no_benchmarks import MME_PROMPT
 
 SETTINGS = ToyWorldSettings(
-    pretrain_images=0, instruct_images=0, val_images=0, text_rows=0, clips_train=0, clips_test=0
+    colors=6, shapes=4,
+    pretrain_images=0, instruct_images=0, val_images=0, text_rows=0, clips_train=0, clips_test=0,
 )  # fmt: skip
 FILES = {
     "GQA": "testdev_balanced_instructions/testdev-00000-of-00001.parquet",
@@ -91,6 +93,17 @@ def test_questions_alone_do_not_answer(rows: Rows) -> None:
     assert guesses["GQA"] < 0.45
     assert guesses["VQAv2"] < 0.45
     assert sum(guesses.values()) / len(guesses) < 0.45
+
+
+def test_nor_in_the_default_world(tmp_path: Path) -> None:
+    settings = replace(ToyWorldSettings(), pretrain_images=0, instruct_images=0, val_images=0, text_rows=0)
+    settings = replace(settings, clips_train=0, clips_test=0)
+    scenes = plan_world(settings).scenes
+    write_benchmarks(tmp_path, {name: scenes[f"benchmark {name}"] for name in NAMES}, settings)
+    folder = tmp_path / "benchmarks" / "lmms-lab-encoder"
+    asked = asked_in({name: pq.read_table(folder / name / file).to_pylist() for name, file in FILES.items()})
+    guesses = [best_guess(pairs) for pairs in asked.values()]
+    assert sum(guesses) / len(guesses) < 0.5
 
 
 def test_a_leak_is_seen() -> None:

@@ -13,7 +13,7 @@ from voco_llama.data.toyworld.questions import SHORT_PROMPT
 SETTINGS = ToyWorldSettings()
 CAPTIONS = ["red circle top left, blue square bottom right", "red circle top left"]
 TEXTS = [
-    *CAPTIONS, VICUNA_SYSTEM, "USER: ", " ASSISTANT:", " red", " yes", " A", " 2",
+    *CAPTIONS, VICUNA_SYSTEM, "USER:", " ASSISTANT:", " red", " yes", " A", " 2",
     f"What color is the circle?\n{SHORT_PROMPT}",
     "blue", "yes", "A", "There are several options:\nA. red\nB. blue\n\nAnswer with the option's letter",
 ]  # fmt: skip
@@ -54,7 +54,7 @@ def test_text_comes_back_exactly(tokenizer, text: str) -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        *("USER: ", " ASSISTANT:", " red", " yes", " A", " 2", "red", "yes", "A", " circle", "A.", " option's"),
+        *("USER:", " ASSISTANT:", " red", " yes", " A", " 2", "red", "yes", "A", " circle", "A.", " option's"),
         *(" ", "\n", "\n\n", "?", ","),
     ],
 )
@@ -77,7 +77,7 @@ def test_language_model_builds(root: Path, tokenizer) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(root / "language"))
     assert model.get_input_embeddings().weight.shape == (len(tokenizer), 128)
     assert model.config.max_position_embeddings == 2048
-    assert 1.0e6 < sum(weight.numel() for weight in model.parameters()) < 2.0e6
+    assert 0.5e6 < sum(weight.numel() for weight in model.parameters()) < 2.0e6
 
 
 def test_contrastive_model_builds_and_pools_at_the_end(root: Path, tokenizer) -> None:

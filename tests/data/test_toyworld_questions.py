@@ -18,7 +18,7 @@ from voco_llama.data.toyworld.dialogues import (
 from voco_llama.data.toyworld.questions import SHORT_PROMPT, TEMPLATES, Question, all_questions
 from voco_llama.data.toyworld.scenes import Scene, Thing, draw_scenes
 
-SETTINGS = ToyWorldSettings()
+SETTINGS = ToyWorldSettings(colors=6, shapes=4)
 #   red circle   | blue square
 #   (empty)      | red triangle
 SCENE = Scene(2, (Thing(0, 0, "circle", "red"), Thing(0, 1, "square", "blue"), Thing(1, 1, "triangle", "red")))
@@ -126,7 +126,7 @@ def asked_in(rows: list[dict]) -> list[tuple[str, str]]:
 def test_training_questions_do_not_give_their_answers_away() -> None:
     rng = random.Random(0)
     balancer = Balancer(rng)
-    scenes = draw_scenes(SETTINGS, "train", 2000, rng)
+    scenes = draw_scenes(SETTINGS, "train", 4000, rng)
     rows = [instruct_row(str(number), scene, "x.png", SETTINGS, balancer, rng) for number, scene in enumerate(scenes)]
     asked = asked_in(rows)
     assert best_guess(asked) < 0.42

@@ -135,7 +135,7 @@ def test_companions_make_shapes_alike() -> None:
     """The setting raises how often two things of a scene share their color."""
 
     def alike(companion: float) -> float:
-        rng, settings = random.Random(0), ToyWorldSettings(empty=0.0, companion=companion)
+        rng, settings = random.Random(0), ToyWorldSettings(colors=6, empty=0.0, companion=companion)
         drawn = [scenes.sample_scene(settings, rng).things for _ in range(500)]
         return sum(things[0].color == things[1].color for things in drawn) / len(drawn)
 

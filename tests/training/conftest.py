@@ -55,10 +55,14 @@ def one_thread():
 def settings_for(world, tmp_path) -> Callable[..., TrainSettings]:
     """Settings of an experiment on the little world, from random weights, without any saving or reporting."""
 
+    questions = f"{{format: llava_json, file: {world}/instruct/train.json, media_folder: {world}/instruct/images}}"
+
     def make(experiment: str = "toy/instruct", *overrides: str) -> TrainSettings:
+        reads_questions = experiment.removeprefix("toy/") in ("instruct", "instruct_long", "voco_1", "voco_4")
         return compose(
             [
                 f"experiment={experiment}",
+                *([f"data.sources=[{questions}]"] if reads_questions else []),
                 f"paths.toyworld={world}",
                 f"output_dir={tmp_path / 'run'}",
                 "model.checkpoint=null",

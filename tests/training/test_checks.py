@@ -79,7 +79,7 @@ def disk(tmp_path):
 
 
 def as_overrides(values):
-    return [f"{key}={value}" for key, value in values.items()]
+    return ["data=toy_captions", *(f"{key}={value}" for key, value in values.items())]  # data of one source
 
 
 def test_what_is_there_passes(disk, tmp_path):
