@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from voco_llama.errors import CheckpointError, SettingsError
@@ -75,8 +77,9 @@ def read_vision_weights(name: str, pretrained: str | None) -> dict[str, torch.Te
 
     try:
         weights = load_state_dict(pretrained, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{pretrained}: cannot be read as weights ({error}): give a safetensors file") from error
+    except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{pretrained}: cannot be read as weights ({reason}): give a safetensors file") from error
     visual = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
     if not visual:
         raise CheckpointError(f"{pretrained}: holds no open_clip vision transformer (keys 'visual.*')")
