@@ -5,7 +5,14 @@ import re
 import pytest
 
 from voco_llama import provenance as module
-from voco_llama.provenance import fingerprint_data, fingerprint_files, git_commit, provenance, write_atomically
+from voco_llama.provenance import (
+    fingerprint_data,
+    fingerprint_files,
+    git_commit,
+    provenance,
+    sampled_fingerprint,
+    write_atomically,
+)
 
 
 def test_provenance_names_versions_and_commit():
@@ -29,6 +36,28 @@ def test_fingerprint_of_files_follows_names_and_contents(tmp_path):
     two.write_text("3")
     assert fingerprint_files([one, two]) != before
     assert fingerprint_data({"a": 1, "b": 2}) == fingerprint_data({"b": 2, "a": 1}) != fingerprint_data({"a": 2})
+
+
+def test_sampled_fingerprint_sees_names_sizes_and_contents_of_large_files(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    weights = bytearray(5_000_000)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text("{}")
+    (folder / "notes.txt").write_text("not looked at")
+    before = sampled_fingerprint(folder)
+    (folder / "notes.txt").write_text("still not")
+    assert sampled_fingerprint(folder) == before
+    seen = {before}
+    for place in (0, len(weights) // 2 - len(weights) // 2 % (1 << 16), len(weights) - 1):
+        changed = bytearray(weights)
+        changed[place : place + (1 << 18)] = b"\1" * len(changed[place : place + (1 << 18)])
+        (folder / "model.safetensors").write_bytes(changed)
+        seen.add(sampled_fingerprint(folder))
+    assert len(seen) == 4
+    (folder / "model.safetensors").write_bytes(weights + b"\0")
+    assert sampled_fingerprint(folder) not in seen
+    assert sampled_fingerprint(folder / "config.json") != sampled_fingerprint(folder / "model.safetensors")
 
 
 def test_write_leaves_the_old_file_if_it_fails(tmp_path, monkeypatch):

@@ -164,6 +164,8 @@ class TrainSettings:
 
     Attributes:
         trainer: Keys of `transformers.TrainingArguments`, `deepspeed` (a path or the configuration itself) included.
+        optimizer: `trainer`: the one that `trainer.optim` names, AdamW by default. `muon`: for tiny models that learn
+            from scratch (`voco_llama.training.optimizer`).
         resume: `auto` goes on from the last checkpoint in `output_dir`, `never` refuses a folder already in use, a
             path names a checkpoint.
     """
@@ -174,6 +176,7 @@ class TrainSettings:
     data: DataSettings = field(default_factory=DataSettings)
     stage: StageSettings = field(default_factory=StageSettings)
     trainer: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = _choice("trainer", "muon", default="trainer")
     paths: PathsSettings = field(default_factory=PathsSettings)
     seed: int = 0
     output_dir: str = MISSING

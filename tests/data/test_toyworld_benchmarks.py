@@ -17,10 +17,7 @@ from voco_llama.data.toyworld.benchmarks import NAMES, write_benchmarks
 from voco_llama.data.toyworld.questions import all_questions
 from voco_llama.data.toyworld.yes_no_benchmarks import MME_PROMPT
 
-# Not the default world: with its three shapes D is rarer among MMBench's letters, and POPE's adversarial objects keep
-# less company than `test_mmbench` and `test_pope` ask. To be mended in the world.
 SETTINGS = ToyWorldSettings(
-    colors=6, shapes=4,
     pretrain_images=0, instruct_images=0, val_images=0, text_rows=0, clips_train=0, clips_test=0,
 )  # fmt: skip
 FILES = {

@@ -12,6 +12,7 @@ from voco_llama.data.images import load_image
 from voco_llama.data.readers import open_reader
 from voco_llama.data.toyworld import ToyWorldSettings, world, write_toyworld
 from voco_llama.data.toyworld.models import train_tokenizer
+from voco_llama.data.toyworld.scenes import place_name
 from voco_llama.errors import SettingsError
 
 SETTINGS = ToyWorldSettings(
@@ -70,8 +71,12 @@ def test_scenes_on_disk_are_those_of_the_plan(root: Path) -> None:
     captions = [row["conversations"][1]["value"] for row in json.loads((root / "pretrain" / "chat.json").read_text())]
     assert len(described["pretrain"]) == len(captions)
     for description, caption in zip(described["pretrain"], captions, strict=True):
-        things = [place.split(" ", 1)[1] for place in description.split("; ")]
-        assert sorted(things) == sorted(" ".join(place.split()[:2]) for place in caption.split(", "))
+        told = []
+        for thing in description.split("; "):
+            cell, name = thing.split(" ", 1)
+            row, col = map(int, cell.split(","))
+            told.append(sorted(f"{name} {place_name(row, col, SETTINGS.grid)}".split()))
+        assert sorted(told) == sorted(sorted(part.split()) for part in caption.split(", "))
     held_out = {text for part, texts in described.items() if part == "val" or "benchmark" in part for text in texts}
     trained = {text for part in ("pretrain", "text", "train") for text in described[part]}
     assert held_out

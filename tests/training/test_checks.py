@@ -11,6 +11,7 @@ from voco_llama.training import checks
 from voco_llama.training.checks import check_settings
 
 ZERO = "trainer.deepspeed.zero_optimization"
+RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/folder")
 
 
 @pytest.mark.parametrize(
@@ -25,9 +26,9 @@ ZERO = "trainer.deepspeed.zero_optimization"
         (["stage=clip", "model=llava_7b"], "stage clip trains a tiny tower from scratch"),
         (["stage=clip", "model.vision.name=tiny.json", "model.tokenizer=null"], "set model.tokenizer"),
         (["model.attention=flash_attention_2"], "use sdpa, eager or flex_attention"),
-        (["model.language.pretrained=some/model"], "set exactly one of model.language.pretrained"),
-        (["model.language.config=null"], "set exactly one of model.language.pretrained"),
-        (["model.tokenizer=null"], "brings no tokenizer: set model.tokenizer"),
+        (["model.language.config=some/folder"], "set exactly one of model.language.pretrained"),
+        (["model.language.pretrained=null"], "set exactly one of model.language.pretrained"),
+        ([*RANDOM_WEIGHTS, "model.tokenizer=null"], "brings no tokenizer: set model.tokenizer"),
         (["model.vision.name=a.json", "model.vision.pretrained=openai"], "set model.vision.pretrained to null"),
         (["data.sources=[]"], "data.sources is empty"),
         (["data.sources.0.weight=0"], "data.sources.0.weight is 0"),
@@ -48,7 +49,14 @@ ZERO = "trainer.deepspeed.zero_optimization"
             ["trainer=zero3", "model.checkpoint=x", f"{ZERO}.stage3_gather_16bit_weights_on_model_save=false"],
             "must be true",
         ),
-        (["trainer=zero3"], "random weights"),
+        (["trainer=zero3", *RANDOM_WEIGHTS], "random weights"),
+        (["trainer=zero2", "optimizer=muon"], "optimizer=muon needs whole matrices"),
+        (["trainer.fsdp=full_shard", "optimizer=muon"], "optimizer=muon needs whole matrices"),
+        (
+            ["stage=clip", "model.vision.name=tiny.json", "optimizer=muon"],
+            "optimizer=muon is for language models: set optimizer=trainer",
+        ),
+        (["optimizer=adam"], "optimizer is 'adam': choose one of trainer, muon"),
         (["trainer.deepspeed=nowhere.json"], "nowhere.json cannot be read"),
     ],
 )
@@ -72,7 +80,7 @@ def disk(tmp_path):
         "data.sources.0.file": tmp_path / "rows.json",
         "data.sources.0.media_folder": tmp_path / "images",
         "model.vision.name": tmp_path / "tiny.json",
-        "model.language.config": tmp_path / "language",
+        "model.language.pretrained": tmp_path / "language",
         "model.tokenizer": tmp_path / "tokenizer",
         "output_dir": tmp_path / "run",
     }
@@ -93,7 +101,7 @@ def test_what_is_there_passes(disk, tmp_path):
         "data.sources.0.file",
         "data.sources.0.media_folder",
         "model.vision.name",
-        "model.language.config",
+        "model.language.pretrained",
         "model.tokenizer",
         "model.checkpoint",
     ],

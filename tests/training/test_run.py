@@ -1,6 +1,7 @@
 """Runs that must give one and the same loss curve, and what a run leaves behind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,18 @@ def test_a_finished_run_is_left_as_it_is(settings_for, monkeypatch, caplog):
     train(settings_for("toy/align", "trainer.logging_steps=7"))
 
 
+def test_a_finished_run_whose_start_was_trained_anew_is_not_taken_for_its_result(settings_for, tmp_path):
+    first = settings_for("toy/language", f"output_dir={tmp_path / 'language'}")
+    start = train(first)
+    second = settings_for("toy/align", f"output_dir={tmp_path / 'align'}", f"model.checkpoint={start}")
+    train(second)
+    train(second)
+    shutil.rmtree(tmp_path / "language")
+    train(settings_for("toy/language", f"output_dir={tmp_path / 'language'}", "seed=1"))
+    with pytest.raises(SettingsError, match=r"align holds a run on what model.checkpoint named then, and that has"):
+        train(second)
+
+
 def test_what_a_run_leaves_behind(settings_for):
     settings = settings_for("toy/instruct")
     final = train(settings)
@@ -185,7 +198,10 @@ def test_a_bad_record_stops_or_is_skipped_and_listed(settings_for, world, tmp_pa
     [
         (["model.attention=flex_attention"], "no backward pass on a CPU"),
         (["trainer.lr_scheduler_type=cosinus"], "trainer: cosinus is not a valid SchedulerType"),
-        (["trainer=zero2", "trainer.use_cpu=true", "trainer.dataloader_num_workers=0"], "needs torchrun"),
+        (
+            ["trainer=zero2", "optimizer=trainer", "trainer.use_cpu=true", "trainer.dataloader_num_workers=0"],
+            "needs torchrun",
+        ),
     ],
 )
 def test_what_the_machine_or_the_trainer_refuses(settings_for, overrides, message, monkeypatch):
@@ -207,7 +223,11 @@ def test_an_empty_data_set(settings_for, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(settings_for):
     with pytest.raises(SettingsError, match=r"the loss is (nan|inf) at step \d+: lower trainer.learning_rate"):
-        train(settings_for("toy/instruct", "trainer.learning_rate=1.0e+38", "trainer.max_grad_norm=0"))
+        train(
+            settings_for(
+                "toy/instruct", "optimizer=trainer", "trainer.learning_rate=1.0e+38", "trainer.max_grad_norm=0"
+            )
+        )
 
 
 def test_a_checkpoint_of_another_kind(settings_for, world):

@@ -225,6 +225,14 @@ def _check_trainer(settings: TrainSettings) -> None:
     for key in trainer:
         if key not in known:
             raise SettingsError(f"unknown setting 'trainer.{key}'{did_you_mean(key, known)} (TrainingArguments' keys)")
+    if settings.optimizer == "muon":
+        _require(
+            settings.stage.name != "clip", "optimizer=muon is for language models: set optimizer=trainer for stage clip"
+        )
+        _require(
+            trainer.get("deepspeed") is None and not trainer.get("fsdp"),
+            "optimizer=muon needs whole matrices, and DeepSpeed and FSDP cut them into pieces: set optimizer=trainer",
+        )
     if trainer.get("deepspeed") is not None:
         _check_deepspeed(trainer["deepspeed"], settings.model)
 

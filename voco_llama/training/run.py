@@ -65,6 +65,7 @@ def train(settings: TrainSettings) -> Path:
 
     trainer = VoCoTrainer(
         order=order,
+        use_muon=settings.optimizer == "muon",
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,

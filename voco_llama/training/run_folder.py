@@ -1,6 +1,7 @@
 """The folder of a run: what it holds, and whether a command begins, goes on with, or has already finished it.
 
 settings.yaml     the resolved settings
+inputs.json       fingerprints of the data files and of the model that it started from
 environment.json  git commit, package versions, command line's start time, seed
 checkpoint-N/     Trainer checkpoints (resume)
 runs/             tensorboard
@@ -19,12 +20,13 @@ from typing import Any
 import yaml
 
 from voco_llama.errors import SettingsError
-from voco_llama.provenance import provenance, write_atomically
+from voco_llama.provenance import provenance, sampled_fingerprint, write_atomically
 from voco_llama.settings import TrainSettings, flatten, to_plain
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.yaml"
+INPUTS_FILE = "inputs.json"
 ENVIRONMENT_FILE = "environment.json"
 RESULT_FILE = "result.json"
 FINAL_FOLDER = "final"
@@ -68,16 +70,17 @@ class RunFolder:
         return self.path / "bad_records"
 
     def is_finished(self) -> bool:
-        """Whether the run already ended, by these very settings.
+        """Whether the run already ended, by these very settings and from these very inputs.
 
         Raises:
-            SettingsError: The folder belongs to other settings, or `resume=never` and it is in use.
+            SettingsError: The folder belongs to other settings or inputs, or `resume=never` and it is in use.
         """
         if not (self.path / SETTINGS_FILE).is_file():
             return False
         if self.settings.resume == "never":
             raise SettingsError(f"{self.path} holds a run and resume=never: choose another output_dir or remove it")
         self._check_same_settings()
+        self._check_same_inputs()
         return (self.path / RESULT_FILE).is_file()
 
     def _check_same_settings(self) -> None:
@@ -95,6 +98,31 @@ class RunFolder:
                 f"{self.path} holds a run with other settings: {shown}{more}: choose another output_dir or remove it"
             )
 
+    def _check_same_inputs(self) -> None:
+        there = json.loads((self.path / INPUTS_FILE).read_text(encoding="utf-8"))
+        here = self._inputs()
+        changed = sorted(key for key in here if there.get(key, here[key]) != here[key])
+        if changed:
+            raise SettingsError(
+                f"{self.path} holds a run on what {', '.join(changed)} named then, and that has changed since: choose"
+                " another output_dir, or remove it to train again"
+            )
+
+    def _inputs(self) -> dict[str, str]:
+        """Setting -> fingerprint of the local file or folder that it names."""
+        model = self.settings.model
+        named = {f"data.sources.{index}.file": source.file for index, source in enumerate(self.settings.data.sources)}
+        if model.checkpoint is not None:
+            named["model.checkpoint"] = model.checkpoint
+        else:
+            named |= {
+                "model.vision.name": model.vision.name,
+                "model.language.pretrained": model.language.pretrained,
+                "model.language.config": model.language.config,
+                "model.tokenizer": model.tokenizer,
+            }
+        return {key: sampled_fingerprint(Path(path)) for key, path in named.items() if path and Path(path).exists()}
+
     def checkpoint(self) -> Path | None:
         """The checkpoint to go on from: the one that `resume` names, or the last that was written to its end."""
         if self.settings.resume not in ("auto", "never"):
@@ -108,6 +136,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Write what the run is; a run that goes on adds its environment to those before."""
+        write_atomically(self.path / INPUTS_FILE, json.dumps(self._inputs(), indent=2) + "\n")
         write_atomically(self.path / SETTINGS_FILE, yaml.safe_dump(to_plain(self.settings), sort_keys=False))
         file = self.path / ENVIRONMENT_FILE
         starts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []

@@ -12,9 +12,11 @@ import time
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from voco_llama.errors import SettingsError
+from voco_llama.training.optimizer import muon
 from voco_llama.training.sampling import GroupedSampler
 
 logger = logging.getLogger(__name__)
@@ -28,12 +30,14 @@ class VoCoTrainer(Trainer):
 
     Args:
         order: The order of samples.
+        use_muon: Train with `voco_llama.training.optimizer` instead of the optimizer that the arguments name.
         kwargs: What `transformers.Trainer` takes.
     """
 
-    def __init__(self, *, order: GroupedSampler, **kwargs: Any) -> None:
+    def __init__(self, *, order: GroupedSampler, use_muon: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.order = order
+        self.use_muon = use_muon
         self.tokens_seen: Tensor | int = 0
         """Tokens of this process since training began, padding left out; summed on the device without waiting."""
         self.remove_callback(PrinterCallback)
@@ -42,6 +46,16 @@ class VoCoTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler:
         return self.order
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """The Trainer's own, or Muon."""
+        if not self.use_muon:
+            return super().create_optimizer(*args, **kwargs)
+        if self.optimizer is None:
+            wanted = self.args
+            betas = (wanted.adam_beta1, wanted.adam_beta2)
+            self.optimizer = muon(self.model, wanted.learning_rate, wanted.weight_decay, betas, eps=wanted.adam_epsilon)
+        return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; counts the tokens besides."""

@@ -117,15 +117,16 @@ def row(record_id: str, turns: list[Pair], image: str | None = None) -> Row:
 
 def caption_row(record_id: str, scene: Scene, image: str, rng: random.Random) -> Row:
     """An image and its caption, as in LLaVA's alignment data."""
-    return row(record_id, [(with_mark(rng.choice(CAPTION_PROMPTS), rng), caption(scene, rng))], image)
+    asked, described = _caption_turn(scene, rng)
+    return row(record_id, [(with_mark(asked, rng), described)], image)
 
 
 def instruct_row(
     record_id: str, scene: Scene, image: str, settings: ToyWorldSettings, balancer: Balancer, rng: random.Random
 ) -> Row:
-    """An image and its questions, as in LLaVA's instruction data."""
+    """An image, its questions, and last its caption, as LLaVA's instruction data mixes answers and descriptions."""
     (first, answer), *rest = question_turns(scene, settings, balancer, rng)
-    return row(record_id, [(with_mark(first, rng), answer), *rest], image)
+    return row(record_id, [(with_mark(first, rng), answer), *rest, _caption_turn(scene, rng)], image)
 
 
 def described_row(
@@ -136,9 +137,12 @@ def described_row(
     The last turn asks for the caption, so that the words of captions are learned as answers too.
     """
     (first, answer), *rest = question_turns(scene, settings, balancer, rng)
-    described = caption(scene, rng)
-    rest[-1:] = [(rng.choice(CAPTION_PROMPTS), described)]
-    return row(record_id, [(f"{described}\n{first}", answer), *rest])
+    asked, described = _caption_turn(scene, rng)
+    return row(record_id, [(f"{described}\n{first}", answer), *rest, (asked, described)])
+
+
+def _caption_turn(scene: Scene, rng: random.Random) -> Pair:
+    return rng.choice(CAPTION_PROMPTS), caption(scene, rng)
 
 
 def text_row(record_id: str, settings: ToyWorldSettings, rng: random.Random) -> Row:

@@ -22,6 +22,9 @@ UNK_ID, BOS_ID, EOS_ID = range(len(SPECIAL_TOKENS))
 # digit; anything else.
 WORD = r"\n+| ?\p{L}+(?:'\p{L}+)?[:.]?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 
+HEAD_STD = 0.02
+RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, phrases: Sequence[str] = ()) -> Tokenizer:
     """Trains the tokenizer.
@@ -129,7 +132,6 @@ def language_config(settings: ToyWorldSettings, vocabulary: int) -> dict[str, An
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
-        "initializer_range": settings.language_init,
         "attention_bias": False,
         "tie_word_embeddings": False,
         "bos_token_id": BOS_ID,
@@ -139,10 +141,43 @@ def language_config(settings: ToyWorldSettings, vocabulary: int) -> dict[str, An
     }
 
 
+def write_language_model(folder: Path, config: dict[str, Any], seed: int) -> None:
+    """Writes a Llama of random weights, which `AutoModelForCausalLM.from_pretrained` loads.
+
+    Llama's own initialization has one standard deviation for all weights. At a width of about 100 that makes
+    embeddings so small beside what the first layer adds to them that words are hard to tell apart; here embeddings
+    have unit size, every layer keeps the size of what it reads, and the residual branches add up to about one.
+
+    Args:
+        folder: Where to.
+        config: From `language_config`.
+        seed: Of the weights.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    generator = torch.Generator().manual_seed(seed)
+    branches = 2 * config["num_hidden_layers"]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim < 2:
+                continue
+            std = weight.shape[1] ** -0.5
+            if weight is model.get_input_embeddings().weight:
+                std = 1.0
+            elif weight is model.get_output_embeddings().weight:
+                std = HEAD_STD
+            elif name.endswith(RESIDUAL_OUTPUTS):
+                std *= branches**-0.5
+            weight.normal_(0.0, std, generator=generator)
+    model.save_pretrained(folder)
+
+
 def write_models(
     root: Path, texts: Iterable[str], captions: Iterable[str], settings: ToyWorldSettings, phrases: Sequence[str] = ()
 ) -> None:
-    """Writes `tokenizer/`, `clip/tiny_clip.json` and `language/config.json`.
+    """Writes `tokenizer/`, `clip/tiny_clip.json` and `language/`.
 
     Args:
         root: Folder of the world.
@@ -156,7 +191,7 @@ def write_models(
     lengths = (len(entry.ids) for entry in tokenizer.encode_batch(list(captions), add_special_tokens=False))
     size = tokenizer.get_vocab_size()
     write_json(root / "clip" / "tiny_clip.json", clip_config(settings, size, max(lengths, default=1)))
-    write_json(root / "language" / "config.json", language_config(settings, size))
+    write_language_model(root / "language", language_config(settings, size), settings.seed)
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import permutations
 from typing import NamedTuple
 
-from voco_llama.data.toyworld.scenes import Scene, Thing, place_name
+from voco_llama.data.toyworld.scenes import Scene, Thing, place_name, place_names
 from voco_llama.data.toyworld.settings import ToyWorldSettings
 
 SHORT_PROMPT = "Answer the question using a single word or phrase."
@@ -99,10 +99,6 @@ def _place(thing: Thing, scene: Scene) -> str:
     return place_name(int(thing.row), int(thing.col), scene.grid)
 
 
-def _places(grid: int) -> tuple[str, ...]:
-    return tuple(place_name(row, col, grid) for row in range(grid) for col in range(grid))
-
-
 def _yes(holds: bool) -> str:
     return YES_NO[0] if holds else YES_NO[1]
 
@@ -153,25 +149,25 @@ def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
 @_template("position.of_shape", 3)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     for thing in _lone_shapes(scene):
-        yield f"Where is the {thing.shape}?", _place(thing, scene), _places(scene.grid)
+        yield f"Where is the {thing.shape}?", _place(thing, scene), place_names(scene.grid)
 
 
 @_template("position.of_color", 1)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     for thing in _lone_colors(scene):
-        yield f"Where is the {thing.color} shape?", _place(thing, scene), _places(scene.grid)
+        yield f"Where is the {thing.color} shape?", _place(thing, scene), place_names(scene.grid)
 
 
 @_template("position.of_thing", 1)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     for thing in _lone(scene, lambda thing: thing.name):
-        yield f"Where is the {thing.name}?", _place(thing, scene), _places(scene.grid)
+        yield f"Where is the {thing.name}?", _place(thing, scene), place_names(scene.grid)
 
 
 @_template("position.verify", 2)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     for thing in _lone_shapes(scene):
-        for place in _places(scene.grid):
+        for place in place_names(scene.grid):
             yield (
                 f"Is the {thing.shape} {place}?",
                 _yes(place == _place(thing, scene)),

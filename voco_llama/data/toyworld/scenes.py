@@ -89,7 +89,8 @@ def sample_scene(settings: ToyWorldSettings, rng: random.Random) -> Scene:
 
 def _sample_thing(settings: ToyWorldSettings, rng: random.Random, row: int, col: int, others: list[Thing]) -> Thing:
     """A thing for a cell; now and then it copies the color or the shape of one that is already there."""
-    shape, color = rng.choice(settings.shape_names), rng.choice(settings.color_names)
+    (shape,) = rng.choices(settings.shape_names, _frequencies(settings.shapes, settings.skew))
+    (color,) = rng.choices(settings.color_names, _frequencies(settings.colors, settings.skew))
     if others and rng.random() < settings.companion:
         other = rng.choice(others)
         if rng.random() < 0.5:
@@ -97,6 +98,11 @@ def _sample_thing(settings: ToyWorldSettings, rng: random.Random, row: int, col:
         else:
             color = other.color
     return Thing(row, col, shape, color, rng.choice(settings.size_names))
+
+
+def _frequencies(count: int, skew: float) -> list[float]:
+    """How often each of `count` names is drawn, relative to the first."""
+    return [(1 - skew) ** rank for rank in range(count)]
 
 
 def draw_scenes(
@@ -135,16 +141,28 @@ def place_name(row: int, col: int, grid: int) -> str:
     return f"row {row + 1} column {col + 1}"
 
 
+def place_names(grid: int) -> tuple[str, ...]:
+    """The name of every cell, in reading order."""
+    return tuple(place_name(row, col, grid) for row in range(grid) for col in range(grid))
+
+
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
     """Such as 'red circle top left, blue square bottom right'.
 
     Args:
         scene: What to describe.
-        rng: Shuffles the things, so that the words for their places must be seen and not counted off; reading order
-            without it.
+        rng: Shuffles the things, so that the words for their places must be seen and not counted off, and chooses
+            which of color, shape and place is named first, second and third, so that things are found by each of
+            them. Without it things stand in reading order, as in the example.
     """
     things = list(scene.things) if rng is None else rng.sample(scene.things, len(scene.things))
-    return ", ".join(f"{thing.name} {place_name(int(thing.row), int(thing.col), scene.grid)}" for thing in things)
+    order = range(3) if rng is None else rng.sample(range(3), 3)
+    told = []
+    for thing in things:
+        place = place_name(int(thing.row), int(thing.col), scene.grid)
+        parts = (thing.name.removesuffix(thing.shape).strip(), thing.shape, place)
+        told.append(" ".join(parts[index] for index in order))
+    return ", ".join(told)
 
 
 def draw(scene: Scene, settings: ToyWorldSettings, rng: np.random.Generator) -> Image.Image:

@@ -25,6 +25,10 @@ class ToyWorldSettings:
         shapes: The first so many of `SHAPE_NAMES`.
         sizes: 1 (size is no attribute), 2 (small, large) or 3 (small, medium, large).
         empty: Probability that a cell is empty.
+        pretrain_empty: The same for the captioned images of pre-training: with few things in a picture, what tells
+            two of them apart is where a thing is as often as what it is.
+        skew: Each color, and each shape, is rarer than the one before it by this fraction, so that some objects are
+            popular (POPE asks for those).
         companion: Probability that a shape copies the color or the form of another shape of its scene, so that
             some objects co-occur more than others and counts above one are not rare.
         noise: Standard deviation of the pixel noise, in 0..255.
@@ -55,7 +59,6 @@ class ToyWorldSettings:
         language_mlp: Inner size of its feed-forward layers.
         language_layers: Its layers.
         language_heads: Its heads.
-        language_init: Standard deviation of its initial weights, about 1 / sqrt(width).
         max_positions: Its `max_position_embeddings`.
     """
 
@@ -63,20 +66,22 @@ class ToyWorldSettings:
     grid: int = 2
     image_size: int = 32
     colors: int = 4
-    shapes: int = 3
+    shapes: int = 4
     sizes: int = 1
     empty: float = 0.25
+    pretrain_empty: float = 0.55
+    skew: float = 0.1
     companion: float = 0.3
     noise: float = 6.0
     jitter: float = 0.06
     supersample: int = 4
 
-    pretrain_images: int = 4000
-    instruct_images: int = 8000
+    pretrain_images: int = 12000
+    instruct_images: int = 16000
     val_images: int = 200
-    turns: int = 8
+    turns: int = 4
     choice_turns: int = 1
-    text_only_share: float = 0.15
+    text_only_share: float = 0.1
     text_rows: int = 4000
     clips_train: int = 1300
     clips_test: int = 200
@@ -97,7 +102,6 @@ class ToyWorldSettings:
     language_mlp: int = 352
     language_layers: int = 4
     language_heads: int = 4
-    language_init: float = 0.08
     max_positions: int = 2048
 
     def __post_init__(self) -> None:
@@ -112,6 +116,8 @@ class ToyWorldSettings:
             f"shapes={self.shapes} (use 2 to {len(SHAPE_NAMES)})": 2 <= self.shapes <= len(SHAPE_NAMES),
             f"sizes={self.sizes} (use 1, 2 or 3)": self.sizes in SIZE_NAMES,
             f"empty={self.empty} (use 0 <= empty < 1)": 0 <= self.empty < 1,
+            f"pretrain_empty={self.pretrain_empty} (use 0 <= pretrain_empty < 1)": 0 <= self.pretrain_empty < 1,
+            f"skew={self.skew} (use 0 <= skew < 1)": 0 <= self.skew < 1,
             f"companion={self.companion} (use 0 to 1)": 0 <= self.companion <= 1,
             f"jitter={self.jitter} (use 0 to 0.1)": 0 <= self.jitter <= 0.1,
             f"noise={self.noise} (use 0 or more)": self.noise >= 0,

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from voco_llama.data.toyworld.benchmarks import NAMES, write_benchmarks
 from voco_llama.data.toyworld.clips import Twins, draw_twins
 from voco_llama.data.toyworld.models import write_json, write_models
 from voco_llama.data.toyworld.questions import PHRASES
-from voco_llama.data.toyworld.scenes import Scene, caption, draw_scenes
+from voco_llama.data.toyworld.scenes import Scene, caption, draw_scenes, place_names
 from voco_llama.data.toyworld.settings import ToyWorldSettings
 from voco_llama.data.toyworld.writers import choices_rng, write_clips, write_instruct, write_pretrain, write_text
 from voco_llama.data.toyworld.yes_no_benchmarks import MME_PROMPT
@@ -50,15 +50,16 @@ def plan_world(settings: ToyWorldSettings) -> World:
     Raises:
         SettingsError: The world is too small for so many scenes or clips.
     """
+    sparse = replace(settings, empty=settings.pretrain_empty)
     parts = {
-        "pretrain": ("pretrain", settings.pretrain_images),
-        "text": ("pretrain", settings.text_rows),
-        "train": ("train", settings.instruct_images),
-        "val": ("val", settings.val_images),
+        "pretrain": ("pretrain", settings.pretrain_images, sparse),
+        "text": ("pretrain", settings.text_rows, settings),
+        "train": ("train", settings.instruct_images, settings),
+        "val": ("val", settings.val_images, settings),
     }
     scenes = {
-        part: draw_scenes(settings, split, count, choices_rng(settings, f"scenes {part}"))
-        for part, (split, count) in parts.items()
+        part: draw_scenes(difficulty, split, count, choices_rng(settings, f"scenes {part}"))
+        for part, (split, count, difficulty) in parts.items()
     }
     tested = settings.benchmark_images * len(NAMES)
     held_out = draw_scenes(settings, "test", tested, choices_rng(settings, "scenes test"), unique=True)
@@ -114,7 +115,8 @@ def _write_all(settings: ToyWorldSettings, root: Path) -> None:
     write_benchmarks(root, {name: world.scenes[f"benchmark {name}"] for name in NAMES}, settings)
     logger.info("toy world: training the tokenizer")
     captions = {caption(scene) for part in ("pretrain", "train", "val") for scene in world.scenes[part]}
-    write_models(root, _texts(rows, records), captions, settings, PHRASES)
+    phrases = (*PHRASES, *place_names(settings.grid))
+    write_models(root, _texts(rows, records), captions, settings, phrases)
     described = {part: [scene.description for scene in scenes] for part, scenes in world.scenes.items()}
     for split, pairs in world.clips.items():
         described[f"clips {split}"] = [clip.description for clip, _ in pairs]
