@@ -5,6 +5,7 @@ commands of one group do not depend on each other and run side by side, a proces
 small, two threads that wait for each other do less than two processes that do not.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -22,9 +23,13 @@ INSTRUCT, UPPER, VOCO_1, VOCO_4, VIDEO = (
 TRAIN_SIDE_BY_SIDE = ("instruct_long", "voco_1", "voco_4")
 
 
-def commands() -> list[tuple[str, list[list[str]]]]:
-    """What is done, in order: a line about it, and the commands of the group."""
-    return [
+def commands(seed: int) -> list[tuple[str, list[list[str]]]]:
+    """What is done, in order: a line about it, and the commands of the group.
+
+    Args:
+        seed: Of the world, of every training run and of every evaluation.
+    """
+    listed = [
         ("the synthetic world, in the formats of the real data", [["toyworld"]]),
         ("a tiny CLIP learns images and captions (stands in for ViT-L)", [["train", "experiment=toy/clip"]]),
         ("a tiny language model learns text (stands in for Vicuna)", [["train", "experiment=toy/language"]]),
@@ -44,8 +49,9 @@ def commands() -> list[tuple[str, list[list[str]]]]:
         ),
         ("no image: the upper bound's weights", [["evaluate", "row=blind", "condition=blind", f"checkpoint={UPPER}"]]),
         ("clips, frames in order and shuffled", [["evaluate-clips", "row=video", f"checkpoint={VIDEO}"]]),
-        ("the table", [["report"]]),
     ]
+    seeded = [(what, [[*command, f"seed={seed}"] for command in group]) for what, group in listed]
+    return [*seeded, ("the table", [["report"]])]
 
 
 def example_commands() -> list[tuple[str, list[list[str]]]]:
@@ -90,9 +96,12 @@ def run_group(group: Sequence[list[str]]) -> int:
 
 def main() -> int:
     """Run every group; stop at the first command that fails."""
+    parser = argparse.ArgumentParser(description="The main job at small scale; results go to $VOCO_RUNS (runs).")
+    parser.add_argument("--seed", type=int, default=0, help="of the world and of all training; 0 by default")
+    listed = commands(parser.parse_args().seed)
     started = time.monotonic()
-    total = len(commands()) + 2
-    for number, (what, group) in enumerate(commands(), 1):
+    total = len(listed) + 2
+    for number, (what, group) in enumerate(listed, 1):
         status = _announced(number, total, started, what, group)
         if status:
             return status

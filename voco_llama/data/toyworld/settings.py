@@ -83,7 +83,7 @@ class ToyWorldSettings:
     choice_turns: int = 1
     text_only_share: float = 0.1
     text_rows: int = 4000
-    clips_train: int = 1300
+    clips_train: int = 2400
     clips_test: int = 200
     clip_frames: int = 4
     clip_rate: int = 2
