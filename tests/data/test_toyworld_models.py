@@ -1,13 +1,14 @@
 """The tiny tokenizer keeps every text, and the tiny configurations build."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from voco_llama.data.prompts import VICUNA_SYSTEM
 from voco_llama.data.toyworld import ToyWorldSettings
-from voco_llama.data.toyworld.models import write_models
+from voco_llama.data.toyworld.models import language_config, write_language_model, write_models
 from voco_llama.data.toyworld.questions import SHORT_PROMPT
 
 SETTINGS = ToyWorldSettings()
@@ -71,13 +72,42 @@ def test_special_tokens_are_llamas(tokenizer) -> None:
     assert len(tokenizer) <= SETTINGS.vocabulary
 
 
-def test_language_model_builds(root: Path, tokenizer) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
+@pytest.fixture(scope="module")
+def language_model(root: Path):
+    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(root / "language"))
+    return AutoModelForCausalLM.from_pretrained(root / "language")
+
+
+def test_language_model_loads(language_model, tokenizer) -> None:
+    model = language_model
     assert model.get_input_embeddings().weight.shape == (len(tokenizer), 128)
     assert model.config.max_position_embeddings == 2048
     assert 0.9e6 < sum(weight.numel() for weight in model.parameters()) < 1.0e6
+
+
+def test_language_model_starts_with_words_that_can_be_told_apart(language_model, tokenizer) -> None:
+    """Unit embeddings, a residual stream that stays near their size, and no word likelier than another."""
+    import torch
+
+    embeddings = language_model.get_input_embeddings().weight
+    assert 0.95 < embeddings.std() < 1.05
+    ids = torch.tensor([tokenizer("red circle top left, blue square bottom right").input_ids])
+    with torch.no_grad():
+        output = language_model(ids, labels=ids, output_hidden_states=True)
+    before_norm = output.hidden_states[-2]  # the last one is normalized
+    assert 1.0 < before_norm.pow(2).mean().sqrt() < 2.0
+    words = torch.nn.functional.cosine_similarity(before_norm[0], embeddings[ids[0]].detach(), dim=-1)
+    assert words.min() > 0.5
+    assert abs(output.loss - math.log(len(tokenizer))) < 0.1
+
+
+def test_language_model_follows_the_seed(root: Path, tmp_path: Path) -> None:
+    config = language_config(SETTINGS, vocabulary=400)
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        write_language_model(tmp_path / name, config, seed)
+    one, again, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "again", "other"))
+    assert one == again != other
 
 
 def test_contrastive_model_builds_and_pools_at_the_end(root: Path, tokenizer) -> None:

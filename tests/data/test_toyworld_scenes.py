@@ -1,13 +1,14 @@
 """Scenes: canonical, drawn the same from the same seed, and in one split only."""
 
 import random
-from itertools import combinations
+from collections import Counter
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 import pytest
 
 from voco_llama.data.toyworld import ToyWorldSettings, World, clips, plan_world, scenes
-from voco_llama.data.toyworld.scenes import Scene, Thing, caption, draw, draw_scenes, place_name
+from voco_llama.data.toyworld.scenes import Scene, Thing, caption, draw, draw_scenes, place_name, sample_scene
 from voco_llama.errors import SettingsError
 
 SMALL = ToyWorldSettings(
@@ -164,3 +165,30 @@ def test_too_small_a_world_is_refused() -> None:
 def test_settings_are_checked(values: dict, complaint: str) -> None:
     with pytest.raises(SettingsError, match=complaint):
         ToyWorldSettings(**values)
+
+
+def test_captions_name_color_shape_and_place_in_any_order_but_one_for_all_things() -> None:
+    scene = Scene(2, (Thing(0, 0, "circle", "red"), Thing(1, 1, "square", "blue")))
+    kinds = {"red": "c", "blue": "c", "circle": "s", "square": "s", "top left": "p", "bottom right": "p"}
+    found = set()
+    for seed in range(200):
+        described = caption(scene, random.Random(seed))
+        orders = set()
+        for told in described.split(", "):
+            parts = sorted((told.index(word), kind) for word, kind in kinds.items() if word in told)
+            orders.add("".join(kind for _, kind in parts))
+            assert sorted(told.split()) in (["circle", "left", "red", "top"], ["blue", "bottom", "right", "square"])
+        assert len(orders) == 1
+        found |= {(described.index("circle") < described.index("square"), *orders)}
+    assert found == {(first, "".join(order)) for first in (True, False) for order in permutations("csp")}
+    assert caption(scene) == "red circle top left, blue square bottom right"
+
+
+def test_names_that_come_first_are_more_frequent() -> None:
+    settings = ToyWorldSettings(skew=0.3, companion=0.0, colors=3, shapes=3)
+    rng = random.Random(0)
+    things = [thing for _ in range(4000) for thing in sample_scene(settings, rng).things]
+    for names, of in ((settings.color_names, "color"), (settings.shape_names, "shape")):
+        counted = Counter(getattr(thing, of) for thing in things)
+        for one, other in pairwise(names):
+            assert 0.6 < counted[other] / counted[one] < 0.8

@@ -263,3 +263,11 @@ def test_length_dependent_rope_is_refused():
     config = tiny_text_config(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
     with pytest.raises(SettingsError, match="rope type 'dynamic' changes with the length"):
         tiny_model(processor_of("first"), text_config=config)
+
+
+def test_partial_rotation_is_refused():
+    config = tiny_text_config(
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    )
+    with pytest.raises(SettingsError, match="rotates only a part of each head"):
+        tiny_model(processor_of("first"), text_config=config)

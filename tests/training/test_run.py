@@ -90,6 +90,19 @@ def test_a_killed_run_goes_on_to_the_same_curve(settings_for, monkeypatch, caplo
     assert len(json.loads((run / "environment.json").read_text())) == 2
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "trainer"])
+def test_the_optimizer_is_the_one_that_is_set(settings_for, optimizer):
+    settings = settings_for(
+        "toy/instruct", f"optimizer={optimizer}", "trainer.save_strategy=steps", "trainer.save_steps=4"
+    )
+    train(settings)
+    saved = torch.load(Path(settings.output_dir) / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    kept = [set(state) for state in saved["state"].values()]
+    adamw, muon = {"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"}
+    assert adamw in kept
+    assert (muon in kept) == (optimizer == "muon")
+
+
 def test_a_finished_run_is_left_as_it_is(settings_for, monkeypatch, caplog):
     settings = settings_for("toy/align")
     final = train(settings)

@@ -41,6 +41,11 @@ def check_language_config(config: Any) -> None:
     if getattr(config, "final_logit_softcapping", None) or getattr(config, "logit_scale", None):
         raise SettingsError("the language model scales or caps its logits, which would be lost: use another model")
     rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise SettingsError(
+            "the language model rotates only a part of each head, which moving caches does not know of: use a model"
+            " with plain rotary positions (Llama, Qwen2, Qwen3, Mistral)"
+        )
     if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE:
         raise SettingsError(
             f"rope type {rope['rope_type']!r} changes with the length, so that caches could not be moved: use"

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from voco_llama.errors import SettingsError
-from voco_llama.training.optimizer import muon
 from voco_llama.training.sampling import GroupedSampler
 
 logger = logging.getLogger(__name__)
@@ -52,6 +51,8 @@ class VoCoTrainer(Trainer):
         if not self.use_muon:
             return super().create_optimizer(*args, **kwargs)
         if self.optimizer is None:
+            from voco_llama.training.optimizer import muon  # brings timm, which takes seconds to import
+
             wanted = self.args
             betas = (wanted.adam_beta1, wanted.adam_beta2)
             self.optimizer = muon(self.model, wanted.learning_rate, wanted.weight_decay, betas, eps=wanted.adam_epsilon)

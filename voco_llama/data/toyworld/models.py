@@ -23,7 +23,9 @@ UNK_ID, BOS_ID, EOS_ID = range(len(SPECIAL_TOKENS))
 WORD = r"\n+| ?\p{L}+(?:'\p{L}+)?[:.]?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 
 HEAD_STD = 0.02
+"""So small that at first every word is as likely as every other."""
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+"""The matrices whose outputs are added to the residual stream."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, phrases: Sequence[str] = ()) -> Tokenizer:
