@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def provenance() -> dict[str, Any]:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "accelerator": device},

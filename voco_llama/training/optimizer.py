@@ -1,8 +1,8 @@
 """Muon, for models that learn from scratch in minutes: the toy experiments' choice (`optimizer=muon`).
 
 The 7B recipes keep TrainingArguments' own optimizer, AdamW. A tiny language model from random weights sits on
-plateaus under AdamW, for as long as it does not find out that a place is told by a part of a patch's features; with
-orthogonalized steps it leaves them within a few hundred steps (measured: docs/results/quickstart/README.md).
+plateaus under AdamW (it tells what is in a picture long before it tells where) and leaves them much sooner with
+orthogonalized steps: docs/results/quickstart/README.md has both, side by side.
 """
 
 import torch
