@@ -52,6 +52,7 @@ def overrides(tmp_path_factory):
     def make(name: str, processes: int, *more: str, start: Path | None) -> tuple[list[str], Path]:
         return [
             "experiment=toy/voco_1",
+            "optimizer=trainer",
             *more,
             f"paths.toyworld={folder / 'world'}",
             f"output_dir={folder / name}",
@@ -105,6 +106,16 @@ def test_two_processes_give_the_curve_of_one(overrides, start, one_process, engi
     )
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         np.testing.assert_allclose(a.detach(), b.detach(), atol=2e-3, err_msg=name)
+
+
+def test_two_processes_with_muon_give_the_curve_of_one(overrides, start):
+    curves = {}
+    for processes in (1, 2):
+        settings, folder = overrides(f"muon_{processes}", processes, "optimizer=muon", start=start)
+        run(processes, settings)
+        curves[processes] = losses(folder)
+    assert len(curves[1]) == STEPS
+    np.testing.assert_allclose(curves[2], curves[1], rtol=1e-4)
 
 
 def test_a_kill_in_the_second_epoch_changes_nothing(overrides, start, one_process):

@@ -120,7 +120,7 @@ def clip_config(settings: ToyWorldSettings, vocabulary: int, longest_caption: in
 
 
 def language_config(settings: ToyWorldSettings, vocabulary: int) -> dict[str, Any]:
-    """The Llama configuration, for `AutoModelForCausalLM.from_config`."""
+    """The Llama configuration, as keyword arguments of `LlamaConfig`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
