@@ -17,7 +17,7 @@ from voco_llama.errors import SettingsError
 
 SETTINGS = ToyWorldSettings(
     pretrain_images=20, instruct_images=40, val_images=6, text_rows=20, clips_train=8, clips_test=4,
-    benchmark_images=12, benchmark_questions=40,
+    benchmark_images=12, benchmark_questions=40, text_only_share=0.15,
 )  # fmt: skip
 
 
