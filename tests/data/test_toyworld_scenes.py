@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 
 import numpy as np
@@ -192,3 +193,10 @@ def test_names_that_come_first_are_more_frequent() -> None:
         counted = Counter(getattr(thing, of) for thing in things)
         for one, other in pairwise(names):
             assert 0.6 < counted[other] / counted[one] < 0.8
+
+
+def test_captioned_images_are_as_sparse_as_set_and_others_are_not() -> None:
+    planned = plan_world(replace(SMALL, pretrain_empty=0.9, clips_train=0, clips_test=0)).scenes
+    filled = {part: sum(len(scene.things) for scene in scenes) / len(scenes) for part, scenes in planned.items()}
+    assert filled.pop("pretrain") < 1.5
+    assert min(filled.values()) > 2.5
