@@ -130,6 +130,9 @@ def test_a_finished_run_whose_start_was_trained_anew_is_not_taken_for_its_result
     train(settings_for("toy/language", f"output_dir={tmp_path / 'language'}", "seed=1"))
     with pytest.raises(SettingsError, match=r"align holds a run on what model.checkpoint named then, and that has"):
         train(second)
+    (tmp_path / "align" / "inputs.json").unlink()
+    with pytest.raises(SettingsError, match=r"inputs.json is missing or damaged: choose another output_dir"):
+        train(second)
 
 
 def test_what_a_run_leaves_behind(settings_for):

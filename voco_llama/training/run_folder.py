@@ -99,7 +99,10 @@ class RunFolder:
             )
 
     def _check_same_inputs(self) -> None:
-        there = json.loads((self.path / INPUTS_FILE).read_text(encoding="utf-8"))
+        file = self.path / INPUTS_FILE
+        if not _is_json(file):
+            raise SettingsError(f"{file} is missing or damaged: choose another output_dir, or remove {self.path}")
+        there = json.loads(file.read_text(encoding="utf-8"))
         here = self._inputs()
         changed = sorted(key for key in here if there.get(key, here[key]) != here[key])
         if changed:

@@ -102,8 +102,7 @@ def clip_config(settings: ToyWorldSettings, vocabulary: int, longest_caption: in
             "width": settings.vision_width,
             "head_width": settings.vision_width // settings.vision_heads,
             "layers": settings.vision_layers,
-            # Learned positions start at a tenth of the patches' size and hardly grow in so short a training: a frozen
-            # tower with them told what is there, but not where.
+            # Learned positions start at a tenth of the patches' size and hardly grow in so short a training.
             "pos_embed_type": "sin_cos_2d",
         },
         "text_cfg": {

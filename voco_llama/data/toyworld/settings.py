@@ -37,7 +37,7 @@ class ToyWorldSettings:
         pretrain_images: Images with a caption.
         instruct_images: Training images with `turns` questions each.
         val_images: The same, for validation.
-        turns: Question turns an image.
+        turns: Question turns an image; its caption is asked for after them.
         choice_turns: How many of them are multiple choice.
         text_only_share: Text-only rows among the instruct rows, as a fraction of the image rows.
         text_rows: Text-only rows of the language pre-training file.
