@@ -7,7 +7,16 @@ import torch
 
 from tests.pictures import IMAGE, TOKENS, row, text
 from voco_llama.errors import DataError
-from voco_llama.layout import ROW_FIELDS, SegmentShape, TextSpan, lay_out, pack_rows, pad_rows
+from voco_llama.layout import (
+    ROW_FIELDS,
+    SegmentShape,
+    TextSpan,
+    lay_out,
+    pack_rows,
+    pad_rows,
+    truncate_voco,
+    voco_index,
+)
 from voco_llama.tokens import IGNORE_INDEX
 
 X = IGNORE_INDEX
@@ -132,3 +141,47 @@ def test_packing_never_trains_the_first_token_of_a_document():
     laid = row(text(2, True))
     laid = replace(laid, labels=laid.input_ids.clone())
     assert pack_rows([laid, laid]).labels.tolist() == [X, 11, X, 11]
+
+
+# ---- fewer VoCo tokens than were laid out
+
+MANY = [
+    [IMAGE, text(3, trained=True)],
+    [text(2), IMAGE, text(1), IMAGE, text(2, trained=True)],
+    [text(9, trained=True)],
+    [IMAGE, IMAGE, IMAGE, text(1, trained=True)],
+]
+
+
+def padded(num_voco: list[int], condition: str, parts=MANY) -> dict[str, torch.Tensor]:
+    shapes = [SegmentShape(3, n, prefix=(1,), infix=(13,)) for n in num_voco]
+    rows = [lay_out(p, TOKENS, shape, condition) for p, shape in zip(parts, shapes, strict=True)]
+    return pad_rows(rows, TOKENS)
+
+
+@pytest.mark.parametrize("condition", ["voco", "full"])
+@pytest.mark.parametrize("kept", [1, 2, 3, 4, [1, 4, 2, 3], [3, 1, 1, 1]])
+def test_truncated_rows_are_those_laid_out_with_fewer_tokens(condition, kept):
+    num_voco = kept if isinstance(kept, int) else torch.tensor(kept)
+    truncated = truncate_voco(padded([4] * 4, condition) | {"pixel_values": torch.ones(6, 1)}, num_voco, TOKENS.pad)
+    expected = padded([kept] * 4 if isinstance(kept, int) else kept, condition)
+    assert torch.equal(truncated.pop("pixel_values"), torch.ones(6, 1))
+    assert {name: value.tolist() for name, value in truncated.items()} == {n: v.tolist() for n, v in expected.items()}
+
+
+def test_rows_without_labels_can_be_truncated():
+    batch = padded([4] * 4, "voco")
+    del batch["labels"]
+    assert "labels" not in truncate_voco(batch, 1, TOKENS.pad)
+
+
+def test_packed_documents_are_truncated_each():
+    rows = [lay_out(parts, TOKENS, SegmentShape(3, n), "voco") for n in (4, 2) for parts in MANY]
+    whole, fewer = (pad_rows([pack_rows(rows[start : start + 4])], TOKENS) for start in (0, 4))
+    truncated = truncate_voco(whole, 2, TOKENS.pad)
+    assert {name: value.tolist() for name, value in truncated.items()} == {n: v.tolist() for n, v in fewer.items()}
+
+
+def test_voco_tokens_are_counted_in_their_segment():
+    laid = row(text(1), IMAGE, IMAGE, text(1), voco=2)
+    assert voco_index(laid.voco[None]).tolist() == [[-1, -1, -1, 0, 1, -1, -1, 0, 1, -1]]

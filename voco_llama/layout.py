@@ -194,17 +194,66 @@ def pad_rows(rows: Sequence[Row], tokens: TokenIds, side: Literal["left", "right
     Returns:
         The fields of `Row`, each `[batch, longest]`. Padding has document -1, label -100, segment 0, position 0.
     """
-    fill = {
-        "input_ids": tokens.pad,
+    return {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [getattr(row, name) for row in rows], batch_first=True, padding_value=value, padding_side=side
+        )
+        for name, value in _padding(tokens.pad).items()
+    }
+
+
+def _padding(pad_token_id: int) -> dict[str, int]:
+    """What each field of a row holds at a place of padding."""
+    return {
+        "input_ids": pad_token_id,
         "labels": IGNORE_INDEX,
         "segment": 0,
         "voco": False,
         "position": 0,
         "document": PADDING_DOCUMENT,
     }
-    return {
-        name: torch.nn.utils.rnn.pad_sequence(
-            [getattr(row, name) for row in rows], batch_first=True, padding_value=value, padding_side=side
-        )
-        for name, value in fill.items()
+
+
+def voco_index(voco: Tensor) -> Tensor:
+    """Which of its segment's VoCo tokens each one is, counted from 0; -1 for all other tokens.
+
+    A segment's VoCo tokens are taken for one run: between those of two segments stand vision tokens.
+
+    Args:
+        voco: bool `[batch, length]`.
+
+    Returns:
+        int64 `[batch, length]`.
+    """
+    count = voco.long().cumsum(dim=1)
+    before_run = count.masked_fill(voco, 0).cummax(dim=1).values
+    return (count - before_run).masked_fill(~voco, 0) - 1
+
+
+def truncate_voco(batch: dict[str, Tensor], num_voco: Tensor | int, pad_token_id: int) -> dict[str, Tensor]:
+    """Keep the first `num_voco` VoCo tokens of every segment, as if the rows had been laid out with that many.
+
+    Tokens behind a segment move up, so every later token's position falls by the VoCo tokens lost before it. A row
+    that `max_length` cut is not cut anew: it lost its text for the number it was laid out with.
+
+    Args:
+        batch: Fields of `Row`, each `[batch, length]`, padded on the right; `labels` may be missing. Other entries
+            (`pixel_values`) are passed on.
+        num_voco: For all rows, or one number a row, int64 `[batch]`; at least 1.
+        pad_token_id: Id of the padding that fills rows which lost more than others.
+    """
+    lost = voco_index(batch["voco"]) >= torch.as_tensor(num_voco, device=batch["voco"].device).reshape(-1, 1)
+    kept = (batch["document"] >= 0) & ~lost
+    length = int(kept.sum(dim=1).max())
+    places = torch.argsort(kept.logical_not().long(), dim=1, stable=True)[:, :length]
+    is_padding = ~kept.gather(1, places)
+    lost_before = lost.long().cumsum(dim=1) - lost.long()
+    starts_document = batch["document"].diff(dim=1, prepend=batch["document"][:, :1] - 1) != 0
+    lost_in_earlier_documents = lost_before.masked_fill(~starts_document, 0).cummax(dim=1).values
+    moved = batch | {"position": batch["position"] - (lost_before - lost_in_earlier_documents)}
+    fields_kept = {
+        name: moved[name].gather(1, places).masked_fill(is_padding, fill)
+        for name, fill in _padding(pad_token_id).items()
+        if name in batch
     }
+    return batch | fields_kept
