@@ -26,6 +26,10 @@ Condition = Literal["voco", "full"]
 """`voco`: text reads segments through VoCo tokens only. `full`: plain causal attention (the upper bound)."""
 CONDITIONS: tuple[Condition, ...] = ("voco", "full")
 
+SegmentAttention = Literal["causal", "bidirectional"]
+"""Of what stands before a segment's VoCo tokens, among itself. `causal` is the paper's."""
+SEGMENT_ATTENTIONS: tuple[SegmentAttention, ...] = ("causal", "bidirectional")
+
 PADDING_DOCUMENT = -1
 
 

@@ -77,15 +77,42 @@ class ModelSettings:
 
 
 @dataclass
+class QFormerSettings:
+    """Shape of the Q-Former; the default is BLIP-2's.
+
+    Attributes:
+        cross_attention_every: Every so many layers, from the first on, attend to the image.
+    """
+
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    cross_attention_every: int = 2
+
+
+@dataclass
 class CompressionSettings:
     """`voco`: text sees images through VoCo tokens only. `full`: it sees everything (the upper bound).
 
     Attributes:
         num_voco: VoCo tokens an image; 0 is for `full` only.
+        num_voco_choices: Elastic training: of the `num_voco` tokens that are laid out, the first n are kept, n drawn
+            from these numbers; null trains with `num_voco` always. One model then serves every n.
+        draw: Elastic training draws n for each `row`, or once for a whole global `batch`.
+        segment_attention: Of the vision tokens of a segment among themselves: `causal` (the paper) or `bidirectional`.
+        voco_embeddings: `shared`: one for all VoCo tokens (the paper). `distinct`: with an offset for each.
+        compressor: What makes the VoCo tokens: the `language_model` (the method), or, outside it, `average_pool` or
+            `q_former` (the paper's baselines).
     """
 
     condition: str = _choice("voco", "full")
     num_voco: int = MISSING
+    num_voco_choices: list[int] | None = None
+    draw: str = _choice("row", "batch", default="row")
+    segment_attention: str = _choice("causal", "bidirectional", default="causal")
+    voco_embeddings: str = _choice("shared", "distinct", default="shared")
+    compressor: str = _choice("language_model", "average_pool", "q_former", default="language_model")
+    q_former: QFormerSettings = field(default_factory=QFormerSettings)
 
 
 @dataclass

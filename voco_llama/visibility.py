@@ -9,7 +9,17 @@ True = may attend, everywhere. Drawn for `[V V C T T]` (V = vision, C = VoCo, T 
     T   0 0 1 1 0
     T   0 0 1 1 1
 
-This is the only place of the project that knows the rule (section 3.1, equation 3 of the paper).
+With segment attention `bidirectional`, beyond the paper, the vision tokens of a segment see each other both ways:
+
+        V V C T T
+    V   1 1 0 0 0
+    V   1 1 0 0 0
+    C   1 1 1 0 0
+    T   0 0 1 1 0
+    T   0 0 1 1 1
+
+VoCo tokens stay causal, so that a cache can still be truncated and moved. This is the only place of the project that
+knows the rule (section 3.1, equation 3 of the paper).
 """
 
 from dataclasses import dataclass
@@ -19,7 +29,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from voco_llama.errors import SettingsError
-from voco_llama.layout import CONDITIONS, Condition
+from voco_llama.layout import CONDITIONS, Condition, SegmentAttention
 
 BACKENDS = ("eager", "sdpa", "flex_attention")
 """Attention implementations of transformers that can express the mask."""
@@ -49,27 +59,37 @@ class TokenFacts:
         return TokenFacts(self.index[place], self.segment[place], self.voco[place], self.document[place])
 
 
-def visible(query: TokenFacts, key: TokenFacts, condition: Condition) -> Tensor:
+def visible(
+    query: TokenFacts, key: TokenFacts, condition: Condition, segment_attention: SegmentAttention = "causal"
+) -> Tensor:
     """The predicate, elementwise over broadcastable facts; a bool tensor of the broadcast shape.
 
     causal, and within one document that is not padding, and -- under `voco` -- within one segment (text with
-    text, a segment with itself) or from text to a VoCo token. Under `full` the first two alone.
+    text, a segment with itself) or from text to a VoCo token. Under `full` the first two alone. With segment attention
+    `bidirectional`, the tokens of one segment that are no VoCo tokens need not be causal among themselves.
     """
-    allowed = (key.index <= query.index) & (query.document == key.document) & (key.document >= 0)
+    allowed = key.index <= query.index
+    if segment_attention == "bidirectional":
+        allowed = allowed | ((query.segment == key.segment) & (key.segment > 0) & ~query.voco & ~key.voco)
+    allowed = allowed & (query.document == key.document) & (key.document >= 0)
     if condition == "full":
         return allowed
     return allowed & ((query.segment == key.segment) | ((query.segment == 0) & key.voco))
 
 
-def dense_mask(query: TokenFacts, key: TokenFacts, condition: Condition) -> Tensor:
+def dense_mask(
+    query: TokenFacts, key: TokenFacts, condition: Condition, segment_attention: SegmentAttention = "causal"
+) -> Tensor:
     """The predicate for all pairs, bool `[batch, queries, keys]`. The row of a padding query is empty."""
     columns, rows = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    return visible(query.at(*columns), key.at(*rows), condition)
+    return visible(query.at(*columns), key.at(*rows), condition, segment_attention)
 
 
-def _visible_or_itself(query: TokenFacts, key: TokenFacts, condition: Condition) -> Tensor:
+def _visible_or_itself(
+    query: TokenFacts, key: TokenFacts, condition: Condition, segment_attention: SegmentAttention
+) -> Tensor:
     """The predicate, and a padding query sees itself, so that no softmax runs over an empty row."""
-    return visible(query, key, condition) | ((query.document < 0) & (query.index == key.index))
+    return visible(query, key, condition, segment_attention) | ((query.document < 0) & (query.index == key.index))
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -77,18 +97,25 @@ def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def block_mask(query: TokenFacts, key: TokenFacts, condition: Condition) -> BlockMask:
+def block_mask(
+    query: TokenFacts, key: TokenFacts, condition: Condition, segment_attention: SegmentAttention = "causal"
+) -> BlockMask:
     """The predicate as a FlexAttention `BlockMask`, for `[batch, any head, queries, keys]`."""
 
     def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return _visible_or_itself(query.at(batch, q), key.at(batch, k), condition)
+        return _visible_or_itself(query.at(batch, q), key.at(batch, k), condition, segment_attention)
 
     batch_size, num_queries = query.segment.shape
     return create_block_mask(mask_mod, batch_size, None, num_queries, key.segment.shape[1], query.segment.device)
 
 
 def attention_mask(
-    backend: str, query: TokenFacts, key: TokenFacts, condition: Condition, dtype: torch.dtype
+    backend: str,
+    query: TokenFacts,
+    key: TokenFacts,
+    condition: Condition,
+    dtype: torch.dtype,
+    segment_attention: SegmentAttention = "causal",
 ) -> Tensor | BlockMask:
     """The mask in the form that an attention backend takes as a ready-made mask.
 
@@ -98,6 +125,7 @@ def attention_mask(
         key: Facts of the keys, `[batch, keys]`.
         condition: `voco` or `full`.
         dtype: Of the hidden states; only the additive form has one.
+        segment_attention: `causal` or `bidirectional`.
 
     Returns:
         sdpa: bool `[batch, 1, queries, keys]`. eager: the same, additive. flex_attention: a `BlockMask`.
@@ -109,9 +137,9 @@ def attention_mask(
     if condition not in CONDITIONS:
         raise SettingsError(f"condition {condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
     if backend == "flex_attention":
-        return block_mask(query, key, condition)
+        return block_mask(query, key, condition, segment_attention)
     columns, rows = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    mask = _visible_or_itself(query.at(*columns), key.at(*rows), condition)[:, None]
+    mask = _visible_or_itself(query.at(*columns), key.at(*rows), condition, segment_attention)[:, None]
     return mask if backend == "sdpa" else additive_mask(mask, dtype)
 
 

@@ -289,7 +289,7 @@ def test_building_keeps_the_weights_of_the_parts(processor):
             rows[added] = False
         assert torch.equal(new[name][rows], tensor[rows]), name
     assert built.config.condition == "full"
-    with pytest.raises(CheckpointError, match="the rows have 9 vision tokens an image and the tower 4"):
+    with pytest.raises(CheckpointError, match="the rows have 9 vision tokens an image and the model 4"):
         build_model(language_model, VISION_CONFIG, None, processor.tokens, 261, SegmentShape(9, 1))
 
 

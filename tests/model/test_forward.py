@@ -162,7 +162,7 @@ def test_packed_documents_are_as_good_as_rows_of_their_own(processor, model, pix
 @pytest.mark.parametrize("num_images", [0, 2, 4])
 def test_images_and_image_tokens_must_agree_in_number(processor, model, num_images):
     images = processor.pixels(random_images(num_images))
-    expected = f"12 image tokens, but {num_images} images of 4 patches fill {4 * num_images}"
+    expected = f"12 image tokens, but {num_images} images of 4 tokens fill {4 * num_images}"
     with pytest.raises(ValueError, match=expected):
         model(**mixed_batch(processor), pixel_values=images)
 

@@ -1,5 +1,6 @@
 """Runs that must give one and the same loss curve, and what a run leaves behind."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -139,7 +140,9 @@ def test_what_a_run_leaves_behind(settings_for):
     settings = settings_for("toy/instruct")
     final = train(settings)
     run = final.parent
-    assert yaml.safe_load((run / "settings.yaml").read_text())["compression"] == {"condition": "full", "num_voco": 1}
+    saved = yaml.safe_load((run / "settings.yaml").read_text())
+    assert saved["compression"] == dataclasses.asdict(settings.compression)
+    assert (saved["compression"]["condition"], saved["compression"]["num_voco"]) == ("full", 1)
     (start,) = json.loads((run / "environment.json").read_text())
     assert start["seed"] == 0
     assert start["versions"]["torch"] == torch.__version__

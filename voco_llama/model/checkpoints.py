@@ -96,6 +96,7 @@ def build_model(
     projector: str = "mlp2x_gelu",
     vision_layer: int = -2,
     condition: Condition = "voco",
+    **compression: Any,
 ) -> VoCoLlama:
     """Join the parts.
 
@@ -109,6 +110,7 @@ def build_model(
         projector: `linear` or `mlp2x_gelu`.
         vision_layer: Layer whose patch tokens are used.
         condition: Visibility the model will be trained with.
+        **compression: `segment_attention`, `voco_embeddings`, `compressor`, `q_former` of `VoCoLlamaConfig`.
 
     Raises:
         CheckpointError: The vision weights do not fit the tower.
@@ -126,11 +128,13 @@ def build_model(
         segment_prefix_ids=segment.prefix,
         segment_infix_ids=segment.infix,
         attn_implementation=language_model.config._attn_implementation,
+        **compression,
     )
-    if segment.num_vision != config.num_vision_tokens:
+    expected = config.segment_shape().num_vision
+    if segment.num_vision != expected:
         raise CheckpointError(
-            f"the rows have {segment.num_vision} vision tokens an image and the tower {config.num_vision_tokens}:"
-            " build the processor for this tower"
+            f"the rows have {segment.num_vision} vision tokens an image and the model {expected}: build the processor"
+            " for this tower"
         )
     return VoCoLlama(config, language_model, load_vision_tower(config, vision_weights))
 

@@ -5,9 +5,11 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from voco_llama.errors import SettingsError
-from voco_llama.layout import CONDITIONS, Condition, SegmentShape
+from voco_llama.layout import CONDITIONS, SEGMENT_ATTENTIONS, Condition, SegmentAttention, SegmentShape
 
 PROJECTORS = ("linear", "mlp2x_gelu")
+COMPRESSORS = ("language_model", "average_pool", "q_former")
+VOCO_EMBEDDINGS = ("shared", "distinct")
 
 
 class VoCoLlamaConfig(PreTrainedConfig):
@@ -20,6 +22,12 @@ class VoCoLlamaConfig(PreTrainedConfig):
         projector_type: `linear` (the paper) or `mlp2x_gelu` (LLaVA-1.5).
         num_voco: VoCo tokens the model was trained with.
         condition: Visibility the model was trained with: `voco`, or `full` for the upper bound.
+        segment_attention: Of the vision tokens of a segment among themselves: `causal` (the paper) or `bidirectional`.
+        voco_embeddings: `shared`: one embedding for all VoCo tokens (the paper). `distinct`: besides, a trained offset
+            for each of them.
+        compressor: What makes the VoCo tokens: the `language_model` under its mask (the method), or, as baselines,
+            `average_pool` or `q_former` outside it (`voco_llama.model.external`).
+        q_former: Shape of the Q-Former: `layers`, `width`, `heads`, `cross_attention_every`.
         image_token_id: Id of `<image>`; None until a tokenizer is known.
         voco_token_id: Id of `<voco>`.
         segment_prefix_ids: Token ids before the vision tokens of a segment (the authors' order: BOS).
@@ -37,6 +45,10 @@ class VoCoLlamaConfig(PreTrainedConfig):
         projector_type: str = "mlp2x_gelu",
         num_voco: int = 1,
         condition: Condition = "voco",
+        segment_attention: SegmentAttention = "causal",
+        voco_embeddings: str = "shared",
+        compressor: str = "language_model",
+        q_former: dict[str, int] | None = None,
         image_token_id: int | None = None,
         voco_token_id: int | None = None,
         segment_prefix_ids: tuple[int, ...] | list[int] = (),
@@ -45,16 +57,25 @@ class VoCoLlamaConfig(PreTrainedConfig):
     ) -> None:
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
-        if projector_type not in PROJECTORS:
-            raise SettingsError(f"projector {projector_type!r} is unknown: choose one of {', '.join(PROJECTORS)}")
-        if condition not in CONDITIONS:
-            raise SettingsError(f"condition {condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
+        for name, value, choices in (
+            ("projector", projector_type, PROJECTORS),
+            ("condition", condition, CONDITIONS),
+            ("segment_attention", segment_attention, SEGMENT_ATTENTIONS),
+            ("voco_embeddings", voco_embeddings, VOCO_EMBEDDINGS),
+            ("compressor", compressor, COMPRESSORS),
+        ):
+            if value not in choices:
+                raise SettingsError(f"{name} {value!r} is unknown: choose one of {', '.join(choices)}")
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("llama")
         self.vision_config = vision_config or {}
         self.vision_layer = vision_layer
         self.projector_type = projector_type
         self.num_voco = num_voco
         self.condition = condition
+        self.segment_attention = segment_attention
+        self.voco_embeddings = voco_embeddings
+        self.compressor = compressor
+        self.q_former = q_former
         self.image_token_id = image_token_id
         self.voco_token_id = voco_token_id
         self.segment_prefix_ids = list(segment_prefix_ids)
@@ -72,10 +93,15 @@ class VoCoLlamaConfig(PreTrainedConfig):
         """Patch tokens of one image."""
         return (self.image_size // self.vision_config["vision_cfg"]["patch_size"]) ** 2
 
+    @property
+    def compresses_outside(self) -> bool:
+        """Whether an external compressor makes the VoCo tokens, so that the language model sees no vision tokens."""
+        return self.compressor != "language_model"
+
     def segment_shape(self, num_voco: int | None = None) -> SegmentShape:
         """Shape of a segment, with another number of VoCo tokens on request."""
         return SegmentShape(
-            self.num_vision_tokens,
+            0 if self.compresses_outside else self.num_vision_tokens,
             self.num_voco if num_voco is None else num_voco,
             tuple(self.segment_prefix_ids),
             tuple(self.segment_infix_ids),

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from voco_llama.layout import PADDING_DOCUMENT, Condition
 from voco_llama.model.cache import VoCoCache, rotate_keys
-from voco_llama.visibility import TokenFacts, attention_mask
+from voco_llama.visibility import TokenFacts
 
 if TYPE_CHECKING:
     from voco_llama.model.voco_llama import VoCoLlama
@@ -204,13 +204,7 @@ def _prefill(
     if embeddings.shape[1] == 0:
         return
     every = slice(None)
-    mask = attention_mask(
-        model.attention_backend,
-        query.at(every, slice(None, -1)),
-        keys.at(every, slice(None, -1)),
-        condition,
-        embeddings.dtype,
-    )
+    mask = model.mask(query.at(every, slice(None, -1)), keys.at(every, slice(None, -1)), condition, embeddings.dtype)
     model.decoder(
         inputs_embeds=embeddings,
         attention_mask=mask,

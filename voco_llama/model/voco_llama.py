@@ -20,15 +20,16 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import CONFIG_NAME, ModelOutput
 
 from voco_llama.errors import CheckpointError, SettingsError, VoCoError
-from voco_llama.layout import Condition
+from voco_llama.layout import Condition, voco_index
 from voco_llama.model.cache import VoCoCache
 from voco_llama.model.configuration import VoCoLlamaConfig
+from voco_llama.model.external import build_compressor
 from voco_llama.model.generation import generate
 from voco_llama.model.language import check_language_config
 from voco_llama.model.projector import build_projector
 from voco_llama.model.vision import VisionTower
 from voco_llama.tokens import IGNORE_INDEX
-from voco_llama.visibility import TokenFacts, attention_mask, check_backend
+from voco_llama.visibility import BlockMask, TokenFacts, attention_mask, check_backend
 
 FINGERPRINT_SAMPLES = 64
 
@@ -69,9 +70,11 @@ class VoCoLlama(PreTrainedModel):
         super().__init__(config)
         self.vision = vision or VisionTower(config.vision_config, config.vision_layer)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
-        self.projector = build_projector(
-            config.projector_type, self.vision.width, self.language_model.get_input_embeddings().embedding_dim
-        )
+        hidden_size = self.language_model.get_input_embeddings().embedding_dim
+        self.projector = build_projector(config.projector_type, self.vision.width, hidden_size)
+        self.compressor: nn.Module | None = None
+        self.voco_offsets: nn.Embedding | None = None
+        self.add_compression()
         check_language_config(self.language_model.config)
         if language_model is not None:  # its weights are what they should be: post_init must not touch them
             for module in language_model.modules():
@@ -80,6 +83,19 @@ class VoCoLlama(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: tower, projector and language model initialize themselves when they are built."""
+
+    def add_compression(self) -> None:
+        """Build, with fresh weights, what the configuration's way of compressing needs beside the language model.
+
+        That is an external compressor, and the offsets of distinct VoCo embeddings, which start at zero.
+        """
+        config, width = self.config, self.vision.width
+        self.compressor = build_compressor(config.compressor, config.num_voco, width, config.q_former)
+        self.voco_offsets = None
+        if config.voco_embeddings == "distinct":
+            self.voco_offsets = nn.Embedding(config.num_voco, self.get_input_embeddings().embedding_dim)
+            self.voco_offsets._is_hf_initialized = True
+            nn.init.zeros_(self.voco_offsets.weight)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "VoCoLlama":
@@ -170,9 +186,7 @@ class VoCoLlama(PreTrainedModel):
         """
         facts = TokenFacts.of_rows(segment, voco, document)
         embeddings = self.embed(input_ids, pixel_values)
-        mask = attention_mask(
-            self.attention_backend, facts, facts, condition or self.config.condition, embeddings.dtype
-        )
+        mask = self.mask(facts, facts, condition or self.config.condition, embeddings.dtype)
         hidden_states = self.decoder(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=position, use_cache=False
         ).last_hidden_state
@@ -187,22 +201,31 @@ class VoCoLlama(PreTrainedModel):
             loss = _language_model_loss(logits, targets[logits_mask], num_items_in_batch)
         return VoCoOutput(loss=loss, logits=logits, logits_mask=logits_mask)
 
+    def mask(self, query: TokenFacts, key: TokenFacts, condition: Condition, dtype: torch.dtype) -> Tensor | BlockMask:
+        """The mask for this model's attention backend and segment attention (`visibility.attention_mask`)."""
+        return attention_mask(self.attention_backend, query, key, condition, dtype, self.config.segment_attention)
+
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
         """Token embeddings with the projected patch features in the places of the image tokens.
 
-        In training the vision tower and the projector run even if no row has an image (on a blank one, whose
-        features enter with weight 0): every process must touch the same parameters in the same order, or ZeRO-3
-        and DDP wait for each other forever.
+        An external compressor's tokens take the places of the VoCo tokens instead. In training the vision tower and
+        the projector run even if no row has an image (on a blank one, whose features enter with weight 0): every
+        process must touch the same parameters in the same order, or ZeRO-3 and DDP wait for each other forever.
 
         Args:
             input_ids: `[batch, length]`.
-            pixel_values: `[images, 3, height, width]`, in the row-major order of their image tokens.
+            pixel_values: `[images, 3, height, width]`, in the row-major order of their tokens.
 
         Returns:
             `[batch, length, hidden]`.
         """
         embeddings = self.get_input_embeddings()(input_ids)
-        is_image = input_ids == self.config.image_token_id
+        if self.voco_offsets is not None:
+            index = voco_index(input_ids == self.config.voco_token_id)
+            offsets = self.voco_offsets(index.clamp(min=0)).to(embeddings.dtype)
+            embeddings = embeddings + offsets * (index >= 0)[..., None]
+        outside = self.config.compresses_outside
+        is_image = input_ids == (self.config.voco_token_id if outside else self.config.image_token_id)
         num_images = 0 if pixel_values is None else pixel_values.shape[0]
         self._check_counts(int(is_image.sum()), num_images)
         if num_images == 0 and not self.training:
@@ -210,17 +233,22 @@ class VoCoLlama(PreTrainedModel):
         if num_images == 0:
             size = self.config.image_size
             pixel_values = torch.zeros(1, 3, size, size, device=embeddings.device, dtype=embeddings.dtype)
-        features = self.projector(self.vision(pixel_values)).to(embeddings.dtype)
+        features = self.vision(pixel_values)
+        if self.compressor is not None:
+            features = self.compressor(features)
+        features = self.projector(features).to(embeddings.dtype)
         if num_images == 0:
             return embeddings + 0.0 * features.sum()
         return embeddings.masked_scatter(is_image[..., None], features)
 
     def _check_counts(self, num_image_tokens: int, num_images: int) -> None:
-        expected = num_images * self.config.num_vision_tokens
+        config = self.config
+        per_image = config.num_voco if config.compresses_outside else config.num_vision_tokens
+        expected = num_images * per_image
         if num_image_tokens != expected:
             raise ValueError(
-                f"the rows have {num_image_tokens} image tokens, but {num_images} images of"
-                f" {self.config.num_vision_tokens} patches fill {expected}: pass the images the rows were laid out for"
+                f"the rows have {num_image_tokens} image tokens, but {num_images} images of {per_image} tokens fill"
+                f" {expected}: pass the images the rows were laid out for"
             )
 
     # ---- two steps: compress, then read
@@ -231,15 +259,27 @@ class VoCoLlama(PreTrainedModel):
 
         Args:
             pixel_values: `[images, 3, height, width]`, at least one image.
-            num_voco: VoCo tokens an image; the number the model was trained with by default.
+            num_voco: VoCo tokens an image; the number the model was trained with by default, and the only one of an
+                external compressor.
 
         Returns:
             A cache with one entry an image.
         """
-        shape = self.config.segment_shape(num_voco)
-        if not 1 <= shape.num_voco <= shape.num_vision:
+        shape, config = self.config.segment_shape(num_voco), self.config
+        if not 1 <= shape.num_voco <= config.num_vision_tokens:
             raise SettingsError(
-                f"num_voco {shape.num_voco} makes no sense for {shape.num_vision} vision tokens: use 1 to that many"
+                f"num_voco {shape.num_voco} makes no sense for {config.num_vision_tokens} vision tokens: use 1 to that"
+                " many"
+            )
+        if config.compresses_outside and shape.num_voco != config.num_voco:
+            raise SettingsError(
+                f"num_voco {shape.num_voco}: this {config.compressor} makes {config.num_voco} tokens, no other number:"
+                " leave num_voco out"
+            )
+        if config.voco_embeddings == "distinct" and shape.num_voco > config.num_voco:
+            raise SettingsError(
+                f"num_voco {shape.num_voco}: this model has embeddings of its own for {config.num_voco} VoCo tokens:"
+                " use at most as many"
             )
         before = [*shape.prefix, *[self.config.image_token_id] * shape.num_vision, *shape.infix]
         ids = torch.tensor([*before, *[self.config.voco_token_id] * shape.num_voco], device=pixel_values.device)
@@ -248,7 +288,7 @@ class VoCoLlama(PreTrainedModel):
         position = torch.arange(-shape.num_compressed, shape.num_voco, device=ids.device).expand_as(input_ids)
         inside = torch.ones_like(input_ids)
         facts = TokenFacts.of_rows(inside, position >= 0, torch.zeros_like(inside))
-        mask = attention_mask(self.attention_backend, facts, facts, "full", embeddings.dtype)
+        mask = self.mask(facts, facts, "full", embeddings.dtype)
         past = DynamicCache(config=self.language_model.config)
         self.decoder(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=position, past_key_values=past, use_cache=True
@@ -282,6 +322,7 @@ class VoCoLlama(PreTrainedModel):
             "vision": self.config.vision_config.get("vision_cfg"),
             "vision_layer": self.config.vision_layer,
             "segment": [self.config.segment_prefix_ids, self.config.segment_infix_ids],
+            "compression": [getattr(self.config, n) for n in ("segment_attention", "voco_embeddings", "compressor")],
         }
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         samples = [self.get_input_embeddings().weight[self.config.voco_token_id].detach().to(torch.bfloat16)]

@@ -1,7 +1,9 @@
 """From settings to the things that train: data set, processor, model."""
 
-from dataclasses import replace
+import logging
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -15,8 +17,10 @@ from voco_llama.errors import CheckpointError
 from voco_llama.model.checkpoints import build_model, read_vision_config, read_vision_weights
 from voco_llama.model.language import build_language_model
 from voco_llama.model.voco_llama import VoCoLlama
-from voco_llama.settings import TrainSettings
+from voco_llama.settings import CompressionSettings, TrainSettings
 from voco_llama.tokens import add_special_tokens
+
+logger = logging.getLogger(__name__)
 
 
 def open_mixture(settings: TrainSettings, bad_records_folder: Path | None = None) -> Mixture:
@@ -56,9 +60,9 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         VoCoProcessor(
             tokenizer=tokenizer,
             image_transform=ImageTransform(shape["image_size"]),
-            num_vision=(shape["image_size"] // shape["patch_size"]) ** 2,
         ),
         settings,
+        num_patches=(shape["image_size"] // shape["patch_size"]) ** 2,
     )
     try:
         language_model = build_language_model(model.language.pretrained, model.language.config, model.attention, dtype)
@@ -78,6 +82,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         projector=model.projector,
         vision_layer=model.vision.layer,
         condition=settings.compression.condition,
+        **_compression(settings.compression),
     )
     return built.to(dtype), processor
 
@@ -99,24 +104,46 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     folder = settings.model.checkpoint
-    processor = _with_settings(VoCoProcessor.from_pretrained(folder), settings)
-    model = VoCoLlama.from_pretrained(
-        folder, dtype=getattr(torch, settings.model.dtype), attn_implementation=settings.model.attention
+    dtype = getattr(torch, settings.model.dtype)
+    model = VoCoLlama.from_pretrained(folder, dtype=dtype, attn_implementation=settings.model.attention)
+    processor = _with_settings(
+        VoCoProcessor.from_pretrained(folder), settings, num_patches=model.config.num_vision_tokens
     )
     shape = processor.segment_shape()
+    wanted = _compression(settings.compression) | {"num_voco": shape.num_voco}
+    has_own_parts = wanted["compressor"] != "language_model" or wanted["voco_embeddings"] == "distinct"
+    changed = [name for name, value in wanted.items() if getattr(model.config, name) != value]
+    for name, value in wanted.items():
+        setattr(model.config, name, value)
+    if changed and (has_own_parts or model.compressor is not None or model.voco_offsets is not None):
+        logger.info("%s brings no such %s: what compresses starts anew", folder, ", ".join(changed))
+        model.add_compression()
+        model.to(dtype)
     model.config.condition = settings.compression.condition
-    model.config.num_voco = shape.num_voco
     model.config.segment_prefix_ids = list(shape.prefix)
     model.config.segment_infix_ids = list(shape.infix)
     return model, processor
 
 
-def _with_settings(processor: VoCoProcessor, settings: TrainSettings) -> VoCoProcessor:
+def _compression(compression: CompressionSettings) -> dict[str, Any]:
+    """The entries of the model's configuration that say how it compresses."""
+    uses_q_former = compression.compressor == "q_former"
+    return {
+        "segment_attention": compression.segment_attention,
+        "voco_embeddings": compression.voco_embeddings,
+        "compressor": compression.compressor,
+        "q_former": asdict(compression.q_former) if uses_q_former else None,
+    }
+
+
+def _with_settings(processor: VoCoProcessor, settings: TrainSettings, num_patches: int) -> VoCoProcessor:
+    """The processor under these settings; an external compressor leaves no vision tokens to the language model."""
     prompt = settings.prompt
     style = PromptStyle(template=prompt.template, order=prompt.order)
     return replace(
         processor,
         style=style if prompt.system is None else replace(style, system=prompt.system),
+        num_vision=num_patches if settings.compression.compressor == "language_model" else 0,
         num_voco=settings.compression.num_voco,
         condition=settings.compression.condition,
         max_length=settings.data.max_length,

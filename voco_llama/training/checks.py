@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.errors import SettingsError
-from voco_llama.settings import ModelSettings, StageSettings, TrainSettings, did_you_mean
+from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings, did_you_mean
 
 PARTS = ("vision", "projector", "language")
 """What `stage.trains` may name."""
@@ -70,6 +70,42 @@ def _check_compression(settings: TrainSettings) -> None:
         f"compression.num_voco is {num_voco}, but under condition {condition} it must be at least"
         f" {1 if condition == 'voco' else 0}"
         + (": text sees an image through them alone" if condition == "voco" else ""),
+    )
+    _check_elastic(settings.compression)
+    if settings.compression.compressor != "language_model":
+        _check_external(settings.compression)
+
+
+def _check_elastic(compression: CompressionSettings) -> None:
+    choices, num_voco = compression.num_voco_choices, compression.num_voco
+    if choices is None:
+        return
+    _require(
+        bool(choices) and all(1 <= n <= num_voco for n in choices) and max(choices) == num_voco,
+        f"compression.num_voco_choices is {choices}: give numbers from 1 to compression.num_voco ({num_voco}), and"
+        " that number among them",
+    )
+    _require(
+        compression.condition == "voco",
+        "compression.num_voco_choices is for condition voco: text that sees the image does not read it through them",
+    )
+
+
+def _check_external(compression: CompressionSettings) -> None:
+    name = f"compression.compressor={compression.compressor} compresses outside the language model"
+    _require(compression.condition == "voco", f"{name}: it has no condition full; leave that to language_model")
+    _require(compression.num_voco_choices is None, f"{name}, to one number of tokens: set num_voco_choices to null")
+    _require(
+        compression.segment_attention == "causal" and compression.voco_embeddings == "shared",
+        f"{name}, which sees no vision tokens: leave segment_attention=causal and voco_embeddings=shared",
+    )
+    shape = compression.q_former
+    for key in ("layers", "width", "heads", "cross_attention_every"):
+        value = getattr(shape, key)
+        _require(value > 0, f"compression.q_former.{key} is {value}: give 1 or more")
+    _require(
+        shape.width % shape.heads == 0,
+        f"compression.q_former: {shape.heads} heads do not divide a width of {shape.width}: change one",
     )
 
 

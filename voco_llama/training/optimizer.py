@@ -82,7 +82,9 @@ def muon(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, f
         betas: AdamW's.
         eps: AdamW's.
     """
-    tables = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    if model.get_output_embeddings() is not None:
+        tables.add(id(model.get_output_embeddings().weight))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim == 2 and id(parameter) not in tables]
     inside = {id(parameter) for parameter in matrices}

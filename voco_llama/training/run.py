@@ -16,6 +16,7 @@ from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
 from voco_llama.training.build import build_or_load, open_mixture
 from voco_llama.training.checks import check_settings
+from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import GroupedSampler
 from voco_llama.training.stages import set_trainable
@@ -59,13 +60,16 @@ def train(settings: TrainSettings) -> Path:
     model, processor = build_or_load(settings)
     rows = LoadedMixture(mixture, processor.row)
     table = set_trainable(model, settings.stage.trains)
-    order = order_of(mixture, processor.num_vision + processor.num_voco, settings, arguments)
+    group_size = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    order = order_of(mixture, processor.num_vision + processor.num_voco, settings, arguments, group_size)
+    choices, draw = settings.compression.num_voco_choices, settings.compression.draw
     if arguments.should_save:
         run.begin()
 
     trainer = VoCoTrainer(
         order=order,
         use_muon=settings.optimizer == "muon",
+        elastic=None if choices is None else ElasticDraw(choices, draw, group_size, settings.seed),
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
@@ -110,8 +114,10 @@ class KeptRows(Sequence[dict[str, Tensor]]):
         return self._kept[index]
 
 
-def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, arguments: Any) -> GroupedSampler:
-    """The order of samples.
+def order_of(
+    mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, arguments: Any, group_size: int
+) -> GroupedSampler:
+    """The order of samples; `group_size` of them are one global batch.
 
     Raises:
         DataError: There is not even one batch.
@@ -124,7 +130,6 @@ def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, 
             " set trainer.dataloader_drop_last=false"
         )
     lengths = mixture.characters / CHARACTERS_PER_TOKEN + mixture.media * tokens_per_medium
-    group_size = per_process * arguments.world_size * arguments.gradient_accumulation_steps
     return GroupedSampler(settings.data.grouping, lengths, mixture.media == 0, group_size, settings.seed)
 
 

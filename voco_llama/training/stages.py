@@ -1,10 +1,12 @@
 """Which parameters train: the one function that decides it, and the table that says so.
 
-stage               vision   projector   language_model
+stage               vision   projector, compressor   language_model, voco_offsets
 clip                trains   (is not there: stage clip trains a tower alone)
-language            frozen   frozen      trains
-align               frozen   trains      frozen
-instruct/voco/video frozen   trains      trains
+language            frozen   frozen                  trains
+align               frozen   trains                  frozen
+instruct/voco/video frozen   trains                  trains
+
+An external compressor belongs to the projector, the offsets of distinct VoCo embeddings to the language model.
 """
 
 import logging
@@ -17,8 +19,12 @@ from voco_llama.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
-MODULES = {"vision": "vision", "projector": "projector", "language": "language_model"}
-"""The module of a model that a part of `stage.trains` means."""
+MODULES = {
+    "vision": ("vision",),
+    "projector": ("projector", "compressor"),
+    "language": ("language_model", "voco_offsets"),
+}
+"""The modules of a model that a part of `stage.trains` means, as far as the model has them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def set_trainable(model: nn.Module, trains: Sequence[str]) -> list[ModuleCount]:
     for part in trains:
         if part not in MODULES:
             raise SettingsError(f"stage.trains names '{part}': choose from {', '.join(MODULES)}")
-    trained_modules = {MODULES[part] for part in trains}
+    trained_modules = {module for part in trains for module in MODULES[part]}
     for name, module in model.named_children():
         module.requires_grad_(name in trained_modules)
     counts = count_parameters(model)

@@ -1,4 +1,4 @@
-"""A thin `transformers.Trainer`: our order of samples, readable progress lines, and nothing else.
+"""A thin `transformers.Trainer`: our order of samples, elastic VoCo tokens, readable progress lines.
 
 The loss is the model's own: summed cross entropy over trained tokens divided by `num_items_in_batch`, which the
 Trainer counts over all accumulation steps and processes and hands to `forward` (since the model says
@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from voco_llama.errors import SettingsError
+from voco_llama.layout import truncate_voco
+from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.sampling import GroupedSampler
 
 logger = logging.getLogger(__name__)
@@ -30,12 +32,17 @@ class VoCoTrainer(Trainer):
     Args:
         order: The order of samples.
         use_muon: Train with `voco_llama.training.optimizer` instead of the optimizer that the arguments name.
+        elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         kwargs: What `transformers.Trainer` takes.
     """
 
-    def __init__(self, *, order: GroupedSampler, use_muon: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, order: GroupedSampler, use_muon: bool = False, elastic: ElasticDraw | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.order = order
+        self.elastic = elastic
+        self._last_step, self._micro_step = -1, 0
         self.use_muon = use_muon
         self.tokens_seen: Tensor | int = 0
         """Tokens of this process since training began, padding left out; summed on the device without waiting."""
@@ -59,10 +66,23 @@ class VoCoTrainer(Trainer):
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward pass; counts the tokens besides."""
+        """One forward and backward pass, of fewer VoCo tokens if training is elastic; counts the tokens besides."""
+        if self.elastic is not None:
+            inputs = truncate_voco(
+                inputs, self._drawn_num_voco(len(inputs["document"])), self.processing_class.tokens.pad
+            )
         if "document" in inputs:
             self.tokens_seen += (inputs["document"] >= 0).sum().detach()
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def _drawn_num_voco(self, num_rows: int) -> Tensor:
+        """VoCo tokens of the rows of the next batch, which stands `micro_step`-th in its accumulation."""
+        step = self.state.global_step
+        self._micro_step = self._micro_step + 1 if step == self._last_step else 0
+        self._last_step = step
+        per_process = self.args.per_device_train_batch_size
+        first = (self._micro_step * self.args.world_size + self.args.process_index) * per_process
+        return self.elastic(step, first, num_rows)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, and stop a run whose loss is no number any more.

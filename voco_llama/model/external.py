@@ -1,0 +1,112 @@
+"""External compressors, the paper's baselines: they make the VoCo tokens of an image outside the language model.
+
+One stands between the vision tower and the projector. What comes out takes the places of the VoCo tokens of a segment
+without vision tokens, so that all else (mask, positions, caches, the price of an image) is the method's own:
+
+    method            [V V V V C]   the language model fills C, from V
+    average pooling   [C]           C = projector(mean of the patch features)
+    Q-Former          [C]           C = projector(Q-Former(patch features))
+
+The projector is the linear layer of the paper's "AvgPool + Linear" (`projector_type=linear`, or LLaVA-1.5's two).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from voco_llama.errors import SettingsError
+
+DEFAULT_Q_FORMER = {"layers": 12, "width": 768, "heads": 12, "cross_attention_every": 2}
+"""BLIP-2's shape (arXiv 2301.12597, section 3.1)."""
+
+
+class AveragePool(nn.Module):
+    """Mean over the cells of a coarse grid; no parameters.
+
+    The grid is the most square one of `num_tokens` cells (1 x 1, 1 x 2, 2 x 2, 2 x 4, ...), laid over the patches by
+    adaptive pooling.
+
+    Args:
+        num_tokens: Tokens an image is pooled to.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__()
+        rows = next(n for n in range(math.isqrt(num_tokens), 0, -1) if num_tokens % n == 0)
+        self.grid = (rows, num_tokens // rows)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[images, patches, width]`, a square grid of patches in raster order, to `[images, num_tokens, width]`."""
+        side = math.isqrt(features.shape[1])
+        image = features.transpose(1, 2).unflatten(2, (side, side))
+        return nn.functional.adaptive_avg_pool2d(image, self.grid).flatten(2).transpose(1, 2)
+
+
+class QFormer(nn.Module):
+    """Learned queries that attend to the patch features: BLIP-2's Q-Former, of transformers.
+
+    Args:
+        num_tokens: Queries, and tokens an image becomes.
+        vision_width: Width of the patch features, and of what comes out.
+        layers: Transformer layers.
+        width: Of the queries.
+        heads: Attention heads.
+        cross_attention_every: Every so many layers, from the first on, attend to the image.
+    """
+
+    def __init__(
+        self, num_tokens: int, vision_width: int, layers: int, width: int, heads: int, cross_attention_every: int
+    ) -> None:
+        super().__init__()
+        from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+        self.queries = nn.Parameter(torch.empty(1, num_tokens, width))
+        self.transformer = Blip2QFormerModel(
+            Blip2QFormerConfig(
+                hidden_size=width,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                intermediate_size=4 * width,
+                cross_attention_frequency=cross_attention_every,
+                encoder_hidden_size=vision_width,
+                hidden_dropout_prob=0.0,  # as all else here: a run is repeatable, and resumes, without dropout's state
+                attention_probs_dropout_prob=0.0,
+            )
+        )
+        self.output = nn.Linear(width, vision_width)
+        nn.init.normal_(self.queries, std=self.transformer.config.initializer_range)
+        for module in self.modules():  # all weights are what they should be: loading must not draw them anew
+            module._is_hf_initialized = True
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[images, patches, vision_width]` to `[images, num_tokens, vision_width]`."""
+        queries = self.queries.expand(features.shape[0], -1, -1)
+        attended = self.transformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
+        return self.output(attended.to(self.output.weight.dtype))
+
+
+def build_compressor(
+    compressor: str, num_tokens: int, vision_width: int, q_former: dict[str, int] | None = None
+) -> nn.Module | None:
+    """The module between vision tower and projector; None if the language model compresses.
+
+    Args:
+        compressor: One of `voco_llama.model.configuration.COMPRESSORS`.
+        num_tokens: Tokens an image becomes.
+        vision_width: Width of the patch features.
+        q_former: Shape of the Q-Former; what is missing is BLIP-2's.
+
+    Raises:
+        SettingsError: The heads do not divide the Q-Former's width.
+    """
+    if compressor == "language_model":
+        return None
+    if compressor == "average_pool":
+        return AveragePool(num_tokens)
+    shape = DEFAULT_Q_FORMER | (q_former or {})
+    if shape["width"] % shape["heads"]:
+        raise SettingsError(
+            f"compression.q_former: {shape['heads']} heads do not divide a width of {shape['width']}: change one"
+        )
+    return QFormer(num_tokens, vision_width, **shape)
