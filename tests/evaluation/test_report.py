@@ -6,13 +6,13 @@ import json
 import pytest
 
 from voco_llama.errors import DataError
-from voco_llama.evaluation.report import report, table
+from voco_llama.evaluation.report import report
 from voco_llama.evaluation.results import write_result
 
 FULL = {"GQA": 1.0, "POPE": 1.0, "MME": 400.0}
 
 
-def write_row(folder, row, values, condition="voco", num_voco=None, **changes):
+def write_row(folder, row, values, condition="voco", num_voco=None, seed=0, **changes):
     benchmarks = {
         name: {
             "metric": "m",
@@ -28,6 +28,7 @@ def write_row(folder, row, values, condition="voco", num_voco=None, **changes):
     }
     result = {
         "condition": condition,
+        "seed": seed,
         "num_voco": num_voco,
         "limit": None,
         "benchmarks": benchmarks,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voco_llama.evaluation.aggregate import Comparison, Estimate, Row
-from voco_llama.evaluation.paper import PaperTable
+from voco_llama.evaluation.paper import LOWER, UPPER, PaperTable
 from voco_llama.evaluation.tables import PERCENT
 
 if TYPE_CHECKING:
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 ENDINGS = (".png", ".svg")
 DOTS_PER_INCH = 150
-MARKERS = "osD^vP*X<>"
+MARKERS = "osD^vP*X<>h"
+"""One more than there are colors, so that no two of a hundred series look the same."""
 LINE_FROM = 3
 """Points that make a curve; fewer stay points."""
+LEGEND_COLUMNS = 2
 SPREAD = 0.02
 """Series are drawn apart by this part of the distance between 1 and 2 tokens, so that error bars do not hide others."""
 
@@ -54,14 +56,23 @@ def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[
     Args:
         comparison: Rows and bounds.
         labels: Series name to what the legend calls it; a series that is not there keeps its name.
+
+    Returns:
+        Series by `series_name`; one whose name is a row too (`voco_16` of `voco_16_at_4`) has that row's point besides.
     """
     lower = comparison.bounds[1].name
+    points = {
+        row.name: (row.fact("num_voco"), row.average_retention(comparison.shared))
+        for row in comparison.rows
+        if row.fact("condition") == "voco" and row.name != lower
+    }
+    points = {name: (count, average) for name, (count, average) in points.items() if math.isfinite(average.mean)}
     found: dict[str, list[tuple[int, Estimate]]] = {}
-    for row in comparison.rows:
-        average = row.average_retention(comparison.shared)
-        if row.fact("condition") == "voco" and row.name != lower and math.isfinite(average.mean):
-            count = row.fact("num_voco")
-            found.setdefault(series_name(row.name, count), []).append((count, average))
+    for name, (count, average) in points.items():
+        found.setdefault(series_name(name, count), []).append((count, average))
+    for name, members in found.items():
+        if name in points and series_name(name, points[name][0]) != name:
+            members.append(points[name])
     return [
         Series(labels.get(name, name), tuple(sorted(points, key=lambda point: point[0])))
         for name, points in found.items()
@@ -70,9 +81,7 @@ def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[
 
 def paper_series(table: PaperTable) -> Series:
     """The rows of a table of the paper, but for its bounds, over all of its columns."""
-    points = [
-        (row.num_voco, Estimate(row.average, math.nan, 1)) for row in table.rows if row.row not in ("upper", "lower")
-    ]
+    points = [(row.num_voco, Estimate(row.average, math.nan, 1)) for row in table.rows if row.row not in (UPPER, LOWER)]
     label = f"paper, {table.number} (mean of {', '.join(table.columns)})"
     return Series(label, tuple(sorted(points, key=lambda point: point[0])), from_paper=True)
 
@@ -84,7 +93,7 @@ def plot_retention(series: Sequence[Series], stem: Path) -> None:
         series: At least one.
         stem: Path of the pictures without their endings.
     """
-    figure = _figure(7.5, 4.5)
+    figure = _figure(7, 5.5)
     axes = figure.subplots()
     for index, one in enumerate(series):
         shift = 2 ** (SPREAD * (index - (len(series) - 1) / 2))
@@ -107,7 +116,7 @@ def plot_retention(series: Sequence[Series], stem: Path) -> None:
     axes.set_xlabel("tokens an image")
     axes.set_ylabel("average retention in %")
     _bounds(axes.axhline)
-    figure.legend(loc="outside right upper", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     _save(figure, stem)
 
 
@@ -121,7 +130,7 @@ def plot_benchmarks(rows: Sequence[tuple[str, Row]], columns: Sequence[str], ste
     """
     labels = [label for label, _ in rows]
     figure = _figure(2 + 1.6 * len(columns), 1 + 0.25 * len(rows))
-    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
     for benchmark, axes in zip(columns, panels, strict=True):
         kept = [row.retention(benchmark) for _, row in rows]
         _bars(axes, labels, kept)
@@ -143,8 +152,8 @@ def _bounds(line: Callable[..., Any]) -> None:
 
 
 def _errors(values: Sequence[Estimate]) -> list[float]:
-    """Half the length of error bars in %; where there is no error, no bar."""
-    return [PERCENT * value.error if math.isfinite(value.error) else 0.0 for value in values]
+    """Half the length of error bars in %; NaN draws none."""
+    return [PERCENT * value.error for value in values]
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -66,7 +66,7 @@ def differences_table(comparison: Comparison, selection: Selection) -> TextTable
     for first, second in selection.pairs:
         if first in rows and second in rows:
             difference = paired_difference(rows[first], rows[second], comparison.shared)
-            name = f"{selection.label(first)} - {selection.label(second)}"
+            name = f"{selection.label(first)} minus {selection.label(second)}"
             body.append([name, str(difference.count), cell(difference), _in_errors(difference)])
     head = ["Difference", "Seeds", "Points", "In standard errors"]
     return TextTable("Differences of average retention, paired by seed", head, body) if body else None
@@ -173,6 +173,10 @@ def notes(comparison: Comparison, selection: Selection, paper: PaperTable | None
     unreadable = _unreadable(comparison, selection)
     if unreadable:
         found.append(f"Answers that are neither yes nor no, or name no option: {'; '.join(unreadable)}.")
+    if selection.pairs:
+        found.append(
+            "Differences in standard errors are t statistics with n - 1 degrees of freedom, n the common seeds."
+        )
     if paper is not None:
         found.append(
             f"Rows that begin with `paper:` are the numbers of the paper ({paper.number}), of other models on other"
