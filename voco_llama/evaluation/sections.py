@@ -9,6 +9,9 @@ from voco_llama.evaluation.results import IN_ORDER, SHUFFLED
 from voco_llama.evaluation.selection import Selection
 from voco_llama.evaluation.tables import MISSING, PERCENT, PLUS_MINUS, TextTable, cell, fewer
 
+ROUNDING = 1e-9
+"""A standard error below it is that of equal values."""
+
 
 def scores_table(comparison: Comparison, selection: Selection) -> TextTable:
     """Cost, raw scores and the mean accuracy over shared benchmarks."""
@@ -73,7 +76,7 @@ def differences_table(comparison: Comparison, selection: Selection) -> TextTable
 
 
 def _in_errors(difference: Estimate) -> str:
-    if not math.isfinite(difference.error) or difference.error == 0:
+    if not math.isfinite(difference.error) or math.isclose(difference.error, 0, abs_tol=ROUNDING):
         return MISSING
     return f"{difference.mean / difference.error:.1f}"
 

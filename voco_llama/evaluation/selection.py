@@ -85,10 +85,11 @@ def read_selection(name: str) -> Selection:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: is no YAML ({' '.join(str(error).split())})") from error
     data = _known(file, data, Selection, "the table")
-    rows = tuple(SelectedRow(**_known(file, row, SelectedRow, "a row")) for row in data.get("rows") or ())
-    pairs = tuple(tuple(pair) for pair in data.get("pairs") or ())
-    selection = Selection(data.get("title", file.stem), rows, pairs, data.get("series") or {})
-    _check(file, selection)
+    _check_types(file, data)
+    rows = tuple(SelectedRow(**row) for row in data.get("rows", ()))
+    pairs = tuple(tuple(pair) for pair in data.get("pairs", ()))
+    selection = Selection(data.get("title", file.stem), rows, pairs, data.get("series", {}))
+    _check_names(file, selection)
     return selection
 
 
@@ -104,15 +105,27 @@ def _known(file: Path, given: Any, schema: type, what: str) -> dict[str, Any]:
     return given
 
 
-def _check(file: Path, selection: Selection) -> None:
+def _check_types(file: Path, data: Mapping[str, Any]) -> None:
+    for key in ("rows", "pairs"):
+        if not isinstance(data.get(key, []), list):
+            raise SettingsError(f"{file}: {key} must be a list, not {data[key]!r}")
+    if not isinstance(data.get("series", {}), dict):
+        raise SettingsError(f"{file}: series must map a name to a label, not be {data['series']!r}")
+    for row in data.get("rows", []):
+        if "row" not in _known(file, row, SelectedRow, "a row"):
+            raise SettingsError(f"{file}: a row has no name: give it a `row`")
+    for pair in data.get("pairs", []):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise SettingsError(f"{file}: a pair is of two rows, not {pair!r}")
+
+
+def _check_names(file: Path, selection: Selection) -> None:
     names = [row.row for row in selection.rows]
     for what, found in (("row", names), ("label", [row.label or row.row for row in selection.rows])):
         repeated = [name for name, count in Counter(found).items() if count > 1]
         if repeated:
             raise SettingsError(f"{file}: {what} {repeated[0]!r} stands there twice: keep one")
     for pair in selection.pairs:
-        if len(pair) != 2:
-            raise SettingsError(f"{file}: a pair is of two rows, not {list(pair)}")
         stranger = next((name for name in pair if names and name not in names), None)
         if stranger is not None:
             raise SettingsError(f"{file}: a pair names {stranger!r}, which is not among its rows")
