@@ -225,6 +225,15 @@ def test_reference_stands_beside_ours_and_in_no_mean(seeds):
     assert "none of our means contains them" in text
 
 
+def test_averages_beside_the_paper_are_over_common_benchmarks(results):
+    beside = cells(run(results, reference="table_2"), "Retention in % beside")  # has GQA, neither POPE nor MME
+    assert beside["voco_1"] == {"GQA": "80.0", "Average": "80.0", "All 4 of the paper": ""}
+    assert beside["paper: VoCo (1)"] == {"GQA": "82.5", "Average": "82.5", "All 4 of the paper": "83.8"}
+    write_row(results, "blind", {"POPE": 0.5}, "blind")
+    with pytest.raises(DataError, match="Table 2 has GQA, MMBench, VQAv2, all rows together have POPE"):
+        run(results, reference="table_2")
+
+
 def test_counterpart_named_by_a_table(seeds, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("rows: [{row: voco_1, paper: voco_32_at_1}]")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence, Sized
 
+from voco_llama.errors import DataError
 from voco_llama.evaluation.aggregate import Comparison, Estimate, Result, Row, estimate, paired_difference
 from voco_llama.evaluation.paper import PaperRow, PaperTable
 from voco_llama.evaluation.results import IN_ORDER, SHUFFLED
@@ -85,8 +86,16 @@ def reference_tables(comparison: Comparison, selection: Selection, paper: PaperT
     """Each of our rows above its counterpart in the paper, over the benchmarks that both have.
 
     The paper's own average over all of its columns stands apart from the average over these benchmarks.
+
+    Raises:
+        DataError: There is no such benchmark.
     """
     both = [benchmark for benchmark in comparison.shared if benchmark in paper.counterparts]
+    if not both:
+        raise DataError(
+            f"the paper's {paper.number} has {', '.join(paper.counterparts)}, all rows together have"
+            f" {', '.join(comparison.shared) or 'no benchmark'}: leave the reference out, or evaluate one of those"
+        )
     theirs = [paper.counterparts[benchmark] for benchmark in both]
     scores, kept = [], []
     for row in comparison.rows:
