@@ -7,6 +7,7 @@ from torch import Tensor
 from tests.pictures import (
     FOUR_VOCO,
     FULL,
+    FULL_BOTH_WAYS,
     IMAGE,
     IMAGE_INSIDE,
     ONE_IMAGE,
@@ -16,7 +17,9 @@ from tests.pictures import (
     THREE_FRAMES,
     TOKENS,
     TWO_DOCUMENTS,
+    TWO_DOCUMENTS_BOTH_WAYS,
     TWO_IMAGES,
+    TWO_IMAGES_BOTH_WAYS,
     TWO_VOCO,
     picture,
     row,
@@ -83,6 +86,31 @@ def test_full_is_causal_within_a_document():
     assert torch.equal(dense_mask(facts, facts, "full")[0], picture(FULL))
     packed = facts_of([pack_rows([row(text(2)), row(text(1))])])
     assert dense_mask(packed, packed, "full")[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+
+
+BOTH_WAYS = {
+    "two images": ([row(text(1), IMAGE, IMAGE, text(1), voco=2)], "voco", TWO_IMAGES_BOTH_WAYS),
+    "full": ([row(text(1), IMAGE, text(1))], "full", FULL_BOTH_WAYS),
+    "documents": (
+        [pack_rows([row(IMAGE), row(IMAGE, text(1))]), row(text(8))],
+        "voco",
+        TWO_DOCUMENTS_BOTH_WAYS,
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "condition", "drawn"), BOTH_WAYS.values(), ids=BOTH_WAYS.keys())
+def test_vision_tokens_of_a_segment_may_see_each_other_both_ways(rows, condition, drawn):
+    facts, expected = facts_of(rows), picture(drawn)
+    assert torch.equal(dense_mask(facts, facts, condition, "bidirectional")[0], expected)
+    forms = [
+        attention_mask(backend, facts, facts, condition, torch.float32, "bidirectional")
+        for backend in ("sdpa", "eager", "flex_attention")
+    ]
+    expected = expected | torch.diag(facts.document[0] < 0)
+    assert torch.equal(forms[0][0, 0], expected)
+    assert torch.equal(forms[1][0, 0] == 0, expected)
+    assert torch.equal(all_pairs(forms[2].mask_mod, *facts.segment.shape)[0], expected)
 
 
 def test_what_stands_in_a_segment_with_the_vision_tokens_is_as_invisible_as_they():

@@ -70,7 +70,7 @@ def tiny_text_config(layers: int = 2, **kwargs) -> LlamaConfig:
 
 
 def tiny_model(
-    processor: VoCoProcessor, layers: int = 2, attention: str = "sdpa", seed: int = 0, text_config=None
+    processor: VoCoProcessor, layers: int = 2, attention: str = "sdpa", seed: int = 0, text_config=None, **compression
 ) -> VoCoLlama:
     """A random model in evaluation mode; the same weights for the same seed and shape."""
     torch.manual_seed(seed)
@@ -84,5 +84,6 @@ def tiny_model(
         len(processor.tokenizer),
         processor.segment_shape(),
         condition=processor.condition,
+        **compression,
     )
     return model.eval()

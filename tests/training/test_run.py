@@ -14,6 +14,7 @@ from voco_llama.data.mixture import error_line
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.training.build import build_or_load
 from voco_llama.training.run import train
 from voco_llama.training.trainer import VoCoTrainer
 
@@ -179,6 +180,44 @@ def test_a_stage_starts_from_the_one_before_and_changes_only_what_it_trains(sett
     assert (model.config.condition, model.config.num_voco, processor.num_voco) == ("voco", 4, 4)
     assert model.config.segment_shape() == processor.segment_shape()
     assert model.config.segment_prefix_ids != []
+
+
+Q_FORMER = ("compression=q_former_4", "compression.q_former={layers: 1, width: 16, heads: 2}")
+
+
+def test_a_new_way_of_compressing_starts_anew_and_the_same_one_goes_on(settings_for, tmp_path):
+    start = train(settings_for("toy/language", f"output_dir={tmp_path / 'language'}"))
+    trained = train(settings_for("toy/voco_1", *Q_FORMER, f"model.checkpoint={start}"))
+    before = VoCoLlama.from_pretrained(trained).state_dict()
+    queries = "compressor.queries"
+    result = json.loads((trained.parent / "result.json").read_text())
+    table = {row["module"]: row for row in result["parameters"]}
+    assert table["compressor"] == {"module": "compressor", "trained": table["compressor"]["trained"], "frozen": 0}
+    assert table["compressor"]["trained"] == sum(v.numel() for k, v in before.items() if k.startswith("compressor."))
+
+    same, processor = build_or_load(settings_for("toy/voco_1", *Q_FORMER, f"model.checkpoint={trained}"))
+    assert torch.equal(same.state_dict()[queries], before[queries])
+    assert processor.num_vision == 0
+    fewer = (*Q_FORMER, "compression.num_voco=2")
+    smaller, processor = build_or_load(settings_for("toy/voco_1", *fewer, f"model.checkpoint={trained}"))
+    assert smaller.compressor.queries.shape[1] == 2
+    back, processor = build_or_load(settings_for("toy/voco_1", f"model.checkpoint={trained}"))
+    assert back.compressor is None
+    assert back.config.q_former is None
+    assert processor.num_vision == back.config.segment_shape().num_vision == 16
+    distinct = ("compression=voco_2", "compression.voco_embeddings=distinct")
+    offsets, _ = build_or_load(settings_for("toy/voco_1", *distinct, f"model.checkpoint={trained}"))
+    assert offsets.voco_offsets.weight.shape[0] == 2
+    assert not offsets.voco_offsets.weight.any()
+
+
+def test_offsets_are_kept_when_only_segment_attention_changes(settings_for, tmp_path):
+    distinct = ("compression=voco_2", "compression.voco_embeddings=distinct")
+    trained = train(settings_for("toy/voco_1", *distinct))
+    both_ways = (*distinct, "compression.segment_attention=bidirectional", f"output_dir={tmp_path / 'next'}")
+    model, _ = build_or_load(settings_for("toy/voco_1", *both_ways, f"model.checkpoint={trained}"))
+    assert model.config.segment_attention == "bidirectional"
+    assert bool(model.voco_offsets.weight.any())
 
 
 def broken_copy(world: Path, folder: Path) -> list[str]:

@@ -5,8 +5,6 @@ Two forwards. `forward` is one masked pass over laid-out rows (`voco_llama.layou
 called, never copied; the mask reaches them ready-made.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from voco_llama.layout import Condition, voco_index
 from voco_llama.model.cache import VoCoCache
 from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.external import build_compressor
+from voco_llama.model.fingerprint import fingerprint
 from voco_llama.model.generation import generate
 from voco_llama.model.language import check_language_config
 from voco_llama.model.losses import Objective, language_model_loss
@@ -32,8 +31,6 @@ from voco_llama.model.projector import build_projector
 from voco_llama.model.vision import VisionTower
 from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.visibility import BlockMask, TokenFacts, attention_mask, check_backend
-
-FINGERPRINT_SAMPLES = 64
 
 
 @dataclass
@@ -334,27 +331,6 @@ class VoCoLlama(PreTrainedModel):
         """`[head_dim / 2]`, float32: the rotary frequencies by which keys are moved."""
         return self.decoder.rotary_emb.inv_freq
 
-    @torch.no_grad()
     def fingerprint(self) -> str:
-        """A hash of the configuration and of samples of every weight; the same in float32 and bfloat16.
-
-        VoCo's embedding enters whole: it may be all that was trained.
-        """
-        described = {
-            "text": {k: v for k, v in self.config.text_config.to_dict().items() if k not in _NOT_IDENTITY},
-            "vision": self.config.vision_config.get("vision_cfg"),
-            "vision_layer": self.config.vision_layer,
-            "segment": [self.config.segment_prefix_ids, self.config.segment_infix_ids],
-            "compression": [getattr(self.config, n) for n in ("segment_attention", "voco_embeddings", "compressor")],
-        }
-        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-        samples = [self.get_input_embeddings().weight[self.config.voco_token_id].detach().to(torch.bfloat16)]
-        for name, parameter in sorted(self.named_parameters()):
-            digest.update(f"{name} {tuple(parameter.shape)}".encode())
-            flat = parameter.detach().flatten()
-            samples.append(flat[:: max(1, flat.numel() // FINGERPRINT_SAMPLES)].to(torch.bfloat16))
-        digest.update(torch.cat(samples).cpu().view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()
-
-
-_NOT_IDENTITY = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "architectures")
+        """A hash of what a cache depends on (`voco_llama.model.fingerprint`)."""
+        return fingerprint(self)

@@ -121,15 +121,8 @@ def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
     dtype = getattr(torch, settings.model.dtype)
     model = VoCoLlama.from_pretrained(folder, dtype=dtype, attn_implementation=settings.model.attention)
     shape = processor.segment_shape()
-    wanted = _compression(settings.compression) | {"num_voco": shape.num_voco}
-    has_own_parts = wanted["compressor"] != "language_model" or wanted["voco_embeddings"] == "distinct"
-    changed = [name for name, value in wanted.items() if getattr(model.config, name) != value]
-    for name, value in wanted.items():
-        setattr(model.config, name, value)
-    if changed and (has_own_parts or model.compressor is not None or model.voco_offsets is not None):
-        logger.info("%s brings no such %s: what compresses starts anew", folder, ", ".join(changed))
-        model.add_compression()
-        model.to(dtype)
+    _set_compression(model, _compression(settings.compression) | {"num_voco": shape.num_voco}, folder)
+    model.to(dtype)
     model.config.condition = settings.compression.condition
     model.config.segment_prefix_ids = list(shape.prefix)
     model.config.segment_infix_ids = list(shape.infix)
@@ -145,6 +138,19 @@ def _compression(compression: CompressionSettings) -> dict[str, Any]:
         "compressor": compression.compressor,
         "q_former": asdict(compression.q_former) if uses_q_former else None,
     }
+
+
+def _set_compression(model: VoCoLlama, wanted: dict[str, Any], folder: str) -> None:
+    """Have the model compress as its new configuration says; its own parts for that are kept if they still fit."""
+    had_parts = model.compressor is not None or model.voco_offsets is not None
+    changed = [name for name, value in wanted.items() if getattr(model.config, name) != value]
+    for name in changed:
+        setattr(model.config, name, wanted[name])
+    needs_parts = wanted["compressor"] != "language_model" or wanted["voco_embeddings"] == "distinct"
+    changed_parts = [name for name in changed if name != "segment_attention"]
+    if changed_parts and (had_parts or needs_parts):
+        logger.info("%s has another %s: what compresses starts anew", folder, ", ".join(changed_parts))
+        model.add_compression()
 
 
 def _with_settings(processor: VoCoProcessor, settings: TrainSettings, num_patches: int) -> VoCoProcessor:

@@ -1,0 +1,95 @@
+"""Elastic numbers of VoCo tokens: drawn purely, the same however a batch is divided, and after a resume."""
+
+import json
+
+import pytest
+import torch
+
+from voco_llama.training.elastic import ElasticDraw
+from voco_llama.training.run import train
+from voco_llama.training.trainer import VoCoTrainer
+
+ELASTIC = ("compression.num_voco=4", "compression.num_voco_choices=[1,2,4]", "trainer.max_steps=4")
+
+
+def curve_of(settings) -> list[float]:
+    result = json.loads((train(settings).parent / "result.json").read_text())
+    return [entry["loss"] for entry in result["loss_curve"]]
+
+
+def test_the_numbers_are_a_function_of_seed_and_step():
+    draw = ElasticDraw((1, 2, 4), "row", 64, seed=3)
+    assert draw(5, 0, 64).tolist() == ElasticDraw((1, 2, 4), "row", 64, seed=3)(5, 0, 64).tolist()
+    assert draw(5, 0, 64).tolist() != draw(6, 0, 64).tolist()
+    assert draw(5, 0, 64).tolist() != ElasticDraw((1, 2, 4), "row", 64, seed=4)(5, 0, 64).tolist()
+    assert set(draw(5, 0, 64).tolist()) == {1, 2, 4}
+    assert draw(5, 0, 64).dtype == torch.int64
+
+
+def test_each_number_is_drawn_as_often():
+    draw = ElasticDraw((1, 4, 16), "row", 30, seed=0)
+    drawn = torch.cat([draw(step, 0, 30) for step in range(200)])
+    shares = [float((drawn == n).float().mean()) for n in (1, 4, 16)]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_parts_of_a_global_batch_get_its_numbers():
+    draw = ElasticDraw((1, 2, 4), "row", 12, seed=0)
+    assert draw(7, 4, 8).tolist() == draw(7, 0, 12).tolist()[4:]
+
+
+def test_a_whole_batch_may_share_one_number():
+    draw = ElasticDraw((1, 2, 4), "batch", 12, seed=0)
+    numbers = [draw(step, 0, 12).unique().tolist() for step in range(50)]
+    assert all(len(number) == 1 for number in numbers)
+    assert {number for (number,) in numbers} == {1, 2, 4}
+
+
+@pytest.mark.parametrize("draw", ["row", "batch"])
+def test_accumulation_does_not_change_the_curve(settings_for, tmp_path, draw):
+    whole, divided = (
+        curve_of(
+            settings_for(
+                "toy/voco_1", *ELASTIC, f"compression.draw={draw}", *division, f"output_dir={tmp_path}/{len(division)}"
+            )
+        )
+        for division in ((), ("trainer.per_device_train_batch_size=4", "trainer.gradient_accumulation_steps=2"))
+    )
+    assert divided == pytest.approx(whole, rel=1e-5)
+
+
+def test_rows_are_trained_with_the_numbers_drawn(settings_for, monkeypatch):
+    seen = []
+    original = VoCoTrainer.compute_loss
+
+    def watch(self, model, inputs, *args, **kwargs):
+        segments = (inputs["segment"].diff(dim=1, prepend=inputs["segment"][:, :1] * 0) > 0).sum(dim=1)
+        seen.append((inputs["voco"].sum(dim=1), segments))
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(VoCoTrainer, "compute_loss", watch)
+    settings = settings_for("toy/voco_1", *ELASTIC)
+    train(settings)
+    draw = ElasticDraw((1, 2, 4), "row", 8, settings.seed)
+    for step, (voco, segments) in enumerate(seen):
+        assert voco.tolist() == (draw(step, 0, 8) * segments).tolist()
+    assert len(seen) == 4
+
+
+def test_a_killed_elastic_run_goes_on_to_the_same_curve(settings_for, monkeypatch, tmp_path):
+    overrides = (*ELASTIC, "trainer.save_strategy=steps", "trainer.save_steps=2")
+    whole = curve_of(settings_for("toy/voco_1", *overrides, f"output_dir={tmp_path}/whole"))
+    settings, steps = settings_for("toy/voco_1", *overrides), []
+    original = VoCoTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(VoCoTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)
+    monkeypatch.setattr(VoCoTrainer, "training_step", original)
+    assert curve_of(settings) == whole
