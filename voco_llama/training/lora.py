@@ -65,5 +65,5 @@ def save_and_merge(adapters: "PeftModel", folder: Path | None) -> None:
         folder: Of the model that will be saved; None in processes that write nothing.
     """
     if folder is not None:
-        adapters.save_pretrained(folder / ADAPTERS_FOLDER)
+        adapters.save_pretrained(folder / ADAPTERS_FOLDER, save_embedding_layers=False)  # the row is among them
     adapters.merge_and_unload()
