@@ -46,6 +46,15 @@ def _train(overrides: list[str]) -> None:
     train(settings)
 
 
+def _teacher(overrides: list[str]) -> None:
+    from voco_llama.settings import TeacherSettings, compose
+
+    settings = compose(overrides, "teacher", TeacherSettings)
+    from voco_llama.training.write_top_k import write_top_k
+
+    write_top_k(settings)
+
+
 def _toyworld(overrides: list[str]) -> None:
     from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
 
@@ -87,6 +96,7 @@ def _ask(overrides: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
+    "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
     "evaluate": (_evaluate, "answer and score the benchmarks with one checkpoint, for one row of the table"),
     "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
     "report": (_report, "tables and plots over the results of evaluations and their seeds, beside the paper's numbers"),

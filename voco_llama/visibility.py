@@ -66,11 +66,11 @@ def visible(
 
     causal, and within one document that is not padding, and -- under `voco` -- within one segment (text with
     text, a segment with itself) or from text to a VoCo token. Under `full` the first two alone. With segment attention
-    `bidirectional`, the tokens of one segment that are no VoCo tokens need not be causal among themselves.
+    `bidirectional`, a segment's tokens see all of its tokens that are no VoCo tokens, later ones too.
     """
     allowed = key.index <= query.index
     if segment_attention == "bidirectional":
-        allowed = allowed | ((query.segment == key.segment) & (key.segment > 0) & ~query.voco & ~key.voco)
+        allowed = allowed | ((query.segment == key.segment) & (key.segment > 0) & ~key.voco)
     allowed = allowed & (query.document == key.document) & (key.document >= 0)
     if condition == "full":
         return allowed

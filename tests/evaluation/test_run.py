@@ -1,6 +1,7 @@
 """A saved checkpoint through the benchmarks and clips to result files that describe themselves, and to a report."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,23 @@ def test_result_describes_itself(checkpoint, benchmarks_root, tmp_path):
     assert len(answers) == 11
     assert answers[0]["prompt"].startswith("What color is it?")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_an_external_compressor_is_evaluated_and_described(benchmarks_root, tmp_path):
+    processor = replace(tiny_processor(num_voco=2), num_vision=0)
+    model = tiny_model(processor, compressor="q_former", q_former={"layers": 1, "width": 8, "heads": 2})
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    result = read_result(evaluate(settings_for(tmp_path / "model", benchmarks_root, tmp_path, benchmarks=["POPE"])))
+    described = result["model"]
+    assert (described["compressor"], described["trained_condition"], described["trained_num_voco"]) == (
+        "q_former",
+        "voco",
+        2,
+    )
+    size = sum(parameter.numel() for parameter in model.compressor.parameters())
+    assert described["million_parameters"]["compressor"] == size / 1e6
+    assert (result["tokens_per_image"], result["num_compressed"]) == (2, 1)
 
 
 def test_rows_to_report(checkpoint, benchmarks_root, tmp_path):

@@ -143,6 +143,11 @@ def test_under_bidirectional_attention_every_patch_feels_every_other():
         assert bool((gradient[0, 1:].abs().sum(dim=-1) > 0).all()) is feels
 
 
+def test_a_cache_of_the_other_segment_attention_is_another_models():
+    processor, model = processor_and_model("bidirectional", 2)
+    assert model.fingerprint() != tiny_model(processor, layers=LAYERS).fingerprint()
+
+
 # ---- distinct embeddings
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.tiny import tiny_model, tiny_processor
 from voco_llama.training.optimizer import ADAM_RMS, MuonAdamW, muon, orthogonalized
 
 LR = 1e-2
@@ -36,6 +37,12 @@ def test_matrices_between_layers_are_muons_and_all_else_is_adamws(model):
         is_matrix = name.endswith("_proj.weight")
         assert (id(parameter) in of_muon) == is_matrix, name
         assert (id(parameter) in of_adamw) != is_matrix, name
+
+
+def test_offsets_of_voco_embeddings_are_a_table_too():
+    model = tiny_model(tiny_processor(), voco_embeddings="distinct")
+    (of_adamw,) = (group["params"] for group in build(model).param_groups if not group["muon"])
+    assert any(parameter is model.voco_offsets.weight for parameter in of_adamw)
 
 
 def test_what_is_frozen_is_left_out(model):

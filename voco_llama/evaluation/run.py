@@ -111,6 +111,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     result = {
         "condition": settings.condition,
         "num_voco": num_voco if settings.condition == "voco" else None,
+        "model": _describe_model(model),
         "limit": settings.limit,
         "benchmarks": described,
         "mean_accuracy": sum(d["accuracy"] for d in described.values()) / len(described),
@@ -148,6 +149,22 @@ def _describe(scored: Score, requests: Sequence[Request]) -> dict[str, Any]:
         "images": len({request.image_key for request in requests}),
         "data_fingerprint": fingerprint_data(identity),
         "details": scored.details,
+    }
+
+
+def _describe_model(model: "VoCoLlama") -> dict[str, Any]:
+    """How the model was trained to compress, and its parameters in millions by part."""
+    config = model.config
+    return {
+        "trained_condition": config.condition,
+        "trained_num_voco": config.num_voco,
+        "compressor": config.compressor,
+        "segment_attention": config.segment_attention,
+        "voco_embeddings": config.voco_embeddings,
+        "million_parameters": {
+            name: sum(parameter.numel() for parameter in part.parameters()) / 1e6
+            for name, part in model.named_children()
+        },
     }
 
 
