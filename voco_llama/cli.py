@@ -16,29 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from voco_llama.errors import DataError, VoCoError
+from voco_llama.errors import VoCoError
 
 logger = logging.getLogger("voco_llama")
 T = TypeVar("T")
-
-
-@dataclass
-class ReportSettings:
-    """What to report.
-
-    Attributes:
-        results: Folder of result files.
-        output: Folder for the tables and the plot.
-        upper: Row of the upper bound.
-        lower: Row of the lower bound.
-        allow_limited: Take rows that were evaluated on a part of the questions.
-    """
-
-    results: Path
-    output: Path
-    upper: str = "upper"
-    lower: str = "lower"
-    allow_limited: bool = False
 
 
 def _compose_flat(overrides: list[str], config_name: str, settings_class: type[T]) -> T:
@@ -99,13 +80,9 @@ def _evaluate_clips(overrides: list[str]) -> None:
 
 
 def _report(overrides: list[str]) -> None:
-    from voco_llama.evaluation.report import report
+    from voco_llama.evaluation.report import ReportSettings, report
 
-    settings = _compose_flat(overrides, "report", ReportSettings)
-    files = sorted(settings.results.glob("*.json"))
-    if not files:
-        raise DataError(f"{settings.results}: holds no results: run voco-llama evaluate first")
-    sys.stdout.write(report(files, settings.output, settings.upper, settings.lower, settings.allow_limited))
+    sys.stdout.write(report(_compose_flat(overrides, "report", ReportSettings)))
 
 
 def _ask(overrides: list[str]) -> None:
@@ -122,7 +99,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
     "evaluate": (_evaluate, "answer and score the benchmarks with one checkpoint, for one row of the table"),
     "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
-    "report": (_report, "tables and plot over the results of evaluations"),
+    "report": (_report, "tables and plots over the results of evaluations and their seeds, beside the paper's numbers"),
     "ask": (_ask, "compress one image or clip once and answer questions from its cache"),
 }
 """Function and one line of help of each command."""
