@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from voco_llama.errors import DataError, VoCoError
 
@@ -65,22 +65,34 @@ def _train(overrides: list[str]) -> None:
     train(settings)
 
 
-def _toyworld(overrides: list[str]) -> None:
-    from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
+def _toyworld_settings(overrides: list[str]) -> Any:
+    from voco_llama.data.toyworld import ToyWorldSettings
 
     @dataclass(frozen=True)
     class ToyWorldCommand(ToyWorldSettings):
         root: Path = Path()
 
-    values = dataclasses.asdict(_compose_flat(overrides, "toyworld", ToyWorldCommand))
+    return _compose_flat(overrides, "toyworld", ToyWorldCommand)
+
+
+def _toyworld(overrides: list[str]) -> None:
+    from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
+
+    values = dataclasses.asdict(_toyworld_settings(overrides))
     root = values.pop("root")
     write_toyworld(ToyWorldSettings(**values), root)
 
 
-def _evaluate(overrides: list[str]) -> None:
-    from voco_llama.evaluation.run import EvaluateSettings, evaluate
+def _evaluate_settings(overrides: list[str]) -> Any:
+    from voco_llama.evaluation.run import EvaluateSettings
 
-    evaluate(_compose_flat(overrides, "evaluate", EvaluateSettings))
+    return _compose_flat(overrides, "evaluate", EvaluateSettings)
+
+
+def _evaluate(overrides: list[str]) -> None:
+    from voco_llama.evaluation.run import evaluate
+
+    evaluate(_evaluate_settings(overrides))
 
 
 def _evaluate_clips(overrides: list[str]) -> None:
@@ -107,11 +119,26 @@ def _ask(overrides: list[str]) -> None:
         sys.stdout.write(f"Q: {question}\nA: {answer}\n")
 
 
+def _sweep(overrides: list[str]) -> None:
+    from voco_llama.settings import compose
+    from voco_llama.sweep.records import Runner
+    from voco_llama.sweep.run import sweep
+    from voco_llama.sweep.settings import SweepSettings
+
+    runners = {
+        "toyworld": Runner(_toyworld_settings, _toyworld),
+        "train": Runner(compose, _train),
+        "evaluate": Runner(_evaluate_settings, _evaluate),
+    }
+    sys.stdout.write(sweep(_compose_flat(overrides, "sweep", SweepSettings), overrides, runners))
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "evaluate": (_evaluate, "answer and score the benchmarks with one checkpoint, for one row of the table"),
     "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
+    "sweep": (_sweep, "train and evaluate all rows of a table, over seeds; what is finished is skipped"),
     "report": (_report, "tables and plot over the results of evaluations"),
     "ask": (_ask, "compress one image or clip once and answer questions from its cache"),
 }
