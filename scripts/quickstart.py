@@ -17,10 +17,10 @@ from pathlib import Path
 
 RUNS = os.environ.get("VOCO_RUNS", "runs")
 TOY, WORLD = f"{RUNS}/toy", f"{RUNS}/toyworld"
-INSTRUCT, UPPER, VOCO_1, VOCO_4, VIDEO = (
-    f"{TOY}/{run}/final" for run in ("instruct", "instruct_long", "voco_1", "voco_4", "video")
+UPPER, VOCO_1, VOCO_4, POOL_1, VIDEO = (
+    f"{TOY}/{run}/final" for run in ("instruct_long", "voco_1", "voco_4", "average_pool_1", "video")
 )
-TRAIN_SIDE_BY_SIDE = ("instruct_long", "voco_1", "voco_4")
+TRAIN_SIDE_BY_SIDE = ("instruct_long", "voco_1", "voco_4", "average_pool_1")
 
 
 def commands(seed: int) -> list[tuple[str, list[list[str]]]]:
@@ -36,13 +36,14 @@ def commands(seed: int) -> list[tuple[str, list[list[str]]]]:
         ("alignment: the projector alone, on captions", [["train", "experiment=toy/align"]]),
         ("instructions; text sees the whole image", [["train", "experiment=toy/instruct"]]),
         (
-            "the same number of further steps for the upper bound and for 16 vision tokens compressed to 1 and to 4",
+            "as many further steps each: the upper bound, 16 vision tokens compressed to 1 and to 4, and averaged",
             [["train", f"experiment=toy/{run}"] for run in TRAIN_SIDE_BY_SIDE],
         ),
         ("video: each frame compressed alone", [["train", "experiment=toy/video"]]),
         ("upper bound", [["evaluate", "row=upper", "condition=full", f"checkpoint={UPPER}"]]),
         ("4 VoCo tokens", [["evaluate", "row=voco_4", f"checkpoint={VOCO_4}"]]),
         ("1 VoCo token", [["evaluate", "row=voco_1", f"checkpoint={VOCO_1}"]]),
+        ("baseline: 1 averaged token", [["evaluate", "row=average_pool_1", f"checkpoint={POOL_1}"]]),
         (
             "lower bound: the upper bound's weights under the VoCo mask",
             [["evaluate", "row=lower", f"checkpoint={UPPER}"]],

@@ -14,31 +14,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from voco_llama.errors import DataError, VoCoError
+from voco_llama.errors import VoCoError
+
+if TYPE_CHECKING:
+    from voco_llama.sweep.records import Runner
+    from voco_llama.sweep.settings import SweepSettings
 
 logger = logging.getLogger("voco_llama")
 T = TypeVar("T")
-
-
-@dataclass
-class ReportSettings:
-    """What to report.
-
-    Attributes:
-        results: Folder of result files.
-        output: Folder for the tables and the plot.
-        upper: Row of the upper bound.
-        lower: Row of the lower bound.
-        allow_limited: Take rows that were evaluated on a part of the questions.
-    """
-
-    results: Path
-    output: Path
-    upper: str = "upper"
-    lower: str = "lower"
-    allow_limited: bool = False
 
 
 def _compose_flat(overrides: list[str], config_name: str, settings_class: type[T]) -> T:
@@ -63,6 +48,19 @@ def _train(overrides: list[str]) -> None:
     from voco_llama.training.run import train
 
     train(settings)
+
+
+def _teacher_settings(overrides: list[str]) -> Any:
+    from voco_llama.settings import TeacherSettings, compose
+
+    return compose(overrides, "teacher", TeacherSettings)
+
+
+def _teacher(overrides: list[str]) -> None:
+    settings = _teacher_settings(overrides)
+    from voco_llama.training.write_top_k import write_top_k
+
+    write_top_k(settings)
 
 
 def _toyworld_settings(overrides: list[str]) -> Any:
@@ -102,13 +100,9 @@ def _evaluate_clips(overrides: list[str]) -> None:
 
 
 def _report(overrides: list[str]) -> None:
-    from voco_llama.evaluation.report import report
+    from voco_llama.evaluation.report import ReportSettings, report
 
-    settings = _compose_flat(overrides, "report", ReportSettings)
-    files = sorted(settings.results.glob("*.json"))
-    if not files:
-        raise DataError(f"{settings.results}: holds no results: run voco-llama evaluate first")
-    sys.stdout.write(report(files, settings.output, settings.upper, settings.lower, settings.allow_limited))
+    sys.stdout.write(report(_compose_flat(overrides, "report", ReportSettings)))
 
 
 def _ask(overrides: list[str]) -> None:
@@ -119,27 +113,40 @@ def _ask(overrides: list[str]) -> None:
         sys.stdout.write(f"Q: {question}\nA: {answer}\n")
 
 
-def _sweep(overrides: list[str]) -> None:
+def sweep_runners() -> "dict[str, Runner]":
+    """The commands that a sweep may run."""
     from voco_llama.settings import compose
     from voco_llama.sweep.records import Runner
-    from voco_llama.sweep.run import sweep
-    from voco_llama.sweep.settings import SweepSettings
 
-    runners = {
+    return {
         "toyworld": Runner(_toyworld_settings, _toyworld),
         "train": Runner(compose, _train),
+        "teacher": Runner(_teacher_settings, _teacher),
         "evaluate": Runner(_evaluate_settings, _evaluate),
     }
-    sys.stdout.write(sweep(_compose_flat(overrides, "sweep", SweepSettings), overrides, runners))
+
+
+def sweep_settings(overrides: list[str]) -> "SweepSettings":
+    """Compose what `voco-llama sweep` reads."""
+    from voco_llama.sweep.settings import SweepSettings
+
+    return _compose_flat(overrides, "sweep", SweepSettings)
+
+
+def _sweep(overrides: list[str]) -> None:
+    from voco_llama.sweep.run import sweep
+
+    sys.stdout.write(sweep(sweep_settings(overrides), overrides, sweep_runners()))
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
+    "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
     "evaluate": (_evaluate, "answer and score the benchmarks with one checkpoint, for one row of the table"),
     "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
     "sweep": (_sweep, "train and evaluate all rows of a table, over seeds; what is finished is skipped"),
-    "report": (_report, "tables and plot over the results of evaluations"),
+    "report": (_report, "tables and plots over the results of evaluations and their seeds, beside the paper's numbers"),
     "ask": (_ask, "compress one image or clip once and answer questions from its cache"),
 }
 """Function and one line of help of each command."""

@@ -56,6 +56,25 @@ class LanguageSettings:
 
 
 @dataclass
+class LoraSettings:
+    """Low-rank adapters on the language model, whose own weights then stay frozen; VoCo's embedding trains besides.
+
+    Attributes:
+        rank: Of the adapters; 0 = none, the weights themselves train.
+        alpha: Their output is multiplied by alpha / rank.
+        dropout: Before the adapters.
+        targets: Names of the linear layers that get one.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+@dataclass
 class ModelSettings:
     """What the model is made of. A checkpoint brings its own tower, projector, language model and tokenizer.
 
@@ -74,6 +93,7 @@ class ModelSettings:
     tokenizer: str | None = None
     attention: str = _choice("eager", "sdpa", "flex_attention", "flash_attention_2", default="sdpa")
     dtype: str = _choice("float32", "bfloat16", "float16", default="float32")
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
 
 @dataclass
@@ -177,6 +197,41 @@ class StageSettings:
 
 
 @dataclass
+class LossPoint:
+    """Weights of the losses at one moment of training; `at` is the fraction of all steps that is done."""
+
+    at: float = MISSING
+    lm: float = MISSING
+    kl: float = MISSING
+
+
+@dataclass
+class LossSettings:
+    """What is minimized: `lm` x cross entropy + `kl` x temperature^2 x KL(teacher || student), on answer tokens.
+
+    The teacher reads the same rows with the image visible (condition `full`).
+
+    Attributes:
+        temperature: Both sides' logits are divided by it in the KL term.
+        chunk_size: Tokens whose logits exist at the same time; smaller needs less memory.
+        teacher: `checkpoint`: the frozen model in `teacher_checkpoint`. `adapters_off`: the student without its
+            adapters (`model.lora`). `top_k`: the files that `voco-llama teacher` wrote to `top_k_folder`.
+        teacher_checkpoint: A VoCoLlama folder; it may be the one that the student starts from.
+        schedule: Weights over training, linear between these points and constant before the first and after the last;
+            in place of `lm` and `kl`.
+    """
+
+    lm: float = 1.0
+    kl: float = 0.0
+    temperature: float = 1.0
+    chunk_size: int = 1024
+    teacher: str = _choice("none", "checkpoint", "adapters_off", "top_k", default="none")
+    teacher_checkpoint: str | None = None
+    top_k_folder: str | None = None
+    schedule: list[LossPoint] | None = None
+
+
+@dataclass
 class PathsSettings:
     """Roots that other settings refer to, relative to the working directory."""
 
@@ -202,12 +257,28 @@ class TrainSettings:
     prompt: PromptSettings = field(default_factory=PromptSettings)
     data: DataSettings = field(default_factory=DataSettings)
     stage: StageSettings = field(default_factory=StageSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
     trainer: dict[str, Any] = field(default_factory=dict)
     optimizer: str = _choice("trainer", "muon", default="trainer")
     paths: PathsSettings = field(default_factory=PathsSettings)
     seed: int = 0
     output_dir: str = MISSING
     resume: str = "auto"
+
+
+@dataclass
+class TeacherSettings(TrainSettings):
+    """What `voco-llama teacher` reads: the settings of the training that its files are for, and these.
+
+    `loss.teacher_checkpoint` names the teacher, `loss.top_k_folder` the output, `loss.temperature` the temperature.
+
+    Attributes:
+        k: Words kept for each trained token, the likeliest ones.
+        records_per_file: A kill loses at most the file at hand.
+    """
+
+    k: int = MISSING
+    records_per_file: int = MISSING
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: type = TrainSettings) -> Any:

@@ -10,7 +10,7 @@ import torch
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.errors import CheckpointError, DataError, SettingsError
 from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips, shuffled
-from voco_llama.evaluation.report import report
+from voco_llama.evaluation.report import ReportSettings, report
 from voco_llama.evaluation.results import read_result
 from voco_llama.evaluation.run import EvaluateSettings, evaluate
 
@@ -81,7 +81,7 @@ def test_rows_to_report(checkpoint, benchmarks_root, tmp_path):
     assert [result["tokens_per_image"] for result in read] == [4 + 2, 1, 0, 1]
     assert len({result["checkpoint_fingerprint"] for result in read}) == 1
     assert len({result["config_fingerprint"] for result in read}) == 4
-    text = report(files, tmp_path)
+    text = report(ReportSettings(tmp_path, tmp_path / "report"))
     names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert [name for name in names if name in rows] == ["upper", "voco_1", "lower", "blind"] * 2
 

@@ -9,6 +9,7 @@ import torch
 
 from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
 from voco_llama.settings import TrainSettings, compose
+from voco_llama.training.run import train
 
 WORLD = ToyWorldSettings(
     pretrain_images=48,
@@ -51,33 +52,43 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def settings_in(world: Path, output_dir: Path, experiment: str, *overrides: str) -> TrainSettings:
+    """Settings of an experiment on the little world, from random weights, without any saving or reporting."""
+    questions = f"{{format: llava_json, file: {world}/instruct/train.json, media_folder: {world}/instruct/images}}"
+    reads_questions = experiment.removeprefix("toy/") not in ("clip", "language", "align", "video")
+    return compose(
+        [
+            f"experiment={experiment}",
+            *([f"data.sources=[{questions}]"] if reads_questions else []),
+            f"paths.toyworld={world}",
+            f"output_dir={output_dir}",
+            "model.checkpoint=null",
+            f"model.vision.name={world}/clip/tiny_clip.json",
+            "trainer.max_steps=4",
+            "trainer.per_device_train_batch_size=8",
+            "trainer.learning_rate=3.0e-3",
+            "trainer.logging_steps=1",
+            "trainer.save_strategy=no",
+            "trainer.report_to=none",
+            *overrides,
+        ]
+    )
+
+
 @pytest.fixture
 def settings_for(world, tmp_path) -> Callable[..., TrainSettings]:
-    """Settings of an experiment on the little world, from random weights, without any saving or reporting."""
-
-    questions = f"{{format: llava_json, file: {world}/instruct/train.json, media_folder: {world}/instruct/images}}"
+    """`settings_in` for a run in this test's folder."""
 
     def make(experiment: str = "toy/instruct", *overrides: str) -> TrainSettings:
-        reads_questions = experiment.removeprefix("toy/") not in ("clip", "language", "align", "video")
-        return compose(
-            [
-                f"experiment={experiment}",
-                *([f"data.sources=[{questions}]"] if reads_questions else []),
-                f"paths.toyworld={world}",
-                f"output_dir={tmp_path / 'run'}",
-                "model.checkpoint=null",
-                f"model.vision.name={world}/clip/tiny_clip.json",
-                "trainer.max_steps=4",
-                "trainer.per_device_train_batch_size=8",
-                "trainer.learning_rate=3.0e-3",
-                "trainer.logging_steps=1",
-                "trainer.save_strategy=no",
-                "trainer.report_to=none",
-                *overrides,
-            ]
-        )
+        return settings_in(world, tmp_path / "run", experiment, *overrides)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def upper(world, tmp_path_factory) -> Path:
+    """An upper bound, trained for long enough to have opinions: a teacher, and a start for students."""
+    return train(settings_in(world, tmp_path_factory.mktemp("upper") / "run", "toy/instruct", "trainer.max_steps=40"))
 
 
 def losses(run: Path) -> list[float]:

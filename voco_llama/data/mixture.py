@@ -5,6 +5,7 @@ shuffle, grouping by length) are the sampler's business. Bad records are found w
 worker processes; so each process writes down those it meets, and `summarize_bad_records` merges the lists.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -97,6 +98,11 @@ class Mixture(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:
         source, record = self.origin(index)
         return self.readers[source][record]
+
+    @property
+    def order_fingerprint(self) -> str:
+        """A hash of which record of which source each entry is; it says nothing of the records' contents."""
+        return hashlib.sha256(self._source.tobytes() + self._record.tobytes()).hexdigest()
 
     @property
     def characters(self) -> np.ndarray:

@@ -22,6 +22,8 @@ from voco_llama.evaluation.answering import generate_texts, windows
 from voco_llama.evaluation.efficiency import kv_bytes
 from voco_llama.evaluation.results import (
     CLIPS_KIND,
+    IN_ORDER,
+    SHUFFLED,
     check_row_name,
     checkpoint_fingerprint,
     load_checkpoint,
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from voco_llama.model.voco_llama import VoCoLlama
 
 logger = logging.getLogger(__name__)
-
-IN_ORDER, SHUFFLED = "in_order", "shuffled"
 
 
 @dataclass(frozen=True)

@@ -1,256 +1,205 @@
-"""`report`: result files to tables (terminal, Markdown, CSV) and a plot; no number that does not come from a file."""
+"""`report`: result files to tables (Markdown, LaTeX, CSV) and plots; no number that does not come from a file."""
 
-import csv
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from voco_llama.errors import DataError
-from voco_llama.evaluation.plot import plot_retention
-from voco_llama.evaluation.results import BENCHMARKS_KIND, read_result
-from voco_llama.evaluation.retention import mean_over, plain_ratio, retention, shared_columns
+from voco_llama.evaluation import sections
+from voco_llama.evaluation.aggregate import Comparison, Estimate, Result, check_results, compare, estimate
+from voco_llama.evaluation.paper import PaperTable, disagreements, read_paper_table
+from voco_llama.evaluation.plot import paper_series, plot_benchmarks, plot_retention, retention_series
+from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND, IN_ORDER, SHUFFLED, find_results, read_result
+from voco_llama.evaluation.selection import Selection, read_selection
+from voco_llama.evaluation.tables import TextTable, to_csv, to_latex, to_markdown
 from voco_llama.provenance import write_atomically
 
-MISSING = "–"
-MARKDOWN_FILE, CSV_FILE, PLOT_FILE = "report.md", "report.csv", "retention.png"
+REPORT, SUMMARY, RETENTION_PLOT, BENCHMARKS_PLOT = "report", "summary", "retention", "benchmarks"
+PRINTED_TOLERANCE = 0.1
+"""Points of retention that a figure of the paper may differ from what its scores give."""
+CLIP_ORDERS = {IN_ORDER: "clips, in order", SHUFFLED: "clips, shuffled"}
+PARTS = ("", "_standard_error", "_seeds")
+"""Columns of an estimate."""
 
 
 @dataclass(frozen=True)
-class ReportRow:
-    """One row: its result file's content and, by benchmark, what follows from it. NaN: undefined."""
+class ReportSettings:
+    """What to report.
 
-    result: dict[str, Any]
-    values: dict[str, float]
-    ratios: dict[str, float]
-    retentions: dict[str, float]
-
-    @property
-    def name(self) -> str:
-        return self.result["row"]
-
-
-def report(
-    results: Sequence[Path], output: Path, upper: str = "upper", lower: str = "lower", allow_limited: bool = False
-) -> str:
-    """Write `report.md`, `report.csv` and `retention.png` to a folder.
-
-    Args:
-        results: Files of `evaluate` and `evaluate_clips`.
-        output: The folder.
+    Attributes:
+        results: Folder of result files; those in folders below it are read too (a folder a seed, for example).
+        output: Folder for the tables and the plots.
+        table: Which rows, in which order: a name in `eval/tables`, or the path of such a file. None: all rows.
+        reference: A table of the paper (`table_1`, `table_2`, `table_4`) to put beside ours.
+        paper: A table of the paper to print by itself; no result is read then.
+        seeds: Those to take; None: all.
         upper: Row of the upper bound.
         lower: Row of the lower bound: the upper bound's weights under the VoCo mask.
         allow_limited: Take rows that were evaluated on a part of the questions.
+    """
+
+    results: Path
+    output: Path
+    table: str | None = None
+    reference: str | None = None
+    paper: str | None = None
+    seeds: list[int] | None = None
+    upper: str = "upper"
+    lower: str = "lower"
+    allow_limited: bool = False
+
+
+def report(settings: ReportSettings) -> str:
+    """Write `report.md`, `report.tex`, `report.csv` (every seed), `summary.csv` (over seeds) and the plots.
 
     Returns:
         The text of `report.md`, whose tables are aligned to be read in a terminal.
 
     Raises:
-        DataError: A file is no result, rows share a name or were asked different questions, a bound is missing, or a
-            row is limited.
+        DataError: There are no results, or they cannot stand in one table (see `aggregate.check_results` and
+            `aggregate.compare`).
+        SettingsError: A table or a reference is unknown.
     """
-    read = [read_result(file) for file in results]
-    _check(read, allow_limited)
-    benchmark_results = [result for result in read if result["kind"] == BENCHMARKS_KIND]
-    clip_results = [result for result in read if result["kind"] != BENCHMARKS_KIND]
-    rows = _rows(benchmark_results, upper, lower)
-    columns = list(dict.fromkeys(name for row in rows for name in row.values))
-    shared = shared_columns([row.values for row in rows])
-    plotted = [
-        (row.result["num_voco"], row.retentions)
-        for row in rows
-        if row.result["condition"] == "voco" and row.name != lower and math.isfinite(mean_over(row.retentions, shared))
+    if settings.paper is not None:
+        return _paper_report(read_paper_table(settings.paper), settings.output)
+    selection = Selection() if settings.table is None else read_selection(settings.table)
+    reference = None if settings.reference is None else read_paper_table(settings.reference)
+    results = _read(settings, selection)
+    comparison = compare(
+        [result for result in results if result["kind"] == BENCHMARKS_KIND],
+        settings.upper,
+        settings.lower,
+        selection.names,
+    )
+    clips = _clips(results)
+    tables = [
+        sections.scores_table(comparison, selection),
+        sections.retention_table(comparison, selection),
+        sections.differences_table(comparison, selection),
+        *([] if reference is None else sections.reference_tables(comparison, selection, reference)),
+        sections.clips_table(clips, selection) if clips else None,
     ]
-    sections = [
-        "# Report",
-        _scores_table(rows, columns),
-        _retention_table(rows, columns, shared),
-        *([_clips_table(clip_results)] if clip_results else []),
-        _notes(rows, columns, shared, upper, lower, allow_limited),
+    notes = sections.notes(comparison, selection, reference)
+    pictures = _plot(comparison, selection, reference, settings.output)
+    write_atomically(settings.output / f"{REPORT}.csv", _seeds_csv(comparison))
+    write_atomically(settings.output / f"{SUMMARY}.csv", _summary_csv(comparison, clips))
+    kept = [table for table in tables if table is not None]
+    return _write(settings.output, REPORT, selection.title, kept, notes, pictures)
+
+
+def _paper_report(table: PaperTable, output: Path) -> str:
+    notes = [
+        "Scores are the paper's, every retention and average is computed from them; `As printed` is its own average.",
+        *(
+            f"{label}, {column}: the paper prints {printed:.1f}, its scores give {computed:.2f}."
+            for label, column, printed, computed in disagreements(table, PRINTED_TOLERANCE)
+        ),
     ]
-    if plotted:
-        sections.append(f"![Retention against VoCo tokens an image]({PLOT_FILE})")
-        plot_retention(plotted, shared, output / PLOT_FILE)
-    text = "\n\n".join(sections) + "\n"
-    write_atomically(output / MARKDOWN_FILE, text)
-    write_atomically(output / CSV_FILE, _csv(rows))
+    stem = f"paper_{table.name}"
+    rows = [
+        (row.label, row.num_voco, column, row.scores[column], row.retentions[column], row.printed.get(column, ""))
+        for row in table.rows
+        for column in table.columns
+    ]
+    head = ("row", "num_voco", "benchmark", "score", "retention", "printed_retention_percent")
+    write_atomically(output / f"{stem}.csv", to_csv(head, rows))
+    return _write(output, stem, f"Paper, {table.number}", [sections.paper_table(table)], notes, [])
+
+
+def _read(settings: ReportSettings, selection: Selection) -> list[Result]:
+    """The results that the table is made of, checked."""
+    files = find_results(settings.results)
+    if not files:
+        raise DataError(f"{settings.results}: holds no results: run voco-llama evaluate first")
+    results = {file: read_result(file) for file in files}
+    if settings.seeds is not None:
+        seeds = sorted({result["seed"] for result in results.values()})
+        results = {file: result for file, result in results.items() if result["seed"] in settings.seeds}
+        if not results:
+            raise DataError(f"{settings.results}: no result has a seed of {settings.seeds}: there are {seeds}")
+    if selection.names is not None:
+        found = dict.fromkeys(result["row"] for result in results.values())
+        if not set(found) & set(selection.names):
+            raise DataError(f"no row of table {settings.table} has a result: {settings.results} has {', '.join(found)}")
+        taken = {*selection.names, settings.upper, settings.lower}
+        results = {file: result for file, result in results.items() if result["row"] in taken}
+    check_results(results, settings.allow_limited)
+    return list(results.values())
+
+
+def _clips(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """Results on clips by row, each by rising seed."""
+    by_row: dict[str, list[Result]] = {}
+    for result in sorted((one for one in results if one["kind"] == CLIPS_KIND), key=lambda one: one["seed"]):
+        by_row.setdefault(result["row"], []).append(result)
+    return sorted(by_row.items())
+
+
+def _plot(comparison: Comparison, selection: Selection, reference: PaperTable | None, output: Path) -> list[str]:
+    """Draw what there is to draw, and return it as Markdown."""
+    pictures = []
+    series = retention_series(comparison, selection.series)
+    if series and reference is not None:
+        series.append(paper_series(reference))
+    if series:
+        plot_retention(series, output / RETENTION_PLOT)
+        pictures.append(f"![Average retention against tokens an image]({RETENTION_PLOT}.png)")
+    bounds = {row.name for row in comparison.bounds}
+    bars = [(selection.label(row.name), row) for row in comparison.rows if row.name not in bounds]
+    if bars and comparison.shared:
+        plot_benchmarks(bars, comparison.shared, output / BENCHMARKS_PLOT)
+        pictures.append(f"![Retention by benchmark]({BENCHMARKS_PLOT}.png)")
+    return pictures
+
+
+def _write(
+    output: Path, stem: str, title: str, tables: Sequence[TextTable], notes: Sequence[str], pictures: Sequence[str]
+) -> str:
+    listed = "\n".join(f"- {note}" for note in notes)
+    text = "\n\n".join([f"# {title}", *map(to_markdown, tables), listed, *pictures]) + "\n"
+    write_atomically(output / f"{stem}.md", text)
+    comments = "\n".join(f"% {note}" for note in notes)
+    write_atomically(output / f"{stem}.tex", "\n\n".join([*map(to_latex, tables), comments]) + "\n")
     return text
 
 
-def _check(results: Sequence[dict[str, Any]], allow_limited: bool) -> None:
-    seen: set[tuple[str, str]] = set()
-    fingerprints: dict[str, tuple[str, str]] = {}
-    for result in results:
-        name = result["row"]
-        if (result["kind"], name) in seen:
-            raise DataError(f"two results of {result['kind']} are named {name!r}: pass one of them, or rename a row")
-        seen.add((result["kind"], name))
-        if result["limit"] is not None and not allow_limited:
-            raise DataError(
-                f"row {name!r} was evaluated on {result['limit']} questions only: evaluate it without a limit, or allow"
-                " limited rows"
-            )
-        for benchmark, described in result.get("benchmarks", {}).items():
-            other, fingerprint = fingerprints.setdefault(benchmark, (name, described["data_fingerprint"]))
-            if described["data_fingerprint"] != fingerprint:
-                raise DataError(
-                    f"rows {other!r} and {name!r} were asked different questions of {benchmark}: evaluate them on the"
-                    " same files"
-                )
-
-
-def _rows(results: Sequence[dict[str, Any]], upper: str, lower: str) -> list[ReportRow]:
-    """All rows, upper bound first, then by falling number of VoCo tokens, then the lower bound and blind rows."""
-    by_name = {result["row"]: _values(result) for result in results}
-    for bound, name in (("upper", upper), ("lower", lower)):
-        if name not in by_name:
-            raise DataError(
-                f"the {bound} bound {name!r} is not among the rows {', '.join(by_name) or '(none)'}: pass its file"
-            )
-
-    def order(result: dict[str, Any]) -> tuple[int, int, str]:
-        rank = (
-            0 if result["row"] == upper else 2 if result["row"] == lower else 3 if result["condition"] == "blind" else 1
-        )
-        return rank, -(result["num_voco"] or 0), result["row"]
-
-    rows = []
-    for result in sorted(results, key=order):
-        values = by_name[result["row"]]
-        ratios = {name: plain_ratio(v, by_name[upper].get(name, math.nan)) for name, v in values.items()}
-        kept = {
-            name: retention(v, by_name[upper].get(name, math.nan), by_name[lower].get(name, math.nan))
-            for name, v in values.items()
-        }
-        rows.append(ReportRow(result, values, ratios, kept))
-    return rows
-
-
-def _values(result: dict[str, Any]) -> dict[str, float]:
-    return {name: described["value"] for name, described in result["benchmarks"].items()}
-
-
-def _scores_table(rows: Sequence[ReportRow], columns: Sequence[str]) -> str:
-    head = ["Row", "Tokens", "KV bytes/image", *columns, "Mean accuracy"]
-    body = []
-    for row in rows:
-        scores = [_score_cell(row.result["benchmarks"].get(name)) for name in columns]
-        cost = [str(row.result["tokens_per_image"]), f"{row.result['kv_bytes_per_image']:,}"]
-        body.append([row.name, *cost, *scores, f"{row.result['mean_accuracy']:.3f}"])
-    return "## Scores\n\n" + table(head, body)
-
-
-def _score_cell(described: dict[str, Any] | None) -> str:
-    if described is None:
-        return MISSING
-    scale = 100.0 if described["full"] == 1 else 1.0
-    return f"{scale * described['value']:.1f}"
-
-
-def _retention_table(rows: Sequence[ReportRow], columns: Sequence[str], shared: Sequence[str]) -> str:
-    body = []
-    for row in rows:
-        cells = [_pair(row.retentions.get(name, math.nan), row.ratios.get(name, math.nan)) for name in columns]
-        body.append([row.name, *cells, _pair(mean_over(row.retentions, shared), mean_over(row.ratios, shared))])
-    return "## Retention in % (plain ratio in %)\n\n" + table(["Row", *columns, "Average"], body)
-
-
-def _pair(kept: float, ratio: float) -> str:
-    shown = [f"{100 * value:.1f}" if math.isfinite(value) else MISSING for value in (kept, ratio)]
-    return MISSING if shown == [MISSING, MISSING] else f"{shown[0]} ({shown[1]})"
-
-
-def _clips_table(results: Sequence[dict[str, Any]]) -> str:
-    head = ["Row", "Frames", "Tokens", "KV bytes/clip", "In order", "Shuffled", "Questions"]
-    body = [
+def _seeds_csv(comparison: Comparison) -> str:
+    facts = ("condition", "num_voco", "tokens_per_image", "kv_bytes_per_image", "limit", "checkpoint_fingerprint")
+    described = ("metric", "value", "full", "accuracy", "questions", "data_fingerprint")
+    head = ("row", "seed", *facts, "benchmark", *described, "unreadable", "plain_ratio", "retention")
+    rows = (
         [
-            result["row"],
-            str(result["num_frames"]),
-            str(result["tokens_per_clip"]),
-            f"{result['kv_bytes_per_clip']:,}",
-            f"{100 * result['in_order']:.1f}",
-            f"{100 * result['shuffled']:.1f}",
-            str(result["questions"]),
+            *(row.name, one.seed),
+            *(one.result[fact] for fact in facts),
+            benchmark,
+            *(score[key] for key in described),
+            *(score["details"].get("unreadable", ""), one.ratios[benchmark], one.retentions[benchmark]),
         ]
-        for result in results
-    ]
-    return "## Clips, exact match in %\n\n" + table(head, body)
-
-
-def _notes(
-    rows: Sequence[ReportRow],
-    columns: Sequence[str],
-    shared: Sequence[str],
-    upper: str,
-    lower: str,
-    allow_limited: bool,
-) -> str:
-    of = {row.name: row.result for row in rows}
-    notes = [
-        f"Retention is (row - {lower}) / ({upper} - {lower}), the plain ratio row / {upper}.",
-        "GQA, VQAv2: exact match in %; MMBench: accuracy in %; POPE: F1 in %; MME: perception score, 200 a category.",
-        "Mean accuracy is the mean over benchmarks of the share of questions answered right, 0 to 1.",
-        f"Tokens are what the language model keeps of an image, KV bytes their keys and values"
-        f" ({', '.join(sorted({row.result['kv_dtype'] for row in rows}))}).",
-    ]
-    if list(shared) != list(columns):
-        notes.append(
-            f"{MISSING} marks what is missing or undefined; averages are over {', '.join(shared) or 'nothing'} only."
-        )
-    if of[upper]["checkpoint_fingerprint"] != of[lower]["checkpoint_fingerprint"]:
-        notes.append(f"{lower} was not measured on the weights of {upper}: it is not the paper's lower bound.")
-    if allow_limited and any(row.result["limit"] for row in rows):
-        notes.append("Some rows were evaluated on a part of the questions only.")
-    unreadable = [
-        f"{row.name} {name} {described['details']['unreadable']:.0f} of {described['questions']}"
-        for row in rows
-        for name, described in row.result["benchmarks"].items()
-        if described["details"].get("unreadable")
-    ]
-    if unreadable:
-        notes.append(f"Answers that are neither yes nor no, or name no option: {'; '.join(unreadable)}.")
-    return "\n".join(f"- {note}" for note in notes)
-
-
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns padded to be read as text: the first to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-    align: list[Callable[..., str]] = [str.ljust] + [str.rjust] * (len(head) - 1)
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (pad(cell, width) for pad, cell, width in zip(align, cells, widths, strict=True))
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
-    return "\n".join([line(head), f"|{rule}|", *map(line, body)])
-
-
-def _csv(rows: Sequence[ReportRow]) -> str:
-    head = ("metric", "value", "full", "accuracy", "questions", "data_fingerprint")
-    facts = (
-        "row",
-        "condition",
-        "num_voco",
-        "tokens_per_image",
-        "kv_bytes_per_image",
-        "limit",
-        "checkpoint_fingerprint",
+        for row in comparison.rows
+        for one in row.by_seed
+        for benchmark, score in one.result["benchmarks"].items()
     )
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow([*facts, "benchmark", *head, "unreadable", "plain_ratio", "retention"])
-    for row in rows:
-        for name, described in row.result["benchmarks"].items():
-            writer.writerow(
-                [
-                    *(row.result[fact] for fact in facts),
-                    name,
-                    *(described[key] for key in head),
-                    described["details"].get("unreadable", ""),
-                    row.ratios[name],
-                    row.retentions[name],
-                ]
-            )
-    return written.getvalue()
+    return to_csv(head, rows)
+
+
+def _summary_csv(comparison: Comparison, clips: Sequence[tuple[str, Sequence[Result]]]) -> str:
+    head = ("row", "benchmark", *(f"{what}{part}" for what in ("value", "plain_ratio", "retention") for part in PARTS))
+    return to_csv(head, _summary_rows(comparison, clips))
+
+
+def _summary_rows(comparison: Comparison, clips: Sequence[tuple[str, Sequence[Result]]]) -> Iterator[list[Any]]:
+    nothing = Estimate(math.nan, math.nan, 0)
+
+    def line(row: str, benchmark: str, *estimates: Estimate) -> list[Any]:
+        return [row, benchmark, *(part for one in estimates for part in (one.mean, one.error, one.count))]
+
+    for row in comparison.rows:
+        for benchmark in comparison.columns:
+            yield line(row.name, benchmark, row.value(benchmark), row.ratio(benchmark), row.retention(benchmark))
+        averages = row.average_ratio(comparison.shared), row.average_retention(comparison.shared)
+        yield line(row.name, "average", nothing, *averages)
+    for name, results in clips:
+        for order, label in CLIP_ORDERS.items():
+            yield line(name, label, estimate(result[order] for result in results), nothing, nothing)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 BENCHMARKS_KIND, CLIPS_KIND = "benchmarks", "clips"
+IN_ORDER, SHUFFLED = "in_order", "shuffled"
+"""Orders of a clip's frames."""
 
 
 def write_result(folder: Path, kind: str, row: str, result: Mapping[str, Any], answers: Iterable[Mapping]) -> Path:
@@ -37,7 +39,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """Read what `write_result` wrote.
 
     Raises:
-        DataError: The file is missing, no result, or of another format version.
+        DataError: The file is missing, no result, of another format version, or without a seed.
     """
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -50,7 +52,14 @@ def read_result(file: Path) -> dict[str, Any]:
             f"{file}: has result format {result.get('format_version')}, this version reads {FORMAT_VERSION}:"
             " evaluate the row again"
         )
+    if not isinstance(result.get("seed"), int):
+        raise DataError(f"{file}: does not say its seed: evaluate the row again")
     return result
+
+
+def find_results(folder: Path) -> list[Path]:
+    """The result files in a folder and below it, in the order of their paths."""
+    return sorted(file for kind in (BENCHMARKS_KIND, CLIPS_KIND) for file in Path(folder).rglob(f"*.{kind}.json"))
 
 
 def check_row_name(row: str) -> None:

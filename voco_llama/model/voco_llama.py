@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME, ModelOutput
 
 from voco_llama.errors import CheckpointError, SettingsError, VoCoError
@@ -25,6 +26,7 @@ from voco_llama.model.external import build_compressor
 from voco_llama.model.fingerprint import fingerprint
 from voco_llama.model.generation import generate
 from voco_llama.model.language import check_language_config
+from voco_llama.model.losses import Objective, language_model_loss
 from voco_llama.model.projector import build_projector
 from voco_llama.model.vision import VisionTower
 from voco_llama.tokens import IGNORE_INDEX
@@ -39,11 +41,17 @@ class VoCoOutput(ModelOutput):
         loss: Scalar, float32; None without labels.
         logits: `[kept, vocabulary]`: a row for each True of `logits_mask`, in row-major order.
         logits_mask: bool `[batch, length]`: the tokens whose next-token logits were computed.
+        hidden_states: `[kept, hidden]`, what the head would read; only without logits.
+        loss_lm: Scalar without gradient, the cross entropy in the loss; only with an objective.
+        loss_kl: The same of the KL divergence; only with an objective that has a teacher.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     logits_mask: Tensor | None = None
+    hidden_states: Tensor | None = None
+    loss_lm: Tensor | None = None
+    loss_kl: Tensor | None = None
 
 
 class VoCoLlama(PreTrainedModel):
@@ -163,6 +171,8 @@ class VoCoLlama(PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         logits_mask: Tensor | None = None,
         condition: Condition | None = None,
+        objective: Objective | None = None,
+        with_logits: bool = True,
     ) -> VoCoOutput:
         """One masked pass over laid-out rows.
 
@@ -177,10 +187,15 @@ class VoCoLlama(PreTrainedModel):
                 is the summed cross entropy divided by it; without it, by the trained tokens of this batch.
             logits_mask: bool `[batch, length]`: the tokens whose next-token logits are wanted.
             condition: Overrides the configuration's.
+            objective: Makes the loss instead, from the trained tokens' hidden states, and leaves no logits.
+            with_logits: False: return the hidden states that the head would read, and do not run it.
 
         Raises:
-            ValueError: The images do not fill the rows' image tokens.
+            ValueError: The images do not fill the rows' image tokens, or an objective is given
+                without labels or with a `logits_mask`.
         """
+        if objective is not None and (labels is None or logits_mask is not None):
+            raise ValueError("an objective is about the trained tokens: pass labels and no logits_mask")
         facts = TokenFacts.of_rows(segment, voco, document)
         embeddings = self.embed(input_ids, pixel_values)
         mask = self.mask(facts, facts, condition or self.config.condition, embeddings.dtype)
@@ -192,10 +207,17 @@ class VoCoLlama(PreTrainedModel):
             targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
         if logits_mask is None:
             logits_mask = (targets != IGNORE_INDEX) if targets is not None else (segment == 0) & (document >= 0)
-        logits = self.get_output_embeddings()(hidden_states[logits_mask])
+        kept = hidden_states[logits_mask]
+        if not with_logits:
+            return VoCoOutput(logits_mask=logits_mask, hidden_states=kept)
+        head = self.get_output_embeddings()
+        if objective is not None:
+            losses = objective(head, kept, targets[logits_mask], num_items_in_batch)
+            return VoCoOutput(loss=losses.total, logits_mask=logits_mask, loss_lm=losses.lm, loss_kl=losses.kl)
+        logits = head(kept)
         loss = None
         if targets is not None:
-            loss = _language_model_loss(logits, targets[logits_mask], num_items_in_batch)
+            loss = language_model_loss(logits, targets[logits_mask], num_items_in_batch)
         return VoCoOutput(loss=loss, logits=logits, logits_mask=logits_mask)
 
     def mask(self, query: TokenFacts, key: TokenFacts, condition: Condition, dtype: torch.dtype) -> Tensor | BlockMask:
@@ -205,9 +227,10 @@ class VoCoLlama(PreTrainedModel):
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
         """Token embeddings with the projected patch features in the places of the image tokens.
 
-        An external compressor's tokens take the places of the VoCo tokens instead. In training the vision tower and
-        the projector run even if no row has an image (on a blank one, whose features enter with weight 0): every
-        process must touch the same parameters in the same order, or ZeRO-3 and DDP wait for each other forever.
+        An external compressor's tokens take the places of the VoCo tokens instead. In training, and always under
+        ZeRO-3, the vision tower and the projector run even if no row has an image (on a blank one, whose features
+        enter with weight 0): every process must touch the same parameters in the same order, or ZeRO-3 and DDP wait
+        for each other forever.
 
         Args:
             input_ids: `[batch, length]`.
@@ -225,7 +248,7 @@ class VoCoLlama(PreTrainedModel):
         is_image = input_ids == (self.config.voco_token_id if outside else self.config.image_token_id)
         num_images = 0 if pixel_values is None else pixel_values.shape[0]
         self._check_counts(int(is_image.sum()), num_images)
-        if num_images == 0 and not self.training:
+        if num_images == 0 and not (self.training or is_deepspeed_zero3_enabled()):
             return embeddings
         if num_images == 0:
             size = self.config.image_size
@@ -311,15 +334,3 @@ class VoCoLlama(PreTrainedModel):
     def fingerprint(self) -> str:
         """A hash of what a cache depends on (`voco_llama.model.fingerprint`)."""
         return fingerprint(self)
-
-
-def _language_model_loss(logits: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Cross entropy summed over this batch's trained tokens and divided by those of the global batch.
-
-    `logits` `[kept, vocabulary]`, `targets` `[kept]` with -100 where a kept token is not trained. A batch without
-    trained tokens has loss 0.
-    """
-    total = nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
-    if num_items_in_batch is None:
-        num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
-    return total / num_items_in_batch

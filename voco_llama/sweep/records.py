@@ -96,12 +96,13 @@ class Records:
         here = {}
         for command in plan.base:
             described = self.describe(command)
-            here[_made(described) or command.name] = described
+            made = next((described[key] for key in MADE if key in described), "")
+            here[stage := f"{command.name} {made}".strip()] = described
             self._check_same(
-                there.get(_made(described) or command.name),
+                there.get(stage),
                 command,
-                f"the results in {plan.results} stand on {command.name}",
-                f"choose another results=..., or remove {plan.results} to make them again",
+                f"the results in {plan.results} stand on '{stage}'",
+                f"choose other results=... and runs=..., or remove {plan.results} and {plan.runs} to make them again",
             )
         return there | here
 
@@ -201,10 +202,6 @@ def _differing(there: Flat, here: Flat, defaults: Flat) -> Iterator[str]:
         value = there.get(key, defaults.get(key)) if not key.rpartition(".")[2].isdigit() else there.get(key)
         if value != here.get(key):
             yield key
-
-
-def _made(described: Flat) -> str | None:
-    return next((described[key] for key in MADE if key in described), None)
 
 
 def _json(settings: Any) -> Flat:

@@ -15,6 +15,7 @@ from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import open_reader
 from voco_llama.errors import CheckpointError
 from voco_llama.model.checkpoints import build_model, read_vision_config, read_vision_weights
+from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.language import build_language_model
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.settings import CompressionSettings, TrainSettings
@@ -41,29 +42,42 @@ def open_mixture(settings: TrainSettings, bad_records_folder: Path | None = None
     )
 
 
-def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
-    """The model and its processor: those of `model.checkpoint`, or new ones of the parts that `model` names.
+def build_processor(settings: TrainSettings) -> VoCoProcessor:
+    """The processor that goes with the model: that of `model.checkpoint`, or a new one; no weights are loaded.
 
     Prompt, number of VoCo tokens and condition are the settings' either way.
 
     Raises:
-        CheckpointError: Weights or a tokenizer cannot be loaded or do not fit.
+        CheckpointError: A processor or a tokenizer cannot be loaded.
     """
-    if settings.model.checkpoint is not None:
-        return _load(settings)
-    model, dtype = settings.model, getattr(torch, settings.model.dtype)
-    vision_config = read_vision_config(model.vision.name)
-    shape = vision_config["vision_cfg"]
+    model = settings.model
+    if model.checkpoint is not None:
+        processor = VoCoProcessor.from_pretrained(model.checkpoint)
+        try:
+            num_patches = VoCoLlamaConfig.from_pretrained(model.checkpoint).num_vision_tokens
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"model.checkpoint: {model.checkpoint} ({_first_line(error)})") from error
+        return _with_settings(processor, settings, num_patches)
+    shape = read_vision_config(model.vision.name)["vision_cfg"]
     tokenizer = load_tokenizer(model.tokenizer or model.language.pretrained)
-    tokens = add_special_tokens(tokenizer)
-    processor = _with_settings(
-        VoCoProcessor(
-            tokenizer=tokenizer,
-            image_transform=ImageTransform(shape["image_size"]),
-        ),
+    add_special_tokens(tokenizer)
+    return _with_settings(
+        VoCoProcessor(tokenizer=tokenizer, image_transform=ImageTransform(shape["image_size"])),
         settings,
         num_patches=(shape["image_size"] // shape["patch_size"]) ** 2,
     )
+
+
+def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
+    """The model and its processor: those of `model.checkpoint`, or new ones of the parts that `model` names.
+
+    Raises:
+        CheckpointError: Weights or a tokenizer cannot be loaded or do not fit.
+    """
+    processor = build_processor(settings)
+    if settings.model.checkpoint is not None:
+        return _load(settings, processor), processor
+    model, dtype = settings.model, getattr(torch, settings.model.dtype)
     try:
         language_model = build_language_model(model.language.pretrained, model.language.config, model.attention, dtype)
     except OSError as error:
@@ -74,10 +88,10 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         vision_weights = read_vision_weights(model.vision.name, model.vision.pretrained)
     built = build_model(
         language_model,
-        vision_config,
+        read_vision_config(model.vision.name),
         vision_weights,
-        tokens,
-        len(tokenizer),
+        processor.tokens,
+        len(processor.tokenizer),
         processor.segment_shape(),
         projector=model.projector,
         vision_layer=model.vision.layer,
@@ -102,20 +116,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
+def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
     folder = settings.model.checkpoint
     dtype = getattr(torch, settings.model.dtype)
     model = VoCoLlama.from_pretrained(folder, dtype=dtype, attn_implementation=settings.model.attention)
-    processor = _with_settings(
-        VoCoProcessor.from_pretrained(folder), settings, num_patches=model.config.num_vision_tokens
-    )
     shape = processor.segment_shape()
     _set_compression(model, _compression(settings.compression) | {"num_voco": shape.num_voco}, folder)
     model.to(dtype)
     model.config.condition = settings.compression.condition
     model.config.segment_prefix_ids = list(shape.prefix)
     model.config.segment_infix_ids = list(shape.infix)
-    return model, processor
+    return model
 
 
 def _compression(compression: CompressionSettings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from voco_llama.errors import SettingsError
 from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings, did_you_mean
+from voco_llama.training.loss_checks import check_loss_paths, check_losses, require, require_path
 
 PARTS = ("vision", "projector", "language")
 """What `stage.trains` may name."""
@@ -52,20 +53,17 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     _check_stage(settings.stage, settings)
     _check_model(settings.model, settings)
     _check_data(settings)
+    check_losses(settings)
     if paths:
         _check_paths(settings)
         _check_num_voco_fits(settings)
+        check_loss_paths(settings)
     _check_trainer(settings)
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise SettingsError(message)
 
 
 def _check_compression(settings: TrainSettings) -> None:
     condition, num_voco = settings.compression.condition, settings.compression.num_voco
-    _require(
+    require(
         num_voco >= (1 if condition == "voco" else 0),
         f"compression.num_voco is {num_voco}, but under condition {condition} it must be at least"
         f" {1 if condition == 'voco' else 0}"
@@ -80,12 +78,12 @@ def _check_elastic(compression: CompressionSettings) -> None:
     choices, num_voco = compression.num_voco_choices, compression.num_voco
     if choices is None:
         return
-    _require(
+    require(
         bool(choices) and all(1 <= n <= num_voco for n in choices) and max(choices) == num_voco,
         f"compression.num_voco_choices is {choices}: give numbers from 1 to compression.num_voco ({num_voco}), and"
         " that number among them",
     )
-    _require(
+    require(
         compression.condition == "voco",
         "compression.num_voco_choices is for condition voco: text that sees the image does not read it through them",
     )
@@ -93,17 +91,17 @@ def _check_elastic(compression: CompressionSettings) -> None:
 
 def _check_external(compression: CompressionSettings) -> None:
     name = f"compression.compressor={compression.compressor} compresses outside the language model"
-    _require(compression.condition == "voco", f"{name}: it has no condition full; leave that to language_model")
-    _require(compression.num_voco_choices is None, f"{name}, to one number of tokens: set num_voco_choices to null")
-    _require(
+    require(compression.condition == "voco", f"{name}: it has no condition full; leave that to language_model")
+    require(compression.num_voco_choices is None, f"{name}, to one number of tokens: set num_voco_choices to null")
+    require(
         compression.segment_attention == "causal" and compression.voco_embeddings == "shared",
         f"{name}, which sees no vision tokens: leave segment_attention=causal and voco_embeddings=shared",
     )
     shape = compression.q_former
     for key in ("layers", "width", "heads", "cross_attention_every"):
         value = getattr(shape, key)
-        _require(value > 0, f"compression.q_former.{key} is {value}: give 1 or more")
-    _require(
+        require(value > 0, f"compression.q_former.{key} is {value}: give 1 or more")
+    require(
         shape.width % shape.heads == 0,
         f"compression.q_former: {shape.heads} heads do not divide a width of {shape.width}: change one",
     )
@@ -111,46 +109,46 @@ def _check_external(compression: CompressionSettings) -> None:
 
 def _check_stage(stage: StageSettings, settings: TrainSettings) -> None:
     for part in stage.trains:
-        _require(part in PARTS, f"stage.trains names '{part}': choose from {', '.join(PARTS)}")
-    _require(bool(stage.trains), f"stage.trains is empty: name what is trained ({', '.join(PARTS)})")
-    _require(
+        require(part in PARTS, f"stage.trains names '{part}': choose from {', '.join(PARTS)}")
+    require(bool(stage.trains), f"stage.trains is empty: name what is trained ({', '.join(PARTS)})")
+    require(
         (stage.name == "clip") == ("vision" in stage.trains),
         f"stage {stage.name} with stage.trains={stage.trains}: the vision tower trains in stage clip, and only there",
     )
-    _require(
+    require(
         stage.name != "voco" or settings.compression.condition == "voco",
         "stage voco trains compression, but compression.condition is full: use compression=voco_1 (or another voco_N),"
         " or stage=instruct for the upper bound",
     )
     if stage.name == "clip":
-        _require(
+        require(
             Path(settings.model.vision.name).suffix == ".json"
             and settings.model.vision.pretrained is None
             and settings.model.checkpoint is None,
             "stage clip trains a tiny tower from scratch for the toy world: set model.vision.name to an open_clip model"
             " config (.json), and model.vision.pretrained and model.checkpoint to null",
         )
-        _require(settings.model.tokenizer is not None, "stage clip reads captions: set model.tokenizer")
+        require(settings.model.tokenizer is not None, "stage clip reads captions: set model.tokenizer")
 
 
 def _check_model(model: ModelSettings, settings: TrainSettings) -> None:
-    _require(
+    require(
         model.attention != "flash_attention_2",
         "model.attention=flash_attention_2 cannot express the VoCo mask and would let text see the image:"
         " use sdpa, eager or flex_attention",
     )
     if model.checkpoint is not None or settings.stage.name == "clip":
         return
-    _require(
+    require(
         (model.language.pretrained is None) != (model.language.config is None),
         "set exactly one of model.language.pretrained (trained weights) and model.language.config (random weights),"
         " or model.checkpoint to start from a model of ours",
     )
-    _require(
+    require(
         model.tokenizer is not None or model.language.pretrained is not None,
         "model.language.config brings no tokenizer: set model.tokenizer",
     )
-    _require(
+    require(
         model.vision.pretrained is None
         or (not Path(model.vision.name).is_dir() and not model.vision.name.endswith(".json")),
         f"model.vision.name={model.vision.name} brings its own weights or none: set model.vision.pretrained to null",
@@ -159,29 +157,29 @@ def _check_model(model: ModelSettings, settings: TrainSettings) -> None:
 
 def _check_data(settings: TrainSettings) -> None:
     data = settings.data
-    _require(bool(data.sources), "data.sources is empty: choose a data=... group or list a source")
+    require(bool(data.sources), "data.sources is empty: choose a data=... group or list a source")
     for index, source in enumerate(data.sources):
-        _require(source.weight > 0, f"data.sources.{index}.weight is {source.weight}: give a number above 0")
-        _require(
+        require(source.weight > 0, f"data.sources.{index}.weight is {source.weight}: give a number above 0")
+        require(
             source.limit is None or source.limit > 0, f"data.sources.{index}.limit is {source.limit}: give 1 or more"
         )
-    _require(
+    require(
         not data.keep_in_memory or not settings.trainer.get("dataloader_num_workers"),
         "data.keep_in_memory keeps rows in the training process: set trainer.dataloader_num_workers=0",
     )
     for name in ("max_length", "num_frames"):
-        _require(getattr(data, name) > 0, f"data.{name} is {getattr(data, name)}: give 1 or more")
+        require(getattr(data, name) > 0, f"data.{name} is {getattr(data, name)}: give 1 or more")
 
 
 def _check_paths(settings: TrainSettings) -> None:
     for index, source in enumerate(settings.data.sources):
-        _require_path(f"data.sources.{index}.file", source.file, settings)
+        require_path(f"data.sources.{index}.file", source.file, settings)
         if source.media_folder is not None:
-            _require_path(f"data.sources.{index}.media_folder", source.media_folder, settings)
+            require_path(f"data.sources.{index}.media_folder", source.media_folder, settings)
     model = settings.model
     if model.checkpoint is not None:
-        _require_path("model.checkpoint", model.checkpoint, settings, "; train that stage first")
-        _require(
+        require_path("model.checkpoint", model.checkpoint, settings, "; train that stage first")
+        require(
             (Path(model.checkpoint) / "config.json").is_file(),
             f"model.checkpoint: {model.checkpoint} holds no config.json: name the folder `final` of a finished run",
         )
@@ -194,20 +192,13 @@ def _check_paths(settings: TrainSettings) -> None:
             }
         for key, name in names.items():
             if name is not None and not _HUB_NAME.fullmatch(name):
-                _require_path(key, name, settings)
+                require_path(key, name, settings)
     if settings.resume not in ("auto", "never"):
-        _require(
+        require(
             (Path(settings.resume) / "trainer_state.json").is_file(),
             f"resume={settings.resume} is no checkpoint of a run: name a folder checkpoint-N, or auto or never",
         )
-    _require(not Path(settings.output_dir).is_file(), f"output_dir: {settings.output_dir} is a file, not a folder")
-
-
-def _require_path(key: str, path: str, settings: TrainSettings, hint: str = "") -> None:
-    if not Path(path).exists():
-        if Path(path).is_relative_to(settings.paths.toyworld):
-            hint = "; make the toy world first: voco-llama toyworld"
-        raise SettingsError(f"{key}: {path} does not exist (from {Path.cwd()}){hint}")
+    require(not Path(settings.output_dir).is_file(), f"output_dir: {settings.output_dir} is a file, not a folder")
 
 
 def _check_num_voco_fits(settings: TrainSettings) -> None:
@@ -215,7 +206,7 @@ def _check_num_voco_fits(settings: TrainSettings) -> None:
     if vision is None or settings.stage.name == "clip":
         return
     available = (vision["image_size"] // vision["patch_size"]) ** 2
-    _require(
+    require(
         settings.compression.num_voco <= available,
         f"compression.num_voco is {settings.compression.num_voco}, but an image has only {available} vision tokens:"
         " use fewer",
@@ -252,7 +243,7 @@ def _check_trainer(settings: TrainSettings) -> None:
             raise SettingsError(
                 f"trainer.{key} cannot be set: training lays out its own rows and has no evaluation set"
             )
-    _require(
+    require(
         not (trainer.get("bf16") and trainer.get("fp16")), "trainer.bf16 and trainer.fp16 are both true: choose one"
     )
     from transformers.training_args import TrainingArguments
@@ -262,10 +253,10 @@ def _check_trainer(settings: TrainSettings) -> None:
         if key not in known:
             raise SettingsError(f"unknown setting 'trainer.{key}'{did_you_mean(key, known)} (TrainingArguments' keys)")
     if settings.optimizer == "muon":
-        _require(
+        require(
             settings.stage.name != "clip", "optimizer=muon is for language models: set optimizer=trainer for stage clip"
         )
-        _require(
+        require(
             trainer.get("deepspeed") is None and not trainer.get("fsdp"),
             "optimizer=muon needs whole matrices, and DeepSpeed and FSDP cut them into pieces: set optimizer=trainer",
         )
@@ -281,7 +272,7 @@ def _check_deepspeed(deepspeed: Any, model: ModelSettings) -> None:
             raise SettingsError(f"trainer.deepspeed: {deepspeed} cannot be read as JSON ({error})") from error
     zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, dict) else None
     stage = zero.get("stage") if isinstance(zero, dict) else None
-    _require(
+    require(
         stage in (1, 2, 3), f"trainer.deepspeed.zero_optimization.stage is {stage}: give 1, 2 or 3, or deepspeed=null"
     )
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -289,16 +280,14 @@ def _check_deepspeed(deepspeed: Any, model: ModelSettings) -> None:
     known = {name for key, entry in DeepSpeedZeroConfig.model_fields.items() for name in (key, entry.alias) if name}
     for key in zero:
         where = f"trainer.deepspeed.zero_optimization.{key}"
-        _require(key in known, f"unknown setting '{where}'{did_you_mean(key, sorted(known))}")
-        _require(
-            stage == 3 or not key.startswith("stage3_"), f"{where} is for stage 3, but stage is {stage}: remove it"
-        )
-    _require(
+        require(key in known, f"unknown setting '{where}'{did_you_mean(key, sorted(known))}")
+        require(stage == 3 or not key.startswith("stage3_"), f"{where} is for stage 3, but stage is {stage}: remove it")
+    require(
         stage != 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save")),
         "trainer.deepspeed.zero_optimization.stage3_gather_16bit_weights_on_model_save must be true: without it the"
         " trained weights stay in pieces",
     )
-    _require(
+    require(
         stage != 3 or model.checkpoint is not None or model.language.config is None,
         "model.language.config (random weights) with ZeRO-3 would skip their initialization: use trainer=zero2, or"
         " start from a checkpoint",

@@ -14,12 +14,16 @@ from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_record
 from voco_llama.errors import DataError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
-from voco_llama.training.build import build_or_load, open_mixture
+from voco_llama.training.build import build_or_load, build_processor, open_mixture
 from voco_llama.training.checks import check_settings
 from voco_llama.training.elastic import ElasticDraw
+from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
+from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import GroupedSampler
 from voco_llama.training.stages import set_trainable
+from voco_llama.training.teacher import build_teacher, check_teacher
+from voco_llama.training.top_k import TopKCollator, TopKRows, open_top_k
 from voco_llama.training.trainer import VoCoTrainer, loss_curve
 
 logger = logging.getLogger(__name__)
@@ -57,9 +61,15 @@ def train(settings: TrainSettings) -> Path:
     arguments = training_arguments(settings)
     set_seed(settings.seed)
     mixture = open_mixture(settings, run.bad_records)
+    if settings.loss.teacher == "checkpoint":
+        check_teacher(settings.loss.teacher_checkpoint, build_processor(settings))
     model, processor = build_or_load(settings)
-    rows = LoadedMixture(mixture, processor.row)
-    table = set_trainable(model, settings.stage.trains)
+    rows, collator = LoadedMixture(mixture, processor.row), Collator(processor.tokens)
+    if settings.loss.teacher == "top_k":
+        rows = TopKRows(rows, open_top_k(settings, mixture, processor))
+        collator = TopKCollator(collator)
+    adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
+    table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     group_size = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, arguments, group_size)
     choices, draw = settings.compression.num_voco_choices, settings.compression.draw
@@ -69,17 +79,20 @@ def train(settings: TrainSettings) -> Path:
     trainer = VoCoTrainer(
         order=order,
         use_muon=settings.optimizer == "muon",
+        scheduled_loss=ScheduledLoss.of(settings.loss, build_teacher(settings, model, processor, adapters)),
         elastic=None if choices is None else ElasticDraw(choices, draw, group_size, settings.seed),
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
-        data_collator=Collator(processor.tokens),
+        data_collator=collator,
         processing_class=processor,
     )
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if adapters is not None:
+        save_and_merge(adapters, run.final if arguments.should_save else None)
     save_final(trainer, run.final)
     if arguments.should_save:
         bad_records = summarize_bad_records(run.bad_records)

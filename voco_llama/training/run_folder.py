@@ -124,6 +124,11 @@ class RunFolder:
                 "model.language.config": model.language.config,
                 "model.tokenizer": model.tokenizer,
             }
+        loss = self.settings.loss
+        if loss.teacher == "checkpoint":
+            named["loss.teacher_checkpoint"] = loss.teacher_checkpoint
+        elif loss.teacher == "top_k":
+            named["loss.top_k_folder"] = str(Path(loss.top_k_folder) / "manifest.json")
         return {key: sampled_fingerprint(Path(path)) for key, path in named.items() if path and Path(path).exists()}
 
     def checkpoint(self) -> Path | None:

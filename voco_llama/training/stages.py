@@ -6,6 +6,7 @@ language            frozen   frozen                  trains
 align               frozen   trains                  frozen
 instruct/voco/video frozen   trains                  trains
 
+With adapters (`voco_llama.training.lora`), they and VoCo's embedding are what trains of the language model.
 An external compressor belongs to the projector, the offsets of distinct VoCo embeddings to the language model.
 """
 
@@ -36,12 +37,15 @@ class ModuleCount:
     frozen: int
 
 
-def set_trainable(model: nn.Module, trains: Sequence[str]) -> list[ModuleCount]:
+def set_trainable(
+    model: nn.Module, trains: Sequence[str], adapters: Sequence[nn.Parameter] | None = None
+) -> list[ModuleCount]:
     """Let the parts that `trains` names train, freeze all else, and log the table.
 
     Args:
         model: A `VoCoLlama`; every parameter's `requires_grad` is set.
         trains: Parts, keys of `MODULES`.
+        adapters: Of the language model, these alone may train; None: all of it.
 
     Returns:
         One entry a module, in the model's order.
@@ -55,6 +59,10 @@ def set_trainable(model: nn.Module, trains: Sequence[str]) -> list[ModuleCount]:
     trained_modules = {module for part in trains for module in MODULES[part]}
     for name, module in model.named_children():
         module.requires_grad_(name in trained_modules)
+    if adapters is not None and "language_model" in trained_modules:
+        model.language_model.requires_grad_(False)
+        for parameter in adapters:
+            parameter.requires_grad_(True)
     counts = count_parameters(model)
     logger.info("what trains:\n%s", format_table(counts))
     return counts

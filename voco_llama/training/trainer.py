@@ -1,9 +1,9 @@
-"""A thin `transformers.Trainer`: our order of samples, elastic VoCo tokens, readable progress lines.
+"""A thin `transformers.Trainer`: our order of samples, elastic VoCo tokens, weighted losses, readable progress lines.
 
-The loss is the model's own: summed cross entropy over trained tokens divided by `num_items_in_batch`, which the
-Trainer counts over all accumulation steps and processes and hands to `forward` (since the model says
-`accepts_loss_kwargs`). DDP and DeepSpeed average gradients over processes; the Trainer multiplies the loss by their
-number, so that a global batch has one gradient however it is divided.
+The loss is the model's own: summed over trained tokens (cross entropy, or what an `Objective` says) and divided by
+`num_items_in_batch`, which the Trainer counts over all accumulation steps and processes and hands to `forward` (since
+the model says `accepts_loss_kwargs`). DDP and DeepSpeed average gradients over processes; the Trainer multiplies the
+loss by their number, so that a global batch has one gradient however it is divided.
 """
 
 import logging
@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from voco_llama.errors import SettingsError
 from voco_llama.layout import truncate_voco
 from voco_llama.training.elastic import ElasticDraw
+from voco_llama.training.losses import LOGGED, LossLog, ScheduledLoss
 from voco_llama.training.sampling import GroupedSampler
 
 logger = logging.getLogger(__name__)
@@ -33,13 +34,24 @@ class VoCoTrainer(Trainer):
         order: The order of samples.
         use_muon: Train with `voco_llama.training.optimizer` instead of the optimizer that the arguments name.
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
+        scheduled_loss: Weights of the losses, and the teacher; None: plain cross entropy.
         kwargs: What `transformers.Trainer` takes.
     """
 
     def __init__(
-        self, *, order: GroupedSampler, use_muon: bool = False, elastic: ElasticDraw | None = None, **kwargs: Any
+        self,
+        *,
+        order: GroupedSampler,
+        use_muon: bool = False,
+        elastic: ElasticDraw | None = None,
+        scheduled_loss: ScheduledLoss | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.scheduled_loss = scheduled_loss
+        self.loss_log = LossLog()
+        if scheduled_loss is not None and scheduled_loss.teacher is not None:
+            scheduled_loss.teacher.prepare(self.accelerator, self.args)
         self.order = order
         self.elastic = elastic
         self._last_step, self._micro_step = -1, 0
@@ -84,12 +96,33 @@ class VoCoTrainer(Trainer):
         first = (self._micro_step * self.args.world_size + self.args.process_index) * per_process
         return self.elastic(step, first, num_rows)
 
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's loss; with weighted losses, the teacher reads the batch first."""
+        if self.scheduled_loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        step = self.state.global_step
+        student = self.accelerator.unwrap_model(model)
+        inputs = {**inputs}
+        inputs["objective"] = self.scheduled_loss.objective(step / self.state.max_steps, student, inputs)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        is_scaled = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        self.loss_log.add(step, outputs, self.accelerator.num_processes if is_scaled else 1)
+        return (loss, outputs) if return_outputs else loss
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, and stop a run whose loss is no number any more.
 
         Raises:
             SettingsError: The loss is NaN or infinite.
         """
+        if "loss" in logs:
+            logs |= self.loss_log.take(self.state.global_step, lambda x: self.accelerator.reduce(x, "mean"))
         super().log(logs, *args, **kwargs)
         if not math.isfinite(logs.get("loss", 0.0)):
             raise SettingsError(
@@ -143,6 +176,7 @@ class _ProgressLines(TrainerCallback):
         self.last_line = step
         seconds = time.perf_counter() - self.started
         parts = [f"step {step}/{state.max_steps}", f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.1e}"]
+        parts[2:2] = [f"{name} {logs[name]:.4f}" for name in LOGGED if name in logs]
         tokens = int(self.trainer.tokens_seen) * args.world_size
         if tokens:
             parts.append(f"{tokens / seconds:,.0f} tokens/s")
@@ -158,6 +192,6 @@ def _duration(seconds: float) -> str:
 
 
 def loss_curve(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the Trainer's log: step, loss (mean since the entry before), learning rate, gradient norm."""
-    keys = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+    """Of the Trainer's log: step, losses (means since the entry before), learning rate, gradient norm."""
+    keys = ("step", "epoch", "loss", *LOGGED, "learning_rate", "grad_norm")
     return [{key: entry[key] for key in keys if key in entry} for entry in log_history if "loss" in entry]

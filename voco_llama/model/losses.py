@@ -1,0 +1,210 @@
+"""The losses on answer tokens: cross entropy with the labels, and KL divergence from a teacher.
+
+The paper's objective is forward KL( p_teacher(y | V, T) || p_student(y | VoCo, T) ): the teacher reads the text with
+the image visible, the student through VoCo tokens. Both losses are sums over trained tokens divided by the trained
+tokens of the global batch.
+
+Logits of all positions would be the largest tensors of a training step (a batch of 8 x 2048 positions with 32000
+words: 2 GB in float32, several times over). So only trained tokens have any, and `Objective` makes them chunk by
+chunk: each chunk's logits, the student's and the teacher's, are dropped after its forward pass and made again in the
+backward pass. Peak memory grows with the chunk, not with the number of tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.utils.checkpoint import checkpoint
+
+from voco_llama.tokens import IGNORE_INDEX
+
+
+def language_model_loss(logits: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Cross entropy summed over this batch's trained tokens and divided by those of the global batch.
+
+    `logits` `[kept, vocabulary]`, `targets` `[kept]` with -100 where a kept token is not trained. A batch without
+    trained tokens has loss 0.
+    """
+    total = cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / _num_items(targets, num_items_in_batch)
+
+
+def _num_items(targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | int:
+    """What a sum is divided by: the global batch's trained tokens, or, if unknown, those of `targets`."""
+    return (targets != IGNORE_INDEX).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+
+
+class TeacherTokens(Protocol):
+    """What a teacher says about the trained tokens of a batch, in row-major order."""
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+
+    def divergence(self, tokens: slice, logits: Tensor, temperature: float) -> Tensor:
+        """KL(teacher || student) summed over some of the tokens, in nats; a float32 scalar.
+
+        Args:
+            tokens: Which of them.
+            logits: The student's, float32 `[tokens, vocabulary]`.
+            temperature: Both sides' logits are divided by it.
+        """
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """A teacher at hand: its logits are made of its last hidden states when they are needed.
+
+    Attributes:
+        hidden_states: `[tokens, teacher's hidden size]`, without gradient.
+        head: The teacher's language-model head.
+    """
+
+    hidden_states: Tensor
+    head: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.hidden_states)
+
+    def divergence(self, tokens: slice, logits: Tensor, temperature: float) -> Tensor:
+        with torch.no_grad():
+            teacher = log_softmax(self.head(self.hidden_states[tokens]).float() / temperature, dim=-1)
+        return kl_div(log_softmax(logits / temperature, dim=-1), teacher, reduction="sum", log_target=True)
+
+
+@dataclass(frozen=True)
+class TeacherTopK:
+    """The k likeliest words of a teacher and their log-probabilities; all other words count as one.
+
+    The divergence over these k + 1 outcomes is a lower bound of the full one: merging outcomes never raises a KL
+    divergence (the log-sum inequality), and it loses just how the two differ inside the merged rest. With k = the
+    vocabulary nothing is merged.
+
+    Attributes:
+        token_ids: int64 `[tokens, k]`.
+        log_probs: float32 `[tokens, k]`, at the temperature they were made with, which must be the objective's.
+    """
+
+    token_ids: Tensor
+    log_probs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def divergence(self, tokens: slice, logits: Tensor, temperature: float) -> Tensor:
+        token_ids, teacher = self.token_ids[tokens], self.log_probs[tokens]
+        logits = logits / temperature
+        student = log_softmax(logits, dim=-1)
+        total = kl_div(student.gather(-1, token_ids), teacher, reduction="sum", log_target=True)
+        if token_ids.shape[-1] == logits.shape[-1]:
+            return total
+        rest = (1 - teacher.exp().sum(dim=-1)).clamp(min=0)
+        student_rest = student.scatter(-1, token_ids, -torch.inf).logsumexp(dim=-1)
+        return total + (torch.xlogy(rest, rest) - rest * student_rest).sum()
+
+
+class Losses(NamedTuple):
+    """Scalars, float32. `total` has a gradient, the two it is made of have none; `kl` is None without a teacher."""
+
+    total: Tensor
+    lm: Tensor
+    kl: Tensor | None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training step minimizes: `lm` x cross entropy + `kl` x temperature^2 x KL(teacher || student).
+
+    The factor temperature^2 keeps the size of the KL term's gradient comparable over temperatures (Hinton et al.,
+    2015, "Distilling the Knowledge in a Neural Network", section 2).
+
+    Attributes:
+        lm: Weight of the cross entropy.
+        kl: Weight of the KL divergence.
+        temperature: Of the KL divergence.
+        chunk_size: Tokens whose logits exist at the same time.
+        teacher: None: there is no KL term.
+    """
+
+    lm: float = 1.0
+    kl: float = 0.0
+    temperature: float = 1.0
+    chunk_size: int = 1024
+    teacher: TeacherTokens | None = None
+
+    def __call__(
+        self, head: nn.Module, hidden_states: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Losses:
+        """The losses of a batch.
+
+        Args:
+            head: The student's language-model head. Every process calls it the same number of times, with empty
+                chunks where it has fewer tokens than another: ZeRO-3 gathers the head's weights at each call, and
+                processes that called it unequally often would wait for each other forever.
+            hidden_states: `[tokens, hidden]`, the last ones of the trained tokens' predecessors.
+            targets: `[tokens]`, the trained tokens' ids.
+            num_items_in_batch: Trained tokens of the global batch; None: those of this batch.
+
+        Raises:
+            ValueError: The teacher spoke about another number of tokens.
+        """
+        if self.teacher is not None and len(self.teacher) != len(targets):
+            raise ValueError(f"the teacher predicts {len(self.teacher)} tokens and the batch trains {len(targets)}")
+        sums, start = [], 0
+        sizes = chunk_sizes(len(targets), self.chunk_size, targets.device)
+        for chunk in hidden_states.split(sizes):
+            tokens = slice(start, start + len(chunk))
+            start = tokens.stop
+            sums.append(
+                checkpoint(
+                    self._chunk, head, chunk, targets[tokens], tokens, use_reentrant=False, preserve_rng_state=False
+                )
+            )
+        lm, kl = torch.stack(sums).sum(dim=0) / _num_items(targets, num_items_in_batch)
+        total = self.lm * lm + self.kl * kl
+        return Losses(total, lm.detach(), None if self.teacher is None else kl.detach())
+
+    def _chunk(self, head: nn.Module, hidden_states: Tensor, targets: Tensor, tokens: slice) -> Tensor:
+        """`[2]` float32: cross entropy and scaled KL divergence, summed over the tokens of a chunk."""
+        logits = head(hidden_states).float()
+        lm = cross_entropy(logits, targets, reduction="sum")
+        kl = torch.zeros_like(lm)
+        if self.teacher is not None:
+            kl = self.temperature**2 * self.teacher.divergence(tokens, logits, self.temperature)
+        return torch.stack([lm, kl])
+
+
+def chunk_sizes(num_tokens: int, chunk_size: int, device: torch.device) -> list[int]:
+    """Sizes of the chunks of this process; all processes have as many as the one with the most tokens, at least 1."""
+    sizes = [min(chunk_size, num_tokens - start) for start in range(0, num_tokens, chunk_size)]
+    num_chunks = max(len(sizes), 1)
+    if torch.distributed.is_initialized():
+        agreed = torch.tensor(num_chunks, device=device)
+        torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX)
+        num_chunks = int(agreed)
+    return sizes + [0] * (num_chunks - len(sizes))
+
+
+def top_k(
+    head: Callable[[Tensor], Tensor], hidden_states: Tensor, k: int, temperature: float, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """The k likeliest next words, made chunk by chunk.
+
+    Args:
+        head: The language-model head.
+        hidden_states: `[tokens, hidden]`.
+        k: At most the vocabulary.
+        temperature: The logits are divided by it.
+        chunk_size: Tokens whose logits exist at the same time.
+
+    Returns:
+        Their ids, int64, and log-probabilities, float32, both `[tokens, k]`, likeliest first.
+    """
+    ids, log_probs = [], []
+    for chunk in hidden_states.split(chunk_size):
+        values, indices = log_softmax(head(chunk).float() / temperature, dim=-1).topk(k, dim=-1)
+        ids.append(indices)
+        log_probs.append(values)
+    return torch.cat(ids), torch.cat(log_probs)

@@ -1,0 +1,156 @@
+"""What contradicts what among losses, teachers and adapters; a part of `voco_llama.training.checks`."""
+
+from pathlib import Path
+
+from voco_llama.errors import SettingsError
+from voco_llama.settings import LossSettings, TrainSettings
+
+DISTILLED_STAGES = ("voco", "video")
+"""Stages in which a student that reads through VoCo tokens learns."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise a `SettingsError` of this message if a condition does not hold."""
+    if not holds:
+        raise SettingsError(message)
+
+
+def require_path(key: str, path: str, settings: TrainSettings, hint: str = "") -> None:
+    """Raise a `SettingsError` if what a setting names is not there."""
+    if not Path(path).exists():
+        if Path(path).is_relative_to(settings.paths.toyworld):
+            hint = "; make the toy world first: voco-llama toyworld"
+        raise SettingsError(f"{key}: {path} does not exist (from {Path.cwd()}){hint}")
+
+
+def check_losses(settings: TrainSettings) -> None:
+    """Refuse losses, a teacher or adapters that contradict each other or the stage; nothing is read from disk."""
+    loss = settings.loss
+    _check_numbers(loss)
+    _check_lora(settings)
+    weights = [(loss.lm, loss.kl)] if loss.schedule is None else [(point.lm, point.kl) for point in loss.schedule]
+    has_kl = any(kl > 0 for _, kl in weights)
+    name = "loss.kl" if loss.schedule is None else "loss.schedule's kl"
+    require(
+        not has_kl or loss.teacher != "none",
+        f"{name} is above 0, but there is no teacher: set loss.teacher to checkpoint, adapters_off or top_k",
+    )
+    require(
+        has_kl or loss.teacher == "none",
+        f"loss.teacher is {loss.teacher}, but {name} is 0, so that it would not be heard: raise it, or set"
+        " loss.teacher=none",
+    )
+    if settings.stage.name == "clip":
+        plain = loss.schedule is None and (loss.lm, loss.kl) == (1.0, 0.0)
+        require(plain, "stage clip has a loss of its own: use loss=lm")
+    if has_kl:
+        _check_student(settings)
+        _check_teacher(settings)
+
+
+def _check_numbers(loss: LossSettings) -> None:
+    require(loss.temperature > 0, f"loss.temperature is {loss.temperature}: give a number above 0")
+    require(loss.chunk_size > 0, f"loss.chunk_size is {loss.chunk_size}: give 1 or more")
+    points = loss.schedule
+    if points is None:
+        _check_weights("loss", loss.lm, loss.kl)
+        return
+    require(bool(points), "loss.schedule is empty: list points {at, lm, kl}, or set it to null")
+    for index, point in enumerate(points):
+        where = f"loss.schedule.{index}"
+        require(0 <= point.at <= 1, f"{where}.at is {point.at}: give a fraction of the training, from 0 to 1")
+        _check_weights(where, point.lm, point.kl)
+    at = [point.at for point in points]
+    require(at == sorted(set(at)), f"loss.schedule's points are at {at}: list them in order, each moment once")
+
+
+def _check_weights(where: str, lm: float, kl: float) -> None:
+    require(lm >= 0 and kl >= 0, f"{where} has the weights lm {lm} and kl {kl}: none may be below 0")
+    require(lm > 0 or kl > 0, f"{where}: both weights, lm and kl, are 0, and nothing would be learned: raise one")
+
+
+def _check_lora(settings: TrainSettings) -> None:
+    lora, trainer = settings.model.lora, settings.trainer
+    require(lora.rank >= 0, f"model.lora.rank is {lora.rank}: give 0 (no adapters) or more")
+    if lora.rank == 0:
+        return
+    require(lora.alpha > 0, f"model.lora.alpha is {lora.alpha}: give a number above 0")
+    require(0 <= lora.dropout < 1, f"model.lora.dropout is {lora.dropout}: give a number from 0 to below 1")
+    require(bool(lora.targets), "model.lora.targets is empty: name linear layers, such as q_proj")
+    require(
+        "lm_head" not in lora.targets,
+        "model.lora.targets names lm_head, which stays as it is: name layers of the decoder",
+    )
+    require(
+        "language" in settings.stage.trains,
+        f"model.lora.rank is {lora.rank}, but stage.trains={settings.stage.trains} leaves the language model out: add"
+        " language, or set the rank to 0",
+    )
+    deepspeed = trainer.get("deepspeed")
+    zero = deepspeed.get("zero_optimization", {}) if isinstance(deepspeed, dict) else {}
+    require(
+        zero.get("stage") != 3 and not isinstance(deepspeed, str) and not trainer.get("fsdp"),
+        "model.lora merges whole matrices at the end, and ZeRO-3 and FSDP cut them into pieces: use trainer=zero2 (with"
+        " adapters there is little else to divide)",
+    )
+
+
+def _check_student(settings: TrainSettings) -> None:
+    stage, compression = settings.stage.name, settings.compression
+    require(
+        stage in DISTILLED_STAGES and compression.condition == "voco",
+        f"the KL term teaches a student that reads through VoCo tokens, but stage is {stage} and"
+        f" compression.condition {compression.condition}: use stage {' or '.join(DISTILLED_STAGES)} with"
+        " compression=voco_N, or loss=lm",
+    )
+    require(
+        compression.compressor == "language_model",
+        f"compression.compressor={compression.compressor} leaves no vision tokens in the rows for a teacher to see:"
+        " use loss=lm",
+    )
+
+
+def _check_teacher(settings: TrainSettings) -> None:
+    loss = settings.loss
+    if loss.teacher == "checkpoint":
+        require(
+            loss.teacher_checkpoint is not None,
+            "loss.teacher=checkpoint, but loss.teacher_checkpoint is not set: name the folder of the upper bound",
+        )
+    if loss.teacher_checkpoint is not None:
+        inside = Path(loss.teacher_checkpoint).resolve().is_relative_to(Path(settings.output_dir).resolve())
+        require(
+            not inside,
+            f"loss.teacher_checkpoint: {loss.teacher_checkpoint} is this run's own output, the student itself: name"
+            " another model",
+        )
+    if loss.teacher == "top_k":
+        require(
+            loss.top_k_folder is not None,
+            "loss.teacher=top_k, but loss.top_k_folder is not set: name what voco-llama teacher wrote",
+        )
+    if loss.teacher == "adapters_off":
+        require(
+            settings.model.lora.rank > 0,
+            "loss.teacher=adapters_off, but there are no adapters, so that the teacher would be the student: set"
+            " model.lora.rank, or use loss.teacher=checkpoint",
+        )
+        require(
+            settings.stage.trains == ["language"] and settings.compression.voco_embeddings == "shared",
+            "loss.teacher=adapters_off shares projector and VoCo offsets with the student, and would move with them:"
+            " set stage.trains=[language] and compression.voco_embeddings=shared",
+        )
+
+
+def check_loss_paths(settings: TrainSettings) -> None:
+    """Refuse a teacher that is not there."""
+    loss = settings.loss
+    if loss.teacher == "checkpoint" or (loss.teacher == "top_k" and loss.teacher_checkpoint is not None):
+        require_path("loss.teacher_checkpoint", loss.teacher_checkpoint, settings, "; train the upper bound first")
+        require(
+            (Path(loss.teacher_checkpoint) / "config.json").is_file(),
+            f"loss.teacher_checkpoint: {loss.teacher_checkpoint} holds no config.json: name the folder `final` of a"
+            " finished run",
+        )
+    if loss.teacher == "top_k":
+        require_path("loss.top_k_folder", loss.top_k_folder, settings, "; make the files first: voco-llama teacher")

@@ -1,0 +1,91 @@
+"""Which losses a step minimizes, with which weights, and what of them is logged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voco_llama.model.losses import Objective
+from voco_llama.model.voco_llama import VoCoLlama, VoCoOutput
+from voco_llama.settings import LossSettings
+from voco_llama.training.teacher import Teacher
+
+LOGGED = ("loss_lm", "loss_kl")
+"""What a log line says beside `loss`; each is what it would be with weight 1."""
+
+
+@dataclass(frozen=True)
+class ScheduledLoss:
+    """The weighted losses of a training.
+
+    Attributes:
+        settings: Weights or their schedule, temperature, size of a chunk.
+        teacher: None if there is no KL term.
+    """
+
+    settings: LossSettings
+    teacher: Teacher | None
+
+    @classmethod
+    def of(cls, settings: LossSettings, teacher: Teacher | None) -> "ScheduledLoss | None":
+        """None if the settings are plain cross entropy, which the model computes by itself."""
+        plain = settings.schedule is None and (settings.lm, settings.kl) == (1.0, 0.0)
+        return None if plain else cls(settings, teacher)
+
+    def weights(self, done: float) -> tuple[float, float]:
+        """Weights of cross entropy and KL when `done`, from 0 to 1, of the training is done."""
+        points = self.settings.schedule
+        if points is None:
+            return self.settings.lm, self.settings.kl
+        at = [point.at for point in points]
+        lm, kl = (float(np.interp(done, at, [getattr(point, name) for point in points])) for name in ("lm", "kl"))
+        return lm, kl
+
+    def objective(self, done: float, student: VoCoLlama, batch: dict[str, Tensor]) -> Objective:
+        """The objective of one batch; the teacher reads it, unless its term has weight 0 now.
+
+        Args:
+            done: Fraction of the training.
+            student: Unwrapped.
+            batch: What the student will read. Entries that are the teacher's alone are taken out.
+        """
+        lm, kl = self.weights(done)
+        teacher = None
+        if self.teacher is not None:
+            own = {name: batch.pop(name) for name in self.teacher.batch_entries}
+            teacher = self.teacher.read(student, {**batch, **own}) if kl else None
+        return Objective(lm, kl, self.settings.temperature, self.settings.chunk_size, teacher)
+
+
+class LossLog:
+    """Means of the single losses since the last log line, over steps and processes, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._first_step: int | None = None
+
+    def add(self, step: int, outputs: VoCoOutput, scale: int) -> None:
+        """Add one forward pass.
+
+        Args:
+            step: Optimizer steps done before.
+            outputs: Of the student.
+            scale: What the Trainer multiplied the loss by, so that its mean over processes is that of the batch.
+        """
+        if self._first_step is None:
+            self._first_step = step
+        for name in LOGGED:
+            if outputs.get(name) is not None:
+                self._sums[name] = self._sums.get(name, 0.0) + outputs[name] * scale
+
+    def take(self, step: int, mean_over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The means up to `step` steps done, and begin anew; every process takes part."""
+        if not self._sums:
+            return {}
+        steps = max(step - self._first_step, 1)
+        means = mean_over_processes(torch.stack(list(self._sums.values())) / steps).tolist()
+        logged = dict(zip(self._sums, means, strict=True))
+        self._sums, self._first_step = {}, None
+        return logged
