@@ -61,9 +61,14 @@ def _choices(override: Override) -> list[str]:
 def _name(experiment: str, swept: dict[str, str]) -> str:
     """The experiment, and key and value of whatever else varies; a key in full only where its end is not enough."""
     ends = [key.rpartition(".")[2] for key in swept]
-    parts = [experiment.rpartition("/")[2]]
+    parts = [_clean(experiment.rpartition("/")[2])]
     for key, value in swept.items():
         if key != EXPERIMENT:
             end = key.rpartition(".")[2]
-            parts.append(f"{end if ends.count(end) == 1 else key}_{value}")
-    return "-".join(re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts)
+            parts.append(f"{end if ends.count(end) == 1 else key}_{_clean(value)}")
+    return "-".join(parts)
+
+
+def _clean(value: str) -> str:
+    """What of a value can stand in a file's name."""
+    return re.sub(r"[^\w.-]+", "_", value).strip("_")
