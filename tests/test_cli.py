@@ -14,7 +14,7 @@ def test_help_lists_the_commands(capsys):
         cli.main(["--help"])
     assert left.value.code == 0
     printed = capsys.readouterr().out
-    for command in ("toyworld", "train", "evaluate", "evaluate-clips", "report", "ask"):
+    for command in ("toyworld", "train", "evaluate", "evaluate-clips", "sweep", "report", "ask"):
         assert command in printed
 
 
@@ -30,6 +30,9 @@ def test_help_lists_the_commands(capsys):
         (["evaluate", "row=a/b", "checkpoint=x"], "error: row 'a/b' names a file"),
         (["evaluate-clips", "row=a", "checkpoint=x", "num_frames=1"], "error: num_frames must be at least 2"),
         (["report", "results=nowhere"], "error: nowhere: holds no results"),
+        (["sweep"], "error: the sweep has no rows"),
+        (["sweep", "table=table_3"], "error: there is no table=table_3; did you mean 'table_"),
+        (["sweep", "table=toy", "only=[voco_3]"], "error: only: 'voco_3' names no row"),
         (["ask", "checkpoint=x"], "error: name one thing to look at"),
     ],
 )

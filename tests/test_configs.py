@@ -33,7 +33,8 @@ def test_nothing_ships_untested():
         "toyworld.yaml",
     }
     shipped = {file.relative_to(CONFIG_DIR).as_posix() for file in CONFIG_DIR.rglob("*.yaml")}
-    assert shipped == tested | top | {"paths/default.yaml"}
+    tables = {file for file in shipped if file.startswith("table/")}  # tests/sweep/test_tables.py
+    assert shipped == tested | top | tables | {"sweep.yaml", "paths/default.yaml"}
     assert {"toy/clip", "toy/video", "voco_1", "video_7b"} <= set(EXPERIMENTS)
 
 
@@ -68,8 +69,16 @@ def test_experiments_make_training_arguments(name, tmp_path, monkeypatch):
     assert made.remove_unused_columns is False
 
 
-def test_the_paper_recipe():
-    trainer = compose(["experiment=voco_1"]).trainer
+ROWS_7B = ("instruct_7b", "average_pool_1", "q_former_1", "elastic_128", *(f"voco_{2**n}" for n in range(8)))
+
+
+@pytest.mark.parametrize("name", ROWS_7B)
+def test_the_paper_recipe(name):
+    settings = compose([f"experiment={name}"])
+    assert settings.data.sources[0].file == "data/LLaVA-Instruct-150K/llava_v1_5_mix665k.json"
+    assert settings.model.checkpoint == "runs/align_7b/final"
+    trainer = settings.trainer
+    assert trainer["num_train_epochs"] == 2
     assert trainer["learning_rate"] == 2e-5
     assert (trainer["lr_scheduler_type"], trainer["warmup_steps"], trainer["weight_decay"]) == ("cosine", 0.03, 0.0)
     assert 8 * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] == 128

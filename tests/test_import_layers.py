@@ -15,11 +15,12 @@ LAYERS = (
     ("layout", "visibility"),
     ("model", "data"),
     ("training", "evaluation"),
+    ("sweep",),
     ("__init__", "cli", "__main__"),
 )
 APART = ({"model", "data"}, {"training", "evaluation"})
 CONFINED = {
-    "hydra": {"settings.py", "training/run.py", "cli.py"},
+    "hydra": {"settings.py", "training/run.py", "sweep/grid.py", "cli.py"},
     "omegaconf": {"settings.py", "training/run.py", "cli.py"},
     "lmms_eval": set(),
 }
@@ -77,6 +78,7 @@ def test_module_keeps_the_layers(path):
         ("training/trainer.py", "import omegaconf", "belongs in"),
         ("evaluation/run.py", "from hydra.utils import instantiate", "belongs in"),
         ("evaluation/run.py", "import lmms_eval.api", "no file yet"),
+        ("training/run.py", "from voco_llama.sweep.run import sweep", "above it"),
         ("stray.py", "", "no layer"),
     ],
 )

@@ -14,9 +14,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from voco_llama.errors import VoCoError
+
+if TYPE_CHECKING:
+    from voco_llama.sweep.records import Runner
+    from voco_llama.sweep.settings import SweepSettings
 
 logger = logging.getLogger("voco_llama")
 T = TypeVar("T")
@@ -46,31 +50,47 @@ def _train(overrides: list[str]) -> None:
     train(settings)
 
 
-def _teacher(overrides: list[str]) -> None:
+def _teacher_settings(overrides: list[str]) -> Any:
     from voco_llama.settings import TeacherSettings, compose
 
-    settings = compose(overrides, "teacher", TeacherSettings)
+    return compose(overrides, "teacher", TeacherSettings)
+
+
+def _teacher(overrides: list[str]) -> None:
+    settings = _teacher_settings(overrides)
     from voco_llama.training.write_top_k import write_top_k
 
     write_top_k(settings)
 
 
-def _toyworld(overrides: list[str]) -> None:
-    from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
+def _toyworld_settings(overrides: list[str]) -> Any:
+    from voco_llama.data.toyworld import ToyWorldSettings
 
     @dataclass(frozen=True)
     class ToyWorldCommand(ToyWorldSettings):
         root: Path = Path()
 
-    values = dataclasses.asdict(_compose_flat(overrides, "toyworld", ToyWorldCommand))
+    return _compose_flat(overrides, "toyworld", ToyWorldCommand)
+
+
+def _toyworld(overrides: list[str]) -> None:
+    from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
+
+    values = dataclasses.asdict(_toyworld_settings(overrides))
     root = values.pop("root")
     write_toyworld(ToyWorldSettings(**values), root)
 
 
-def _evaluate(overrides: list[str]) -> None:
-    from voco_llama.evaluation.run import EvaluateSettings, evaluate
+def _evaluate_settings(overrides: list[str]) -> Any:
+    from voco_llama.evaluation.run import EvaluateSettings
 
-    evaluate(_compose_flat(overrides, "evaluate", EvaluateSettings))
+    return _compose_flat(overrides, "evaluate", EvaluateSettings)
+
+
+def _evaluate(overrides: list[str]) -> None:
+    from voco_llama.evaluation.run import evaluate
+
+    evaluate(_evaluate_settings(overrides))
 
 
 def _evaluate_clips(overrides: list[str]) -> None:
@@ -93,12 +113,39 @@ def _ask(overrides: list[str]) -> None:
         sys.stdout.write(f"Q: {question}\nA: {answer}\n")
 
 
+def sweep_runners() -> "dict[str, Runner]":
+    """The commands that a sweep may run."""
+    from voco_llama.settings import compose
+    from voco_llama.sweep.records import Runner
+
+    return {
+        "toyworld": Runner(_toyworld_settings, _toyworld),
+        "train": Runner(compose, _train),
+        "teacher": Runner(_teacher_settings, _teacher),
+        "evaluate": Runner(_evaluate_settings, _evaluate),
+    }
+
+
+def sweep_settings(overrides: list[str]) -> "SweepSettings":
+    """Compose what `voco-llama sweep` reads."""
+    from voco_llama.sweep.settings import SweepSettings
+
+    return _compose_flat(overrides, "sweep", SweepSettings)
+
+
+def _sweep(overrides: list[str]) -> None:
+    from voco_llama.sweep.run import sweep
+
+    sys.stdout.write(sweep(sweep_settings(overrides), overrides, sweep_runners()))
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
     "evaluate": (_evaluate, "answer and score the benchmarks with one checkpoint, for one row of the table"),
     "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
+    "sweep": (_sweep, "train and evaluate all rows of a table, over seeds; what is finished is skipped"),
     "report": (_report, "tables and plots over the results of evaluations and their seeds, beside the paper's numbers"),
     "ask": (_ask, "compress one image or clip once and answer questions from its cache"),
 }

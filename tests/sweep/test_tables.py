@@ -1,0 +1,97 @@
+"""The shipped plans: every command composes and passes the checks, and the rows are those of the tables."""
+
+import pytest
+
+from voco_llama.cli import sweep_runners, sweep_settings
+from voco_llama.settings import CONFIG_DIR
+from voco_llama.sweep.plan import expand
+from voco_llama.sweep.records import Records
+from voco_llama.training.checks import check_settings
+
+TABLES = sorted(file.stem for file in (CONFIG_DIR / "table").glob("*.yaml"))
+
+
+def results_of(table):
+    """Results of the first seed, by row that trains."""
+    plan = expand(sweep_settings([f"table={table}"]))[0]
+    return {job.row: list(job.evaluations) for job in plan.jobs}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_command_composes(table):
+    records = Records(sweep_runners())
+    plan = expand(sweep_settings([f"table={table}"]))[0]
+    folders = {}
+    for command in (*plan.base, *(job.train for job in plan.jobs)):
+        settings = records.compose(command)
+        assert settings.seed == 0
+        if command.name == "train":
+            check_settings(settings, paths=False)
+            assert settings.output_dir.startswith("runs/seed_0/")
+            assert folders.setdefault(settings.output_dir, command) is command
+    for job in plan.jobs:
+        assert str(job.run_folder) in folders
+        for result, command in job.evaluations.items():
+            settings = records.compose(command)
+            assert (settings.row, str(settings.output)) == (result, "runs/results/seed_0")
+            assert settings.checkpoint == job.run_folder / "final"
+    assert not {settings for settings in folders if "${" in settings}
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        ("table_1", {"upper": ["upper", "lower", "blind"], "voco_1": 0, "average_pool_1": 0, "q_former_1": 0}),
+        ("table_2", {"upper": ["upper", "lower"], **{f"voco_{2**n}": 0 for n in range(8)}}),
+        (
+            "table_4",
+            {
+                "upper": ["upper", "lower"],
+                "voco_1": 0,
+                "voco_32": ["voco_32", "voco_32_at_16", "voco_32_at_4", "voco_32_at_1"],
+                "elastic": [f"elastic_at_{2**n}" for n in range(8)],
+            },
+        ),
+    ],
+)
+def test_rows_of_the_paper(table, rows):
+    assert results_of(table) == {row: results or [row] for row, results in rows.items()}
+
+
+def test_rows_at_synthetic_scale():
+    rows = results_of("toy")
+    assert {row: results for row, results in rows.items() if results != [row]} == {
+        "upper": ["upper", "lower", "blind"],
+        "voco_16": ["voco_16", *(f"voco_16_at_{n}" for n in (1, 2, 4, 8))],
+        **{
+            row: [f"{row}_at_{n}" for n in (1, 2, 4, 8, 16)]
+            for row in ("elastic", "elastic_kl", "elastic_bidirectional")
+        },
+        "no_mask_16": ["no_mask_16_visible", "no_mask_16_removed"],
+    }
+    assert {row for row, results in rows.items() if results == [row]} == {
+        *(f"voco_{n}" for n in (1, 2, 4, 8)),
+        *(f"{method}_{n}" for method in ("average_pool", "q_former") for n in (1, 4)),
+        *(f"voco_{n}_{what}" for what in ("kl", "bidirectional") for n in (1, 4)),
+        "voco_4_distinct",
+    }
+
+
+def test_all_rows_at_synthetic_scale_train_for_as_long_from_the_same_model():
+    records = Records(sweep_runners())
+    jobs = expand(sweep_settings(["table=toy", "seeds=[5]"]))[0].jobs
+    composed = [records.compose(job.train) for job in jobs]
+    assert {(s.trainer["max_steps"], s.trainer["learning_rate"], s.model.checkpoint, s.seed) for s in composed} == {
+        (1900, 3e-3, "runs/seed_5/toy/instruct/final", 5)
+    }
+    teachers = {s.loss.teacher_checkpoint for s in composed if s.loss.kl}
+    assert teachers == {"runs/seed_5/toy/instruct/final"}
+
+
+def test_num_voco_of_a_result_is_what_its_name_says():
+    records = Records(sweep_runners())
+    for table in ("toy", "table_4"):
+        for job in expand(sweep_settings([f"table={table}"]))[0].jobs:
+            for result, command in job.evaluations.items():
+                _, at, number = result.partition("_at_")
+                assert records.compose(command).num_voco == (int(number) if at else None)

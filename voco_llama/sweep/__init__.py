@@ -1,0 +1,1 @@
+"""Sweeps: all rows of a table, trained and evaluated, over seeds."""

@@ -1,0 +1,209 @@
+"""What a sweep runs: settings become, for each seed, base stages and one job a row.
+
+Every seed has its own world, base stages and runs below `<runs>/seed_<seed>`, and its results in
+`<results>/seed_<seed>`. A job is one training and the evaluations of its checkpoint; a row that evaluates another
+row's checkpoint joins that row's job. Nothing is read from disk here.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from voco_llama.errors import SettingsError
+from voco_llama.evaluation.results import check_row_name
+from voco_llama.settings import did_you_mean
+from voco_llama.sweep.grid import grid
+from voco_llama.sweep.settings import RowSettings, SweepSettings
+
+BASE = "base"
+"""Name of the job of a seed's base stages."""
+TRAIN, EVALUATE = "train", "evaluate"
+OWNED_KEYS = {
+    "seed": "set seeds=[...]",
+    "output_dir": "it follows from runs, folder and the row's name",
+    "output": "set results=...",
+    "row": "it is the result's name in the plan",
+    "checkpoint": "it is that of the row, or of checkpoint_of",
+    "paths.runs": "set runs=...",
+}
+"""Keys of `train` and `evaluate` that the sweep decides, and what to do instead."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A `voco-llama` command.
+
+    Attributes:
+        name: `train`, `evaluate`, ...
+        overrides: Those that are the same for every seed.
+        seeded: Those that say the seed, and where things lie.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    seeded: tuple[str, ...]
+
+    @property
+    def arguments(self) -> list[str]:
+        return [*self.overrides, *self.seeded]
+
+    def __str__(self) -> str:
+        return shlex.join(["voco-llama", self.name, *self.arguments])
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of one seed: a training, and evaluations by the names of their results.
+
+    Attributes:
+        run_folder: Of the training.
+        results: Folder of the results.
+    """
+
+    seed: int
+    row: str
+    run_folder: Path
+    results: Path
+    train: Command
+    evaluations: Mapping[str, Command]
+
+    @property
+    def name(self) -> str:
+        return f"{seed_folder(self.seed)}/{self.row}"
+
+
+@dataclass(frozen=True)
+class SeedPlan:
+    """All of one seed: the base stages in order, and the jobs, none of which needs another."""
+
+    seed: int
+    runs: Path
+    results: Path
+    base: tuple[Command, ...]
+    jobs: tuple[Job, ...]
+
+    @property
+    def base_name(self) -> str:
+        return f"{seed_folder(self.seed)}/{BASE}"
+
+
+def seed_folder(seed: int) -> str:
+    """The name of a seed's folders."""
+    return f"seed_{seed}"
+
+
+def expand(settings: SweepSettings) -> list[SeedPlan]:
+    """Everything that the settings ask for, seed by seed.
+
+    Raises:
+        SettingsError: There is nothing to run, a name is unknown or used twice, or an override sets what the sweep
+            decides.
+    """
+    rows = grid(settings.train) if settings.train else settings.rows
+    if not rows:
+        raise SettingsError("the sweep has no rows: choose a table=..., or give train=[...]")
+    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
+        raise SettingsError(f"seeds is {settings.seeds}: list at least one, each once")
+    trained = _trained(rows)
+    selected = _selected(trained, settings)
+    for overrides in (settings.overrides, settings.evaluate, *_all_overrides(rows)):
+        _check_not_owned(overrides, OWNED_KEYS)
+    for overrides in settings.base:
+        _check_not_owned(overrides, ("seed", "paths.runs"))
+    return [_seed_plan(seed, rows, selected, settings) for seed in settings.seeds]
+
+
+def _all_overrides(rows: Mapping[str, RowSettings]) -> Iterator[list[str]]:
+    for row in rows.values():
+        yield row.train or []
+        yield from row.evaluate.values()
+
+
+def _trained(rows: Mapping[str, RowSettings]) -> dict[str, list[tuple[str, str, list[str]]]]:
+    """Row that trains -> its evaluations: the row that lists each, its result's name, its overrides."""
+    trained = {name: [] for name, row in rows.items() if row.train is not None}
+    seen = set()
+    for name, row in rows.items():
+        check_row_name(name)
+        if name == BASE:
+            raise SettingsError(f"a row is named '{BASE}', as the base stages are: rename it")
+        if (row.train is None) == (row.checkpoint_of is None):
+            raise SettingsError(f"row {name}: set one of train and checkpoint_of")
+        source = name if row.checkpoint_of is None else row.checkpoint_of
+        if source not in trained:
+            raise SettingsError(f"row {name}: checkpoint_of={source} is no row that trains: {', '.join(trained)}")
+        for result, overrides in (row.evaluate or {name: []}).items():
+            check_row_name(result)
+            if result in seen:
+                raise SettingsError(f"row {name}: a second result is named '{result}': rename one")
+            seen.add(result)
+            trained[source].append((name, result, overrides))
+    return trained
+
+
+def _selected(trained: Mapping[str, list], settings: SweepSettings) -> dict[str, dict[str, list[str]]]:
+    """Row that trains -> the results that `only` and `skip` leave, and their overrides."""
+    known = sorted({name for listed in trained.values() for row, result, _ in listed for name in (row, result)})
+    for key in ("only", "skip"):
+        for pattern in getattr(settings, key):
+            if not any(fnmatchcase(name, pattern) for name in known):
+                hint = did_you_mean(pattern, known) or f" ({', '.join(known)})"
+                raise SettingsError(f"{key}: '{pattern}' names no row and no result{hint}")
+
+    def matches(names: tuple[str, str], patterns: list[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    selected = {
+        source: {
+            result: overrides
+            for row, result, overrides in listed
+            if (not settings.only or matches((row, result), settings.only))
+            and not matches((row, result), settings.skip)
+        }
+        for source, listed in trained.items()
+    }
+    selected = {source: results for source, results in selected.items() if results}
+    if not selected:
+        raise SettingsError(f"only={settings.only} and skip={settings.skip} leave no row: choose others")
+    return selected
+
+
+def _check_not_owned(overrides: Collection[str], owned: Collection[str]) -> None:
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key in owned:
+            raise SettingsError(f"'{override}': the sweep decides {key}: {OWNED_KEYS[key]}")
+
+
+def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, settings: SweepSettings) -> SeedPlan:
+    runs, results = (folder / seed_folder(seed) for folder in (settings.runs, settings.results))
+    seeded = (f"paths.runs={quoted(runs)}", f"seed={seed}")
+    inside = "/".join(["${paths.runs}", *([settings.folder] if settings.folder else [])])
+
+    def job(row: str, evaluations: Mapping[str, list[str]]) -> Job:
+        run = f"{inside}/{row}"
+        train = Command(TRAIN, (*rows[row].train, *settings.overrides, f"output_dir={run}"), seeded)
+        evaluate = {
+            result: Command(
+                EVALUATE,
+                (f"row={result}", f"checkpoint={run}/final", *overrides, *settings.evaluate),
+                (f"output={quoted(results)}", *seeded),
+            )
+            for result, overrides in evaluations.items()
+        }
+        return Job(seed, row, runs / settings.folder / row, results, train, evaluate)
+
+    for stage in settings.base:
+        if not stage:
+            raise SettingsError("base lists an empty stage: give a command and its overrides, as [train, stage=align]")
+    base = tuple(Command(name, tuple(overrides), seeded) for name, *overrides in settings.base)
+    return SeedPlan(seed, runs, results, base, tuple(job(row, results) for row, results in selected.items()))
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of an override."""
+    return str(path) if re.fullmatch(r"[\w./+-]+", str(path)) else json.dumps(str(path))

@@ -1,0 +1,232 @@
+"""What results were made from, and so what is finished: small files beside the results.
+
+`<results>/seed_<seed>/<row>.sweep.json` holds the settings of a row's training and, for each result, those of the
+evaluation and a hash of the result file; `base.sweep.json` those of the base stages. A result counts as made only if
+its settings are those of now, wherever the folders lie; the runs themselves need not be there any more. Settings that
+have changed are refused, never mixed.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voco_llama.errors import SettingsError
+from voco_llama.evaluation.results import BENCHMARKS_KIND
+from voco_llama.provenance import fingerprint_files, write_atomically
+from voco_llama.settings import flatten, to_plain
+from voco_llama.sweep.plan import BASE, TRAIN, Command, Job, SeedPlan
+from voco_llama.training.run_folder import FREE_KEYS, SETTINGS_FILE, RunFolder
+
+FORMAT_VERSION = 1
+ANYWHERE = ("paths.runs=runs", "paths.data=data", "seed=0")
+"""Overrides that make settings comparable: where folders lie, and which seed it is, make no difference."""
+FREE = {TRAIN: tuple(key for key in FREE_KEYS if key != "output_dir"), "evaluate": ("output", "device")}
+"""Beginnings of keys that do not touch what is made."""
+SHOWN = 5
+"""Of differing settings, in an error."""
+MADE = ("output_dir", "root")
+"""The setting of a command that names what it makes."""
+
+Flat = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How a command is composed and run: what the command line lends to the sweep.
+
+    Attributes:
+        compose: Overrides -> the settings' dataclass.
+        run: Runs the command with these overrides.
+    """
+
+    compose: Callable[[list[str]], Any]
+    run: Callable[[list[str]], None]
+
+
+class Records:
+    """Reads, compares and writes the records.
+
+    Args:
+        runners: Command -> runner.
+    """
+
+    def __init__(self, runners: Mapping[str, Runner]) -> None:
+        self._runners = runners
+        self._described: dict[tuple[str, ...], Flat] = {}
+        self._defaults: dict[str, Flat] = {}
+
+    def compose(self, command: Command, *more: str) -> Any:
+        """The settings of a command (and more overrides), checked against its schema.
+
+        Raises:
+            SettingsError: There is no such command, or its overrides do not compose.
+        """
+        if command.name not in self._runners:
+            raise SettingsError(f"a sweep cannot run '{command.name}': choose from {', '.join(self._runners)}")
+        try:
+            return self._runners[command.name].compose([*command.arguments, *more])
+        except SettingsError as error:
+            raise SettingsError(f"{command}: {error}") from error
+
+    def run(self, command: Command) -> None:
+        """Run a command in this process."""
+        self._runners[command.name].run(command.arguments)
+
+    def describe(self, command: Command) -> Flat:
+        """Dotted key -> value of the settings that matter, alike for all seeds and places."""
+        key = (command.name, *command.overrides)
+        if key not in self._described:
+            settings = self.compose(command, *ANYWHERE)
+            free = ("paths.", *FREE.get(command.name, ()))
+            self._defaults[command.name] = dict(_defaults(type(settings)))
+            self._described[key] = {k: v for k, v in _json(settings).items() if not k.startswith(free)}
+        return self._described[key]
+
+    def check_base(self, plan: SeedPlan) -> Flat:
+        """Refuse base stages that differ from those that the results of a seed were made on.
+
+        Returns:
+            What each stage makes -> its settings, of then and now: for `write_base`.
+        """
+        file = plan.results / f"{BASE}.sweep.json"
+        there = _read(file)["base"] if file.is_file() else {}
+        here = {}
+        for command in plan.base:
+            described = self.describe(command)
+            made = next((described[key] for key in MADE if key in described), "")
+            here[stage := f"{command.name} {made}".strip()] = described
+            self._check_same(
+                there.get(stage),
+                command,
+                f"the results in {plan.results} stand on '{stage}'",
+                f"choose other results=... and runs=..., or remove {plan.results} and {plan.runs} to make them again",
+            )
+        return there | here
+
+    def write_base(self, plan: SeedPlan, base: Flat) -> None:
+        """Write what `check_base` returned."""
+        _write(plan.results / f"{BASE}.sweep.json", {"seed": plan.seed, "base": base})
+
+    def pending(self, job: Job) -> dict[str, Command]:
+        """The evaluations of a job whose results are not there.
+
+        Raises:
+            SettingsError: There are results of other settings.
+        """
+        for command in (job.train, *job.evaluations.values()):
+            self.describe(command)  # what does not compose is refused before anything runs
+        record = self._record(job)
+        if not record:
+            return dict(job.evaluations)
+        file = record_file(job)
+        runs = f" and {job.run_folder}" if job.run_folder.exists() else ""
+        self._check_same(
+            record["train"], job.train, f"row {job.name} was trained", f"remove {file}{runs} to make it again"
+        )
+        pending = {}
+        for result, command in job.evaluations.items():
+            made, there = record["results"].get(result), result_file(job, result)
+            if made is None or not there.is_file():
+                pending[result] = command
+                continue
+            remedy = f"remove {there} to make it again"
+            self._check_same(made["evaluate"], command, f"result {result} of row {job.name} was made", remedy)
+            if made["sha256"] != fingerprint_files([there]):
+                raise SettingsError(f"{there} is not what the sweep wrote for row {job.name}: {remedy}")
+        return pending
+
+    def add(self, job: Job, result: str) -> None:
+        """Record that a result was made."""
+        record = self._record(job) or {"row": job.row, "seed": job.seed, "results": {}}
+        record["train"] = self.describe(job.train)
+        record["results"][result] = {
+            "sha256": fingerprint_files([result_file(job, result)]),
+            "evaluate": self.describe(job.evaluations[result]),
+        }
+        _write(record_file(job), record)
+
+    def is_trained(self, job: Job) -> bool:
+        """Whether the training of a job is finished, by the settings of now.
+
+        Raises:
+            SettingsError: Its folder holds a run of other settings.
+        """
+        return (job.run_folder / SETTINGS_FILE).is_file() and RunFolder(self.compose(job.train)).is_finished()
+
+    def pending_base(self, plan: SeedPlan, training: bool) -> tuple[Command, ...]:
+        """The base stages that are still to be run.
+
+        Args:
+            plan: Of the seed.
+            training: Whether rows will be trained; else only the data that they are evaluated on must be there.
+        """
+        return tuple(
+            command for command in plan.base if (training or command.name != TRAIN) and not self._is_made(command)
+        )
+
+    def _is_made(self, command: Command) -> bool:
+        settings = self.compose(command)
+        if command.name == TRAIN:
+            return RunFolder(settings).is_finished()
+        return (root := getattr(settings, "root", None)) is not None and Path(root).exists()
+
+    def _record(self, job: Job) -> dict[str, Any]:
+        file = record_file(job)
+        return _read(file) if file.is_file() else {}
+
+    def _check_same(self, there: Flat | None, command: Command, what: str, remedy: str) -> None:
+        here = self.describe(command)
+        differing = [] if there is None else sorted(_differing(there, here, self._defaults[command.name]))
+        if differing:
+            shown = ", ".join(f"{key} ({there.get(key)} then, {here.get(key)} now)" for key in differing[:SHOWN])
+            more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+            raise SettingsError(f"{what} with other settings: {shown}{more}: {remedy}")
+
+
+def record_file(job: Job) -> Path:
+    """The record of a row."""
+    return job.results / f"{job.row}.sweep.json"
+
+
+def result_file(job: Job, result: str) -> Path:
+    """Where `evaluate` writes a result."""
+    return job.results / f"{result}.{BENCHMARKS_KIND}.json"
+
+
+def _differing(there: Flat, here: Flat, defaults: Flat) -> Iterator[str]:
+    """Keys whose values differ; a setting that did not exist then had the value that is its default now."""
+    for key in there.keys() | here.keys():
+        value = there.get(key, defaults.get(key)) if not key.rpartition(".")[2].isdigit() else there.get(key)
+        if value != here.get(key):
+            yield key
+
+
+def _json(settings: Any) -> Flat:
+    """Dotted keys and the values that JSON gives back."""
+    return dict(flatten(json.loads(json.dumps(to_plain(settings), default=str))))
+
+
+def _defaults(schema: type) -> Iterator[tuple[str, Any]]:
+    for entry in dataclasses.fields(schema):
+        if entry.default_factory is not dataclasses.MISSING:
+            value = entry.default_factory()
+            yield from flatten(to_plain(value) if dataclasses.is_dataclass(value) else value, entry.name)
+        elif entry.default is not dataclasses.MISSING:
+            yield entry.name, entry.default
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file} cannot be read ({error}): remove it to make the row again") from error
+    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
+        raise SettingsError(f"{file} is no record of a sweep of this version: remove it to make the row again")
+    return record
+
+
+def _write(file: Path, record: Mapping[str, Any]) -> None:
+    write_atomically(file, json.dumps({"format_version": FORMAT_VERSION, **record}, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,198 @@
+"""`sweep`: a table's rows over seeds, from settings to result files, each row once.
+
+A row whose results are there is skipped, an interrupted training goes on, and settings that have changed since are
+refused (`records`). A row that fails is reported, and the others go on.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from voco_llama.errors import SettingsError, VoCoError
+from voco_llama.sweep.job import launcher_arguments, run_base, run_row
+from voco_llama.sweep.lock import locked
+from voco_llama.sweep.plan import BASE, Command, SeedPlan, expand
+from voco_llama.sweep.processes import JobProcess, devices, environment, terminated_as_interrupted
+from voco_llama.sweep.records import Records, Runner
+from voco_llama.sweep.scheduler import Progress, Running, Task, duration, run_side_by_side
+from voco_llama.sweep.settings import SweepSettings
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".sweep.lock"
+LOGS = "logs"
+
+
+class RowsFailed(VoCoError):
+    """Some rows failed; the text lists them."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left of one seed.
+
+    Attributes:
+        plan: All of the seed.
+        pending: Row's job -> its evaluations that are not made; empty for a finished one.
+        untrained: Jobs whose training is not finished either.
+        base: Base stages to run.
+        described: What the base stages are, for their record.
+    """
+
+    plan: SeedPlan
+    pending: dict[str, dict[str, Command]]
+    untrained: frozenset[str]
+    base: tuple[Command, ...]
+    described: dict
+
+
+def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[str, Runner]) -> str:
+    """Run what is not finished of a sweep.
+
+    Args:
+        settings: From the command line.
+        overrides: The same as they were typed: each job is a process that gets them again.
+        runners: Command -> how it is composed and run.
+
+    Returns:
+        A summary to print.
+
+    Raises:
+        RowsFailed: Some rows failed; the others are done.
+        SettingsError: The plan makes no sense, results of other settings are in the way, or another sweep is at work.
+    """
+    records = Records(runners)
+    if settings.job is not None:
+        with terminated_as_interrupted():
+            _run_job(settings, records)
+        return ""
+    plans = expand(settings)
+    if settings.dry_run:
+        return "\n".join(line for plan in plans for line in _describe(_work(plan, records)))
+    slots, pinned_to = _slots(settings)
+    with ExitStack() as held:
+        for folder in {settings.runs.resolve(), settings.results.resolve()}:
+            held.enter_context(locked(folder / LOCK_FILE))
+        held.enter_context(terminated_as_interrupted())
+        work = [_work(plan, records) for plan in plans]
+        return _run_all(work, settings, overrides, records, slots, pinned_to)
+
+
+def _slots(settings: SweepSettings) -> tuple[int, list[str]]:
+    """How many jobs run side by side (0: here, in turn), and the devices that they take."""
+    if settings.processes is not None and settings.processes < 0:
+        raise SettingsError(f"processes is {settings.processes}: give 0 (in this process) or more")
+    if settings.launcher is not None:
+        launcher_arguments(settings.launcher)
+        if settings.processes not in (None, 0, 1):
+            raise SettingsError(
+                f"processes is {settings.processes}, but a launcher gives every training all devices: set processes=1"
+            )
+        return (1 if settings.processes is None else settings.processes), []
+    found = devices()
+    return (max(1, len(found)) if settings.processes is None else settings.processes), found
+
+
+def _work(plan: SeedPlan, records: Records) -> Work:
+    described = records.check_base(plan)
+    pending = {job.name: records.pending(job) for job in plan.jobs}
+    untrained = frozenset(job.name for job in plan.jobs if pending[job.name] and not records.is_trained(job))
+    base = records.pending_base(plan, training=bool(untrained)) if any(pending.values()) else ()
+    return Work(plan, pending, untrained, base, described)
+
+
+def _describe(work: Work) -> list[str]:
+    """Lines of the dry run: what is finished, and the commands of what is not."""
+    lines = [f"{work.plan.base_name}: {'to do' if work.base else 'nothing to do'}", *(f"    {c}" for c in work.base)]
+    for job in work.plan.jobs:
+        pending, trains = work.pending[job.name], job.name in work.untrained
+        commands = [*([job.train] if trains else []), *pending.values()]
+        state = "finished" if not pending else "to do" if trains else "trained, evaluations to do"
+        lines += [f"{job.name}: {state}", *(f"    {command}" for command in commands)]
+    return [*lines, ""]
+
+
+def _tasks(work: Work) -> list[Task]:
+    base = [Task(work.plan.base_name, counts=False)] if work.base else []
+    needs = work.plan.base_name if base else None
+    return [*base, *(Task(job.name, needs) for job in work.plan.jobs if work.pending[job.name])]
+
+
+def _run_all(
+    work: Sequence[Work],
+    settings: SweepSettings,
+    overrides: Sequence[str],
+    records: Records,
+    slots: int,
+    pinned_to: Sequence[str],
+) -> str:
+    for one in work:
+        if any(one.pending.values()):
+            records.write_base(one.plan, one.described)
+    tasks = [task for one in work for task in _tasks(one)]
+    total = sum(len(one.plan.jobs) for one in work)
+    finished = total - sum(task.counts for task in tasks)
+    progress = Progress(total, finished, max(1, slots))
+    if slots:
+        start = partial(_start, settings, overrides, slots, pinned_to)
+        failed = run_side_by_side(tasks, slots, start, progress)
+    else:
+        failed = _run_here(tasks, work, settings, records, progress)
+    if failed:
+        listed = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        raise RowsFailed(f"{len(failed)} of {len(tasks)} jobs failed: {listed}: the same command tries them again")
+    took = duration(time.monotonic() - progress.begun)
+    return f"{total} rows: {finished} were finished, {total - finished} made in {took}; results in {settings.results}\n"
+
+
+def _start(
+    settings: SweepSettings, overrides: Sequence[str], slots: int, pinned_to: Sequence[str], task: Task, slot: int
+) -> Running:
+    seed, _, row = task.name.partition("/")
+    log = settings.runs / seed / LOGS / f"{row}.log"
+    return JobProcess(overrides, task.name, log, environment(slot, slots, pinned_to))
+
+
+def _run_here(
+    tasks: Sequence[Task], work: Sequence[Work], settings: SweepSettings, records: Records, progress: Progress
+) -> dict[str, str]:
+    """Run tasks one after another in this process."""
+    failed: dict[str, str] = {}
+    for task in tasks:
+        started = time.monotonic()
+        if task.needs in failed:
+            failed[task.name] = f"not run, as {task.needs} failed"
+        else:
+            progress.started(task)
+            try:
+                _run_named(task.name, [one.plan for one in work], settings, records)
+            except VoCoError as error:
+                failed[task.name] = str(error)
+            except Exception as error:  # the other rows are no less wanted for it
+                logger.exception("%s", task.name)
+                failed[task.name] = f"{type(error).__name__}: {error}"
+        progress.ended(task, time.monotonic() - started, failed.get(task.name))
+    return failed
+
+
+def _run_job(settings: SweepSettings, records: Records) -> None:
+    _run_named(settings.job, expand(settings), settings, records)
+
+
+def _run_named(name: str, plans: Sequence[SeedPlan], settings: SweepSettings, records: Records) -> None:
+    """Run one job in this process.
+
+    Raises:
+        SettingsError: No job has this name.
+    """
+    for plan in plans:
+        if name == plan.base_name:
+            untrained = any(records.pending(job) and not records.is_trained(job) for job in plan.jobs)
+            return run_base(plan, records, untrained, settings.launcher)
+        for job in plan.jobs:
+            if name == job.name:
+                return run_row(job, records, settings.launcher)
+    raise SettingsError(f"job={name} names no row of this sweep, as seed_0/{BASE} or seed_0/<row> would")
