@@ -105,7 +105,7 @@ def expand(settings: SweepSettings) -> list[SeedPlan]:
     """
     rows = grid(settings.train) if settings.train else settings.rows
     if not rows:
-        raise SettingsError("the sweep has no rows: choose a table=..., or give train=[...]")
+        raise SettingsError("the sweep has no rows: choose a plan=..., or give train=[...]")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise SettingsError(f"seeds is {settings.seeds}: list at least one, each once")
     trained = _trained(rows)
