@@ -2,7 +2,8 @@
 
 import pytest
 
-from voco_llama.settings import CONFIG_DIR, TeacherSettings, TrainSettings, compose, to_plain
+from voco_llama.composition import CONFIG_DIR, compose, to_plain
+from voco_llama.settings import TeacherSettings, TrainSettings
 from voco_llama.training.checks import PARTS, check_settings
 
 GROUPS = ("model", "compression", "prompt", "data", "stage", "loss", "trainer")

@@ -3,7 +3,7 @@
 import pytest
 
 from voco_llama.cli import sweep_runners, sweep_settings
-from voco_llama.settings import CONFIG_DIR
+from voco_llama.composition import CONFIG_DIR
 from voco_llama.sweep.plan import expand
 from voco_llama.sweep.records import Records
 from voco_llama.training.checks import check_settings

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from voco_llama.composition import did_you_mean
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.results import check_row_name
-from voco_llama.settings import did_you_mean
 from voco_llama.sweep.grid import grid
 from voco_llama.sweep.settings import RowSettings, SweepSettings
 
