@@ -2,10 +2,10 @@
 
 import pytest
 
-from voco_llama.settings import CONFIG_DIR, compose
+from voco_llama.settings import CONFIG_DIR, TeacherSettings, TrainSettings, compose, to_plain
 from voco_llama.training.checks import PARTS, check_settings
 
-GROUPS = ("model", "compression", "prompt", "data", "stage", "trainer")
+GROUPS = ("model", "compression", "prompt", "data", "stage", "loss", "trainer")
 EXPERIMENTS = sorted(
     file.relative_to(CONFIG_DIR / "experiment").with_suffix("").as_posix()
     for file in (CONFIG_DIR / "experiment").rglob("*.yaml")
@@ -14,6 +14,8 @@ CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_DIR
 NEEDS = {
     ("stage", "clip"): ["model.vision.name=tiny.json"],
     ("stage", "voco"): ["compression=voco_1"],
+    ("loss", "kl"): ["stage=voco", "loss.teacher_checkpoint=somewhere"],
+    ("loss", "lm_kl"): ["stage=voco", "loss.teacher_checkpoint=somewhere"],
     ("trainer", "zero3"): ["model.checkpoint=somewhere"],
 }
 """What a choice demands of others, beside the defaults."""
@@ -21,7 +23,15 @@ NEEDS = {
 
 def test_nothing_ships_untested():
     tested = {f"{group}/{name}.yaml" for group, name in CHOICES} | {f"experiment/{name}.yaml" for name in EXPERIMENTS}
-    top = {"train.yaml", "evaluate.yaml", "evaluate_clips.yaml", "report.yaml", "ask.yaml", "toyworld.yaml"}
+    top = {
+        "train.yaml",
+        "teacher.yaml",
+        "evaluate.yaml",
+        "evaluate_clips.yaml",
+        "report.yaml",
+        "ask.yaml",
+        "toyworld.yaml",
+    }
     shipped = {file.relative_to(CONFIG_DIR).as_posix() for file in CONFIG_DIR.rglob("*.yaml")}
     tables = {file for file in shipped if file.startswith("table/")}  # tests/sweep/test_tables.py
     assert shipped == tested | top | tables | {"sweep.yaml", "paths/default.yaml"}
@@ -81,3 +91,11 @@ def test_upper_bound_and_compression_train_for_as_long():
         name: compose([f"experiment=toy/{name}"]).trainer["max_steps"] for name in ("instruct_long", "voco_1", "voco_4")
     }
     assert len(set(steps.values())) == 1
+
+
+def test_the_teacher_command_takes_the_settings_of_a_training():
+    train, teacher = (
+        compose(["experiment=toy/voco_4", "loss=kl"], name, schema)
+        for name, schema in (("train", TrainSettings), ("teacher", TeacherSettings))
+    )
+    assert to_plain(teacher) == to_plain(train) | {"k": 64, "records_per_file": 1024}

@@ -29,6 +29,12 @@ class WatchedTrainer(VoCoTrainer):
         stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else None
         seen = {"engine": type(engine).__name__, "zero_stage": stage, "processes": self.args.world_size}
         (Path(self.args.output_dir) / f"engine_{self.args.process_index}.json").write_text(json.dumps(seen))
+        teacher = getattr(self.scheduled_loss, "teacher", None)
+        if teacher is not None:
+            is_divided = all(hasattr(parameter, "ds_id") for parameter in teacher.model.parameters())
+            trains = any(parameter.requires_grad for parameter in teacher.model.parameters())
+            seen = {"engine": type(teacher.model).__name__, "divided": is_divided, "trains": trains}
+            (Path(self.args.output_dir) / f"teacher_{self.args.process_index}.json").write_text(json.dumps(seen))
         return output
 
 

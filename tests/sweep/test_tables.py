@@ -21,19 +21,19 @@ def results_of(table):
 def test_every_command_composes(table):
     records = Records(sweep_runners())
     plan = expand(sweep_settings([f"table={table}"]))[0]
-    folders = {}
+    folders, seed = {}, plan.seed
     for command in (*plan.base, *(job.train for job in plan.jobs)):
         settings = records.compose(command)
-        assert settings.seed == 0
+        assert settings.seed == seed
         if command.name == "train":
             check_settings(settings, paths=False)
-            assert settings.output_dir.startswith("runs/seed_0/")
+            assert settings.output_dir.startswith(f"runs/seed_{seed}/")
             assert folders.setdefault(settings.output_dir, command) is command
     for job in plan.jobs:
         assert str(job.run_folder) in folders
         for result, command in job.evaluations.items():
             settings = records.compose(command)
-            assert (settings.row, str(settings.output)) == (result, "runs/results/seed_0")
+            assert (settings.row, str(settings.output)) == (result, f"runs/results/seed_{seed}")
             assert settings.checkpoint == job.run_folder / "final"
             root = "runs/seed_0/toyworld/benchmarks" if table == "toy" else "data/benchmarks"
             assert str(settings.benchmarks_root) == root
@@ -83,9 +83,11 @@ def test_all_rows_at_synthetic_scale_train_for_as_long_from_the_same_model():
     records = Records(sweep_runners())
     jobs = expand(sweep_settings(["table=toy", "seeds=[5]"]))[0].jobs
     composed = [records.compose(job.train) for job in jobs]
-    assert {(s.trainer["max_steps"], s.trainer["learning_rate"], s.model.checkpoint, s.seed) for s in composed} == {
-        (1900, 3e-3, "runs/seed_5/toy/instruct/final", 5)
+    assert {(s.trainer["max_steps"], s.model.checkpoint, s.seed) for s in composed} == {
+        (2000, "runs/seed_5/toy/instruct/final", 5)
     }
+    rates = {(s.trainer["learning_rate"], s.compression.compressor) for s in composed}
+    assert rates == {(1.5e-3, "language_model"), (3e-3, "average_pool"), (1.5e-3, "q_former")}
     teachers = {s.loss.teacher_checkpoint for s in composed if s.loss.kl}
     assert teachers == {"runs/seed_5/toy/instruct/final"}
 

@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.conftest import losses
+from voco_llama.data.processor import VoCoProcessor
+from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.settings import TeacherSettings, compose
 from voco_llama.training.run import train
+from voco_llama.training.teacher import CheckpointTeacher, load_teacher
 from voco_llama.training.trainer import VoCoTrainer
 from voco_llama.training.write_top_k import write_top_k
 
@@ -92,8 +95,6 @@ def test_chunked_cross_entropy_alone_gives_the_plain_curve(distilled, settings_f
 
 
 def test_a_schedule_moves_the_weights_and_spares_the_teacher(distilled, monkeypatch):
-    from voco_llama.training.teacher import CheckpointTeacher
-
     read, steps = CheckpointTeacher.read, []
 
     def watched(self, student, batch):
@@ -204,3 +205,43 @@ def test_top_k_of_the_whole_vocabulary_gives_the_curve_of_the_teacher_at_hand(di
         curves[k], _ = distilled(f"top_{k}", *training, workers, teacher="top_k")
     assert values(curves[vocabulary]) == pytest.approx(values(live), rel=1e-4)
     assert 0 < values(curves[4])[0] < values(live)[0]
+
+
+# ---- refused at the start
+
+
+def test_a_misfit_is_refused_before_the_student_is_loaded(distilled, upper, tmp_path, monkeypatch):
+    processor = VoCoProcessor.from_pretrained(upper)
+    processor.tokenizer.add_tokens(["another"])
+    processor.save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_bytes((upper / "config.json").read_bytes())
+    monkeypatch.setattr("voco_llama.training.run.build_or_load", None)
+    with pytest.raises(CheckpointError, match="has another tokenizer"):
+        distilled("other", f"loss.teacher_checkpoint={tmp_path / 'other'}")
+
+
+def test_a_teacher_with_another_table_of_words(settings_for, upper):
+    settings = settings_for("toy/voco_1", "loss=kl", f"loss.teacher_checkpoint={upper}")
+    with pytest.raises(CheckpointError, match=r"predicts 677 words, the student 700: choose a teacher of the same"):
+        load_teacher(settings, 700)
+
+
+def test_adapters_off_with_another_segment_attention(distilled):
+    with pytest.raises(CheckpointError, match=r"segment_attention causal, the student has bidirectional"):
+        distilled("bidirectional", *LORA, "compression.segment_attention=bidirectional", teacher="adapters_off")
+
+
+def test_a_teacher_trained_anew_is_another_input(distilled, upper, tmp_path):
+    copy = tmp_path / "teacher"
+    copy.mkdir()
+    for file in upper.iterdir():
+        if file.is_file():
+            (copy / file.name).write_bytes(file.read_bytes())
+    named = f"loss.teacher_checkpoint={copy}"
+    _, final = distilled("again", named)
+    assert distilled("again", named)[1] == final
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    with pytest.raises(SettingsError, match=r"holds a run on what loss.teacher_checkpoint named then"):
+        distilled("again", named)

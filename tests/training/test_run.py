@@ -122,6 +122,18 @@ def test_a_finished_run_is_left_as_it_is(settings_for, monkeypatch, caplog):
     train(settings_for("toy/align", "trainer.logging_steps=7"))
 
 
+def test_a_run_older_than_a_setting_had_its_default(settings_for):
+    settings = settings_for("toy/align")
+    final = train(settings)
+    file = final.parent / "settings.yaml"
+    saved = yaml.safe_load(file.read_text())
+    del saved["loss"], saved["model"]["lora"]
+    file.write_text(yaml.safe_dump(saved))
+    assert train(settings) == final
+    with pytest.raises(SettingsError, match=r"other settings: loss.lm \(1.0 there, 0.5 now\): choose another"):
+        train(settings_for("toy/align", "loss.lm=0.5"))
+
+
 def test_a_finished_run_whose_start_was_trained_anew_is_not_taken_for_its_result(settings_for, tmp_path):
     first = settings_for("toy/language", f"output_dir={tmp_path / 'language'}")
     start = train(first)

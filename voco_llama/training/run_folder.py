@@ -86,6 +86,8 @@ class RunFolder:
     def _check_same_settings(self) -> None:
         there = dict(flatten(yaml.safe_load((self.path / SETTINGS_FILE).read_text(encoding="utf-8"))))
         here = dict(flatten(to_plain(self.settings)))
+        # A setting that is younger than the run had its default then.
+        there |= {k: v for k, v in flatten(to_plain(TrainSettings())) if k in here and k not in there}
         differing = sorted(
             key
             for key in there.keys() | here.keys()

@@ -82,8 +82,8 @@ class CheckpointTeacher:
             "bf16": {"enabled": arguments.bf16},
             "fp16": {"enabled": arguments.fp16},
         }
-        engine, *_ = deepspeed.initialize(model=self.model, config=config)
-        self.model = engine.eval()
+        self.model, *_ = deepspeed.initialize(model=self.model, config=config)
+        self.model.eval()
         # The head runs once a chunk, in the backward pass too: whole, so that no call has to gather it.
         with deepspeed.zero.GatheredParameters(list(self.head.parameters())):
             whole = {name: parameter.detach().clone() for name, parameter in self.head.named_parameters()}

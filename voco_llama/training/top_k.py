@@ -190,7 +190,8 @@ class TopKFiles:
                 f" record {index} of the data now has ({answer_checksum(labels)[0]}): make the files again, with"
                 " voco-llama teacher"
             )
-        tensors = (opened.get_slice(name)[start:stop] for name in ("token_ids", "log_probs"))
+        # Copied: a view would drag the whole file along when the row goes to another process.
+        tensors = (opened.get_slice(name)[start:stop].clone() for name in ("token_ids", "log_probs"))
         return dict(zip(TOP_K_ENTRIES, tensors, strict=True))
 
 

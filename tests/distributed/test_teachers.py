@@ -1,0 +1,59 @@
+"""A student with a frozen teacher: two processes give the loss curves of one, and ZeRO-3 divides the teacher too.
+
+Chunks are small, so that the processes have unequal numbers of them. Under ZeRO-3 every weight is gathered when it is
+needed, and batches are of one row, so that one process has an image and the other none.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.distributed.launch import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+ONE_ROW = ["trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=4"]
+ALL_GATHERED = "trainer.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
+KL = ["loss=lm_kl", "loss.lm=0.5", "loss.chunk_size=16", "trainer.max_steps=4"]
+TEACHERS = {
+    "ddp": (["trainer=cpu"], [], {"engine": "VoCoLlama", "divided": False, "trains": False}),
+    "zero3": (
+        ["trainer=zero3"],
+        [*ONE_ROW, ALL_GATHERED],
+        {"engine": "DeepSpeedEngine", "divided": True, "trains": False},
+    ),
+}
+
+
+def curves(folder) -> dict[str, list[float]]:
+    curve = json.loads((folder / "result.json").read_text())["loss_curve"]
+    return {name: [entry[name] for entry in curve] for name in ("loss", "loss_lm", "loss_kl")}
+
+
+@pytest.fixture(scope="module")
+def teacher(overrides):
+    """A model with opinions, far from the student that starts."""
+    settings, folder = overrides("teacher", 1, "optimizer=muon", "stage=instruct", "compression=full", start=None)
+    run(1, [*settings, "trainer.max_steps=40"])
+    return f"loss.teacher_checkpoint={folder / 'final'}"
+
+
+@pytest.fixture(scope="module")
+def one_process(overrides, start, teacher):
+    settings, folder = overrides("taught_one", 1, start=start)
+    run(1, [*settings, *KL, teacher])
+    found = curves(folder)
+    assert found["loss_kl"][-1] < found["loss_kl"][0]
+    return found
+
+
+@pytest.mark.parametrize("engine", TEACHERS)
+def test_two_processes_give_the_curves_of_one(overrides, start, teacher, one_process, engine):
+    group, more, expected = TEACHERS[engine]
+    settings, folder = overrides(f"taught_{engine}", 2, *group, start=start)
+    run(2, [*settings, *KL, *more, teacher])
+    for rank in range(2):
+        assert json.loads((folder / f"teacher_{rank}.json").read_text()) == expected
+    for name, values in curves(folder).items():
+        np.testing.assert_allclose(values, one_process[name], rtol=1e-4, err_msg=name)

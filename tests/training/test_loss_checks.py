@@ -1,0 +1,114 @@
+"""Losses, teachers and adapters that contradict each other, each one clear line, before anything is loaded."""
+
+import pytest
+
+from voco_llama.errors import SettingsError
+from voco_llama.settings import compose
+from voco_llama.training.checks import check_settings
+from voco_llama.training.losses import ScheduledLoss
+
+KL = ("loss=kl", "loss.teacher_checkpoint=runs/upper/final")
+LORA = ("model.lora.rank=4", "stage.trains=[language]")
+SCHEDULE = "[{at: 0, lm: 1, kl: 0}, {at: 0.5, lm: 0, kl: 1}]"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        KL,
+        ("loss=lm_kl", KL[1]),
+        (*KL, "stage=video", "compression=voco_2"),
+        (*KL, f"loss.schedule={SCHEDULE}", "loss.kl=0"),
+        (*KL, "loss.teacher=top_k", "loss.teacher_checkpoint=null", "loss.top_k_folder=somewhere"),
+        (*KL, "loss.teacher=adapters_off", *LORA),
+        (*KL, "compression=elastic_16"),
+        ("loss.lm=0.5",),
+        LORA,
+        (*LORA, "trainer=zero2"),
+    ],
+)
+def test_what_passes(overrides):
+    check_settings(compose([*overrides]), paths=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.kl=1"], "loss.kl is above 0, but there is no teacher: set loss.teacher"),
+        ([f"loss.schedule={SCHEDULE}"], "loss.schedule's kl is above 0, but there is no teacher"),
+        ([*KL, "loss.kl=0", "loss.lm=1"], "loss.teacher is checkpoint, but loss.kl is 0"),
+        ([*KL, "loss.schedule=[{at: 0, lm: 1, kl: 0}]"], "loss.teacher is checkpoint, but loss.schedule's kl is 0"),
+        (["loss.lm=0"], "loss: both weights, lm and kl, are 0"),
+        ([*KL, "loss.schedule=[{at: 0, lm: 0, kl: 1}, {at: 1, lm: 0, kl: 0}]"], "loss.schedule.1: both weights"),
+        (["loss.lm=-1"], "loss has the weights lm -1.0 and kl 0.0: none may be below 0"),
+        ([*KL, "loss.temperature=0"], "loss.temperature is 0.0"),
+        ([*KL, "loss.chunk_size=0"], "loss.chunk_size is 0"),
+        ([*KL, "loss.schedule=[]"], "loss.schedule is empty"),
+        ([*KL, "loss.schedule=[{at: 2, lm: 0, kl: 1}]"], "loss.schedule.0.at is 2.0: give a fraction"),
+        (
+            [*KL, "loss.schedule=[{at: 0.5, lm: 0, kl: 1}, {at: 0.2, lm: 0, kl: 1}]"],
+            "points are at [0.5, 0.2]: list them in order",
+        ),
+        ([*KL, "loss.schedule=[{at: 0.5, lm: 0, kl: 1}, {at: 0.5, lm: 1, kl: 1}]"], "each moment once"),
+        (["loss=kl"], "loss.teacher_checkpoint is not set"),
+        ([*KL, "output_dir=runs/upper"], "runs/upper/final is this run's own output, the student itself"),
+        ([*KL, "loss.teacher=adapters_off"], "there are no adapters, so that the teacher would be the student"),
+        (
+            [*KL, "loss.teacher=adapters_off", "model.lora.rank=4"],
+            "set stage.trains=[language] and compression.voco_embeddings=shared",
+        ),
+        (
+            [*KL, "loss.teacher=adapters_off", *LORA, "compression.voco_embeddings=distinct"],
+            "set stage.trains=[language] and compression.voco_embeddings=shared",
+        ),
+        ([*KL, "loss.teacher=top_k"], "loss.top_k_folder is not set"),
+        ([*KL, "stage=instruct", "compression=full"], "but stage is instruct and compression.condition full"),
+        ([*KL, "stage=align"], "but stage is align and compression.condition voco"),
+        ([*KL, "stage=video", "compression=full"], "but stage is video and compression.condition full"),
+        ([*KL, "compression=average_pool_1"], "leaves no vision tokens in the rows for a teacher to see"),
+        (["stage=clip", "model.vision.name=tiny.json", "loss.lm=2"], "stage clip has a loss of its own"),
+        (["loss.teacher=me"], "loss.teacher is 'me': choose one of none, checkpoint, adapters_off, top_k"),
+        (["model.lora.rank=-1"], "model.lora.rank is -1"),
+        ([*LORA, "model.lora.alpha=0"], "model.lora.alpha is 0.0"),
+        ([*LORA, "model.lora.dropout=1"], "model.lora.dropout is 1.0"),
+        ([*LORA, "model.lora.targets=[]"], "model.lora.targets is empty"),
+        ([*LORA, "model.lora.targets=[q_proj,lm_head]"], "model.lora.targets names lm_head"),
+        (["model.lora.rank=4", "stage.trains=[projector]"], "leaves the language model out"),
+        ([*LORA, "trainer=zero3", "model.checkpoint=x"], "ZeRO-3 and FSDP cut them into pieces"),
+    ],
+)
+def test_contradictions(overrides, message):
+    with pytest.raises(SettingsError) as raised:
+        check_settings(compose(overrides), paths=False)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_teacher_that_is_not_there(settings_for, tmp_path, upper):
+    kl = ("loss=kl", f"loss.teacher_checkpoint={tmp_path / 'gone'}")
+    with pytest.raises(
+        SettingsError, match=r"^loss.teacher_checkpoint: .*gone does not exist .*; train the upper bound"
+    ):
+        check_settings(settings_for("toy/voco_1", *kl))
+    (tmp_path / "gone").mkdir()
+    with pytest.raises(SettingsError, match=r"gone holds no config.json: name the folder `final`"):
+        check_settings(settings_for("toy/voco_1", *kl))
+    top_k = ("loss=kl", "loss.teacher=top_k", f"loss.top_k_folder={tmp_path / 'none'}")
+    with pytest.raises(SettingsError, match=r"^loss.top_k_folder: .*none does not exist .*voco-llama teacher$"):
+        check_settings(settings_for("toy/voco_1", *top_k))
+    check_settings(settings_for("toy/voco_1", "loss=kl", f"loss.teacher_checkpoint={upper}"))
+
+
+def test_the_schedule_is_linear_between_its_points():
+    points = "[{at: 0.2, lm: 1, kl: 0}, {at: 0.6, lm: 0.5, kl: 2}]"
+    loss = ScheduledLoss(compose([*KL, f"loss.schedule={points}"]).loss, None)
+    for done, expected in ((0, (1, 0)), (0.2, (1, 0)), (0.4, (0.75, 1)), (0.6, (0.5, 2)), (1, (0.5, 2))):
+        assert loss.weights(done) == pytest.approx(expected)
+    assert ScheduledLoss(compose([*KL, "loss.lm=3"]).loss, None).weights(0.7) == (3, 1)
+
+
+def test_plain_cross_entropy_is_left_to_the_model():
+    assert ScheduledLoss.of(compose([]).loss, None) is None
+    assert ScheduledLoss.of(compose(["loss.lm=0.5"]).loss, None) is not None
+    assert ScheduledLoss.of(compose([f"loss.schedule={SCHEDULE}"]).loss, None) is not None
