@@ -31,8 +31,8 @@ def test_help_lists_the_commands(capsys):
         (["evaluate-clips", "row=a", "checkpoint=x", "num_frames=1"], "error: num_frames must be at least 2"),
         (["report", "results=nowhere"], "error: nowhere: holds no results"),
         (["sweep"], "error: the sweep has no rows"),
-        (["sweep", "table=table_3"], "error: there is no table=table_3; did you mean 'table_"),
-        (["sweep", "table=toy", "only=[voco_3]"], "error: only: 'voco_3' names no row"),
+        (["sweep", "plan=table_3"], "error: there is no plan=table_3; did you mean 'table_"),
+        (["sweep", "plan=toy", "only=[voco_3]"], "error: only: 'voco_3' names no row"),
         (["ask", "checkpoint=x"], "error: name one thing to look at"),
     ],
 )

@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 def _compose_flat(overrides: list[str], config_name: str, settings_class: type[T]) -> T:
     """Compose a dataclass whose keys stand at the top of its file, beside `paths`, which its values may refer to."""
-    from voco_llama.settings import PathsSettings, compose
+    from voco_llama.composition import compose
+    from voco_llama.settings import PathsSettings
 
     own = [
         (entry.name, entry.type, dataclasses.field(default=entry.default, default_factory=entry.default_factory))
@@ -40,7 +41,7 @@ def _compose_flat(overrides: list[str], config_name: str, settings_class: type[T
 
 
 def _train(overrides: list[str]) -> None:
-    from voco_llama.settings import compose
+    from voco_llama.composition import compose
     from voco_llama.training.checks import check_settings
 
     settings = compose(overrides)
@@ -51,7 +52,8 @@ def _train(overrides: list[str]) -> None:
 
 
 def _teacher_settings(overrides: list[str]) -> Any:
-    from voco_llama.settings import TeacherSettings, compose
+    from voco_llama.composition import compose
+    from voco_llama.settings import TeacherSettings
 
     return compose(overrides, "teacher", TeacherSettings)
 
@@ -115,7 +117,7 @@ def _ask(overrides: list[str]) -> None:
 
 def sweep_runners() -> "dict[str, Runner]":
     """The commands that a sweep may run."""
-    from voco_llama.settings import compose
+    from voco_llama.composition import compose
     from voco_llama.sweep.records import Runner
 
     return {

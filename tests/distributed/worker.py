@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from voco_llama.settings import compose
+from voco_llama.composition import compose
 from voco_llama.training import run
 from voco_llama.training.trainer import VoCoTrainer
 

@@ -91,7 +91,7 @@ def test_a_path_with_a_blank_is_quoted(settings):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": {}}, "the sweep has no rows: choose a table"),
+        ({"rows": {}}, "the sweep has no rows: choose a plan"),
         ({"seeds": []}, r"seeds is \[\]"),
         ({"seeds": [1, 1]}, r"seeds is \[1, 1\]"),
         ({"only": ["voco_5"]}, "only: 'voco_5' names no row and no result; did you mean 'voco_4'"),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from voco_llama.composition import compose
 from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
-from voco_llama.settings import TrainSettings, compose
+from voco_llama.settings import TrainSettings
 from voco_llama.training.run import train
 
 WORLD = ToyWorldSettings(

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from voco_llama import settings as settings_module
+from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
-from voco_llama.settings import compose
 from voco_llama.training import checks
 from voco_llama.training.checks import check_settings
 

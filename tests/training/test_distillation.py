@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.conftest import losses
+from voco_llama.composition import compose
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.model.voco_llama import VoCoLlama
-from voco_llama.settings import TeacherSettings, compose
+from voco_llama.settings import TeacherSettings
 from voco_llama.training.run import train
 from voco_llama.training.teacher import CheckpointTeacher, load_teacher
 from voco_llama.training.trainer import VoCoTrainer

@@ -2,8 +2,8 @@
 
 import pytest
 
+from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
-from voco_llama.settings import compose
 from voco_llama.training.checks import check_settings
 from voco_llama.training.losses import ScheduledLoss
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from voco_llama.composition import CONFIG_DIR, did_you_mean
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.retention import mean_over, retention
-from voco_llama.settings import CONFIG_DIR, did_you_mean
 
 EVAL_DIR = CONFIG_DIR.with_name("eval")
 """Beside the configurations, in a checkout as in a wheel."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
+from voco_llama.composition import did_you_mean
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.paper import EVAL_DIR
-from voco_llama.settings import did_you_mean
 
 TABLES_DIR = EVAL_DIR / "tables"
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from voco_llama.composition import did_you_mean
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.results import check_row_name
-from voco_llama.settings import did_you_mean
 from voco_llama.sweep.grid import grid
 from voco_llama.sweep.settings import RowSettings, SweepSettings
 
@@ -105,7 +105,7 @@ def expand(settings: SweepSettings) -> list[SeedPlan]:
     """
     rows = grid(settings.train) if settings.train else settings.rows
     if not rows:
-        raise SettingsError("the sweep has no rows: choose a table=..., or give train=[...]")
+        raise SettingsError("the sweep has no rows: choose a plan=..., or give train=[...]")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise SettingsError(f"seeds is {settings.seeds}: list at least one, each once")
     trained = _trained(rows)

@@ -1,4 +1,4 @@
-"""The schema of `voco-llama sweep`: the values stand in `configs/sweep.yaml` and `configs/table/`."""
+"""The schema of `voco-llama sweep`: the values stand in `configs/sweep.yaml` and `configs/plan/`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from voco_llama.composition import did_you_mean
 from voco_llama.errors import SettingsError
-from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings, did_you_mean
+from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings
 from voco_llama.training.loss_checks import check_loss_paths, check_losses, require, require_path
 
 PARTS = ("vision", "projector", "language")
@@ -43,7 +44,7 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     """Refuse settings that contradict each other or name something that is not there.
 
     Args:
-        settings: From `voco_llama.settings.compose`.
+        settings: From `voco_llama.composition.compose`.
         paths: Whether files and folders must be there; False checks a configuration on any machine.
 
     Raises:

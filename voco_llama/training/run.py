@@ -38,7 +38,7 @@ def train(settings: TrainSettings) -> Path:
     Under torchrun every process calls this.
 
     Args:
-        settings: From `voco_llama.settings.compose`.
+        settings: From `voco_llama.composition.compose`.
 
     Returns:
         The folder of the trained model and its processor (for stage `clip`: of the open_clip tower).

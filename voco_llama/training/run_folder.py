@@ -19,9 +19,10 @@ from typing import Any
 
 import yaml
 
+from voco_llama.composition import flatten, to_plain
 from voco_llama.errors import SettingsError
 from voco_llama.provenance import provenance, sampled_fingerprint, write_atomically
-from voco_llama.settings import TrainSettings, flatten, to_plain
+from voco_llama.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 

@@ -23,12 +23,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from voco_llama.composition import flatten, to_plain
 from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, DataError
 from voco_llama.provenance import fingerprint_data, sampled_fingerprint
-from voco_llama.settings import TrainSettings, flatten, to_plain
+from voco_llama.settings import TrainSettings
 from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.training.teacher import TOP_K_ENTRIES
 

@@ -46,7 +46,7 @@ def write_top_k(settings: TeacherSettings) -> Path:
     """Write the top-k files of one training's data, or go on with them.
 
     Args:
-        settings: From `voco_llama.settings.compose`.
+        settings: From `voco_llama.composition.compose`.
 
     Returns:
         The folder, `loss.top_k_folder`.

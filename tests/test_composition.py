@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from voco_llama.composition import compose, flatten, to_plain
 from voco_llama.errors import SettingsError
-from voco_llama.settings import compose, flatten, to_plain
 
 
 def test_overrides_reach_every_level():
@@ -66,7 +66,7 @@ def test_a_schema_can_be_brought_along(tmp_path, monkeypatch):
         count: int = 1
         names: list[str] = field(default_factory=list)
 
-    monkeypatch.setattr("voco_llama.settings.CONFIG_DIR", tmp_path)
+    monkeypatch.setattr("voco_llama.composition.CONFIG_DIR", tmp_path)
     (tmp_path / "small.yaml").write_text("defaults: [small_schema, _self_]\ncount: 2\n")
     assert compose(["names=[a,b]"], "small", Small) == Small(2, ["a", "b"])
     (tmp_path / "small.yaml").write_text("defaults: [small_schema, _self_]\ncuont: 2\n")
@@ -75,7 +75,7 @@ def test_a_schema_can_be_brought_along(tmp_path, monkeypatch):
 
 
 def test_an_unknown_key_in_a_group_file_names_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("voco_llama.settings.CONFIG_DIR", tmp_path)
+    monkeypatch.setattr("voco_llama.composition.CONFIG_DIR", tmp_path)
     (tmp_path / "compression").mkdir()
     (tmp_path / "train.yaml").write_text("defaults: [train_schema, compression: mine, _self_]\n")
     (tmp_path / "compression" / "mine.yaml").write_text("condition: voco\nnum_vocos: 1\n")
@@ -84,7 +84,7 @@ def test_an_unknown_key_in_a_group_file_names_the_file(tmp_path, monkeypatch):
 
 
 def test_broken_yaml_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("voco_llama.settings.CONFIG_DIR", tmp_path)
+    monkeypatch.setattr("voco_llama.composition.CONFIG_DIR", tmp_path)
     (tmp_path / "train.yaml").write_text("defaults: [train_schema\n")
     with pytest.raises(SettingsError) as raised:
         compose([])
