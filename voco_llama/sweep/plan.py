@@ -183,6 +183,8 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
     runs, results = (folder / seed_folder(seed) for folder in (settings.runs, settings.results))
     seeded = (f"paths.runs={quoted(runs)}", f"seed={seed}")
     inside = "/".join(["${paths.runs}", *([settings.folder] if settings.folder else [])])
+    root = settings.benchmarks_root
+    benchmarks = () if root is None else (f"benchmarks_root={quoted(root)}",)
 
     def job(row: str, evaluations: Mapping[str, list[str]]) -> Job:
         run = f"{inside}/{row}"
@@ -190,7 +192,7 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
         evaluate = {
             result: Command(
                 EVALUATE,
-                (f"row={result}", f"checkpoint={run}/final", *overrides, *settings.evaluate),
+                (f"row={result}", f"checkpoint={run}/final", *benchmarks, *overrides, *settings.evaluate),
                 (f"output={quoted(results)}", *seeded),
             )
             for result, overrides in evaluations.items()
@@ -204,6 +206,6 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
     return SeedPlan(seed, runs, results, base, tuple(job(row, results) for row, results in selected.items()))
 
 
-def quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """A path as the value of an override."""
-    return str(path) if re.fullmatch(r"[\w./+-]+", str(path)) else json.dumps(str(path))
+    return str(path) if re.fullmatch(r"[\w./+${}-]+", str(path)) else json.dumps(str(path))
