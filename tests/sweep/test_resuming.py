@@ -49,6 +49,17 @@ def test_results_are_enough_wherever_they_lie(run, tmp_path):
     assert not list((tmp_path / "elsewhere").rglob("settings.yaml"))
 
 
+def test_a_record_tells_how_the_training_went_and_keeps_it(run, tmp_path):
+    run()
+    file = tmp_path / "results/seed_0/voco_4.sweep.json"
+    training = json.loads(file.read_text())["training"]
+    (start,) = training["starts"]
+    assert {"git_commit", "hardware", "versions", "command", "started"} <= set(start)
+    (tmp_path / "results/seed_0/voco_4.benchmarks.json").unlink()
+    run()
+    assert json.loads(file.read_text())["training"] == training
+
+
 def test_a_missing_result_is_evaluated_again_and_nothing_else(run, tmp_path):
     run()
     (tmp_path / "results/seed_0/lower.benchmarks.json").unlink()

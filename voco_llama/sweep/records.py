@@ -1,9 +1,9 @@
 """What results were made from, and so what is finished: small files beside the results.
 
-`<results>/seed_<seed>/<row>.sweep.json` holds the settings of a row's training and, for each result, those of the
-evaluation and a hash of the result file; `base.sweep.json` those of the base stages. A result counts as made only if
-its settings are those of now, wherever the folders lie; the runs themselves need not be there any more. Settings that
-have changed are refused, never mixed.
+`<results>/seed_<seed>/<row>.sweep.json` holds the settings of a row's training, how it went (time, commit, hardware,
+last loss) and, for each result, the settings of the evaluation and a hash of the result file; `base.sweep.json` holds
+the settings of the base stages. A result counts as made only if its settings are those of now, wherever the folders
+lie; the runs themselves need not be there any more. Settings that have changed are refused, never mixed.
 """
 
 import dataclasses
@@ -142,6 +142,8 @@ class Records:
         """Record that a result was made."""
         record = self._record(job) or {"row": job.row, "seed": job.seed, "results": {}}
         record["train"] = self.describe(job.train)
+        if self.is_trained(job):
+            record["training"] = RunFolder(self.compose(job.train)).summary()
         record["results"][result] = {
             "sha256": fingerprint_files([result_file(job, result)]),
             "evaluate": self.describe(job.evaluations[result]),

@@ -163,6 +163,13 @@ class RunFolder:
         """Write `result.json`, by which the run counts as finished."""
         write_atomically(self.path / RESULT_FILE, json.dumps(result, indent=2) + "\n")
 
+    def summary(self) -> dict[str, Any]:
+        """How a finished run went: its result, the loss curve's end alone, and each of its starts."""
+        result, starts = (
+            json.loads((self.path / name).read_text(encoding="utf-8")) for name in (RESULT_FILE, ENVIRONMENT_FILE)
+        )
+        return result | {"loss_curve": result.get("loss_curve", [])[-1:], "starts": starts}
+
 
 def _is_json(file: Path) -> bool:
     try:
