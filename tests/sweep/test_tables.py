@@ -35,7 +35,7 @@ def test_every_command_composes(table):
             settings = records.compose(command)
             assert (settings.row, str(settings.output)) == (result, f"runs/results/seed_{seed}")
             assert settings.checkpoint == job.run_folder / "final"
-            root = f"runs/seed_{seed}/toyworld/benchmarks" if table == "toy" else "data/benchmarks"
+            root = f"runs/seed_{seed}/toyworld/benchmarks" if table.startswith("toy") else "data/benchmarks"
             assert str(settings.benchmarks_root) == root
     assert not {settings for settings in folders if "${" in settings}
 
