@@ -22,7 +22,7 @@ APART = ({"model", "data"}, {"training", "evaluation"})
 CONFINED = {
     "hydra": {"composition.py", "sweep/grid.py"},
     "omegaconf": {"composition.py", "settings.py"},
-    "lmms_eval": set(),
+    "lmms_eval": {"evaluation/lmms_adapter.py"},
 }
 
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}

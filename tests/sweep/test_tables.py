@@ -36,7 +36,7 @@ def test_every_command_composes(table):
             assert (settings.row, str(settings.output)) == (result, f"runs/results/seed_{seed}")
             assert settings.checkpoint == job.run_folder / "final"
             root = f"runs/seed_{seed}/toyworld/benchmarks" if table.startswith("toy") else "data/benchmarks"
-            assert str(settings.benchmarks_root) == root
+            assert str(settings.hub) == root
     assert not {settings for settings in folders if "${" in settings}
 
 

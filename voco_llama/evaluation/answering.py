@@ -1,19 +1,22 @@
 """Questions to answers: each image compressed once and read from the cache, or seen whole, or not seen at all.
 
-Requests are worked through in windows that hold all questions of an image, so that an image is compressed once and
-no more caches than a window's are in memory. Inside a window, questions of like length share a batch.
+Questions are worked through in windows of consecutive ones, and answers come in the order of the questions, so that
+whoever keeps them loses at most a window to a crash. Compressed images stay in memory beyond their window, the
+longest unused ones leaving first. Inside a window, questions of like length share a batch.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from voco_llama.data.records import IMAGE_MARK
-from voco_llama.errors import SettingsError
-from voco_llama.evaluation.benchmarks import Request
+from voco_llama.errors import DataError, SettingsError
+from voco_llama.evaluation.questions import Question, Visual, cut, see, with_marks
 from voco_llama.model.cache import VoCoCache
 
 if TYPE_CHECKING:
@@ -24,68 +27,264 @@ logger = logging.getLogger(__name__)
 
 CONDITIONS = ("full", "voco", "blind")
 WINDOW_BATCHES = 16
+REUSE_BYTES = 2**31
+"""Keys and values that are kept beyond their window."""
+FAILURES = (RuntimeError, OSError, DataError)
+"""What a question can fail with; running out of memory is a RuntimeError."""
 
 
 @dataclass(frozen=True)
-class Answered:
-    """Answers in request order, and how many images were compressed for them."""
+class Failure:
+    """A question that could not be answered, and why."""
 
-    texts: list[str]
-    num_compressed: int
+    id: str
+    error: str
 
 
-@torch.inference_mode()
-def answer(
-    model: "VoCoLlama",
-    processor: "VoCoProcessor",
-    requests: Sequence[Request],
-    condition: str,
-    num_voco: int | None = None,
-    batch_size: int = 32,
-    max_new_tokens: int = 16,
-) -> Answered:
-    """Answer every request, greedily.
+@dataclass
+class Counts:
+    """What answering took.
 
-    Args:
+    Attributes:
+        answers: Questions answered.
+        compressed: Images and frames that were compressed.
+        visuals: Images and frames that the questions looked at, each counted as often as it was asked about.
+        seconds: Time spent on answering, by the wall clock: decoding images, compressing, generating.
+        model_seconds: The part of it in the model, its processor's layout and pixels included.
+        failures: Questions that were given up, where the settings allow it.
+    """
+
+    answers: int = 0
+    compressed: int = 0
+    visuals: int = 0
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass
+class Answerer:
+    """Answers questions with one model under one condition.
+
+    Attributes:
         model: In evaluation mode, on the device to use.
         processor: Saved with the model.
-        requests: Questions; those with the same `image_key` share one compression.
-        condition: `voco`: text reads the VoCo cache of the image, compressed beforehand. `full`: text sees the
+        condition: `voco`: text reads the VoCo cache of the images, compressed beforehand. `full`: text sees the
             vision tokens. `blind`: there is no image.
         num_voco: VoCo tokens an image; the model's own number by default.
         batch_size: Questions, or images to compress, at a time.
-        max_new_tokens: Length limit of an answer.
-
-    Raises:
-        DataError: An image cannot be decoded.
-        SettingsError: The condition is unknown.
+        reuse: Compress an image once for all questions on it; otherwise once a question.
+        go_on: List a question that fails and go on, its answer empty; otherwise stop there.
+        counts: What was done so far.
     """
-    if condition not in CONDITIONS:
-        raise SettingsError(f"condition {condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
-    num_voco = model.config.num_voco if num_voco is None else num_voco
-    texts = [""] * len(requests)
-    num_compressed = num_done = 0
-    for window in windows([request.image_key for request in requests], WINDOW_BATCHES * batch_size):
-        cache, entry_of = None, {}
-        if condition == "voco":
-            cache, entry_of = _compress(model, processor, [requests[i] for i in window], num_voco, batch_size)
-            num_compressed += len(entry_of)
-        window = sorted(window, key=lambda i: len(requests[i].prompt))
-        for batch in (window[start : start + batch_size] for start in range(0, len(window), batch_size)):
-            asked = [requests[i] for i in batch]
-            prompts = [
-                request.prompt if condition == "blind" else f"{IMAGE_MARK}\n{request.prompt}" for request in asked
-            ]
-            images = [request.load_image() for request in asked] if condition == "full" else None
-            laid_out = processor(
-                text=prompts, images=images, condition="full" if condition == "full" else "voco", num_voco=num_voco
+
+    model: "VoCoLlama"
+    processor: "VoCoProcessor"
+    condition: str = "voco"
+    num_voco: int | None = None
+    batch_size: int = 32
+    reuse: bool = True
+    go_on: bool = False
+    counts: Counts = field(default_factory=Counts)
+
+    def __post_init__(self) -> None:
+        if self.condition not in CONDITIONS:
+            raise SettingsError(f"condition {self.condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
+        most = self.model.config.num_voco
+        self.num_voco = self.num_voco or most
+        if self.condition == "voco" and self.model.config.compressor != "language_model" and self.num_voco != most:
+            raise SettingsError(
+                f"num_voco={self.num_voco}: a {self.model.config.compressor} was made for {most} tokens an image and"
+                " cannot be cut short: leave num_voco out"
             )
-            entries = None if cache is None else cache[[entry_of[request.image_key] for request in asked]]
-            for i, text in zip(batch, generate_texts(model, processor, laid_out, entries, max_new_tokens), strict=True):
-                texts[i] = text
-        num_done += len(window)
-        logger.info("%d of %d questions answered, %d images compressed", num_done, len(requests), num_compressed)
-    return Answered(texts, num_compressed)
+        self._kept: OrderedDict[str, VoCoCache] = OrderedDict()
+
+    def answer(self, questions: Sequence[Question]) -> Iterator[str]:
+        """Answer in the order of the questions.
+
+        Raises:
+            DataError: A question cannot be answered; it is named. Answers of earlier windows have been given.
+        """
+        size = WINDOW_BATCHES * self.batch_size
+        for start in range(0, len(questions), size):
+            window = questions[start : start + size]
+            started = time.perf_counter()
+            texts = self._window(window)
+            self.counts.seconds += time.perf_counter() - started
+            self.counts.answers += len(window)
+            logger.info(
+                "%d of %d questions answered, %d images compressed",
+                start + len(window),
+                len(questions),
+                self.counts.compressed,
+            )
+            yield from texts
+
+    @torch.inference_mode()
+    def _window(self, window: Sequence[Question]) -> list[str]:
+        texts: dict[int, str] = {}
+        seen = [self._guarded([q], lambda q=q: self._look(q)) for q in window]
+        entries = self._entries(window, seen) if self.condition == "voco" else {}
+        groups: dict[tuple, list[int]] = {}
+        for i, question in enumerate(window):
+            if seen[i] is None or any(self._key(i, v) not in entries for v in seen[i] if self.condition == "voco"):
+                texts[i] = ""
+                continue
+            kind = (tuple(sorted(question.generation.items())), question.until)
+            groups.setdefault(kind, []).append(i)
+        for members in groups.values():
+            members.sort(key=lambda i: (sum(len(v.images) for v in seen[i]), len(window[i].prompt)))
+            for start in range(0, len(members), self.batch_size):
+                batch = members[start : start + self.batch_size]
+                for i, text in zip(batch, self._batch(window, seen, entries, batch), strict=True):
+                    texts[i] = text
+        return [texts[i] for i in range(len(window))]
+
+    def _batch(
+        self,
+        window: Sequence[Question],
+        seen: Sequence[tuple[Visual, ...]],
+        entries: Mapping[str, VoCoCache],
+        batch: Sequence[int],
+    ) -> list[str]:
+        """Answers to questions of one kind; a failing question is looked for one by one."""
+
+        def generate(members: Sequence[int]) -> list[str]:
+            return self._generate(
+                [window[i] for i in members],
+                [seen[i] for i in members],
+                [entries[self._key(i, visual)] for i in members for visual in seen[i] if entries],
+            )
+
+        if len(batch) == 1:
+            found = self._guarded([window[batch[0]]], lambda: generate(batch))
+            return [""] if found is None else found
+        try:
+            return generate(batch)
+        except FAILURES as error:
+            asked = [window[i] for i in batch]
+            logger.warning("%s to %s: %s: answering one by one", asked[0].id, asked[-1].id, _line(error))
+        return [text for i in batch for text in self._batch(window, seen, entries, [i])]
+
+    def _generate(
+        self, asked: Sequence[Question], seen: Sequence[tuple[Visual, ...]], caches: Sequence[VoCoCache]
+    ) -> list[str]:
+        started = time.perf_counter()
+        prompts = [with_marks(q.prompt, visuals) for q, visuals in zip(asked, seen, strict=True)]
+        laid_out = self.processor(
+            text=prompts,
+            images=[image for visuals in seen for visual in visuals for image in visual.images] or None
+            if self.condition == "full"
+            else None,
+            condition="full" if self.condition == "full" else "voco",
+            num_voco=self.num_voco,
+        )
+        cache = VoCoCache.cat(caches) if caches else None
+        texts = generate_texts(self.model, self.processor, laid_out, cache, **asked[0].generation)
+        self.counts.model_seconds += time.perf_counter() - started
+        return [cut(text, question.until) for text, question in zip(texts, asked, strict=True)]
+
+    def _look(self, question: Question) -> tuple[Visual, ...]:
+        if self.condition == "blind":
+            return ()
+        visuals = tuple(see(shown, self.processor.num_frames) for shown in question.look())
+        self.counts.visuals += sum(len(visual.images) for visual in visuals)
+        return visuals
+
+    def _key(self, index: int, visual: Visual) -> str:
+        return visual.key if self.reuse else f"{index}/{visual.key}"
+
+    def _entries(self, window: Sequence[Question], seen: Sequence[tuple[Visual, ...] | None]) -> dict[str, VoCoCache]:
+        """The caches of all that the window looks at, by key."""
+        wanted: dict[str, tuple[Visual, Question]] = {}
+        for i, (question, visuals) in enumerate(zip(window, seen, strict=True)):
+            for visual in visuals or ():
+                wanted.setdefault(self._key(i, visual), (visual, question))
+        entries = {key: self._kept[key] for key in wanted if key in self._kept}
+        missing = [(key, *wanted[key]) for key in wanted if key not in entries]
+        for start in range(0, len(missing), self.batch_size):
+            some = missing[start : start + self.batch_size]
+            entries |= self._compress_some(some)
+        if self.reuse:
+            self._keep(entries)
+        return entries
+
+    def _compress_some(self, some: Sequence[tuple[str, Visual, Question]]) -> dict[str, VoCoCache]:
+        def compress(part: Sequence[tuple[str, Visual, Question]]) -> dict[str, VoCoCache]:
+            started = time.perf_counter()
+            images = [image for _, visual, _ in part for image in visual.images]
+            chunks = [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
+            pixels = (self.processor.pixels(chunk).to(self.model.device) for chunk in chunks)
+            cache = VoCoCache.cat([self.model.compress(chunk, num_voco=self.num_voco) for chunk in pixels])
+            self.counts.compressed += len(images)
+            self.counts.model_seconds += time.perf_counter() - started
+            found, at = {}, 0
+            for key, visual, _ in part:
+                found[key] = cache[list(range(at, at + len(visual.images)))]  # a copy: it may outlive the others
+                at += len(visual.images)
+            return found
+
+        try:
+            return compress(some)
+        except FAILURES as error:
+            if len(some) > 1:
+                logger.warning("images of %s to %s: %s: one by one", some[0][2].id, some[-1][2].id, _line(error))
+        found: dict[str, VoCoCache] = {}
+        for one in some:
+            found |= self._guarded([one[2]], lambda one=one: compress([one])) or {}
+        return found
+
+    def _keep(self, entries: Mapping[str, VoCoCache]) -> None:
+        for key, cache in entries.items():
+            self._kept[key] = cache
+            self._kept.move_to_end(key)
+        held = sum(len(cache) * cache.bytes_per_entry for cache in self._kept.values())
+        while held > REUSE_BYTES:
+            _, cache = self._kept.popitem(last=False)
+            held -= len(cache) * cache.bytes_per_entry
+
+    def _guarded(self, asked: Sequence[Question], work: Callable[[], Any]) -> Any:
+        """What `work` gives; its failure belongs to the question: it stops the run, or is listed (None is given)."""
+        try:
+            return work()
+        except FAILURES as error:
+            failure = Failure(asked[0].id, _line(error))
+            if not self.go_on:
+                raise DataError(
+                    f"{failure.id}: cannot be answered ({failure.error}): mend it, or set go_on=true to list it and go"
+                    " on"
+                ) from error
+            logger.warning("%s: given up (%s)", failure.id, failure.error)
+            self.counts.failures.append(failure)
+            return None
+
+
+@torch.inference_mode()
+def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> dict[str, float | None]:
+    """Time to the first token of single questions, in seconds, medians over those given.
+
+    Returns:
+        `image`: From the image: seeing (compressing) it and the first token. `cache`: From its cache, under `voco`.
+    """
+    model, processor, condition = answerer.model, answerer.processor, answerer.condition
+    times: dict[str, list[float]] = {"image": [], "cache": []}
+    for question in questions:
+        visuals = () if condition == "blind" else tuple(see(v, processor.num_frames) for v in question.look())
+        images = [image for visual in visuals for image in visual.images] or None
+        prompt, cache = [with_marks(question.prompt, visuals)], None
+        started = time.perf_counter()
+        if condition == "voco" and images:
+            cache = model.compress(processor.pixels(images).to(model.device), num_voco=answerer.num_voco)
+            images = None
+        compressed = time.perf_counter()
+        shown = "full" if condition == "full" else "voco"
+        laid_out = processor(text=prompt, images=images, condition=shown, num_voco=answerer.num_voco)
+        generate_texts(model, processor, laid_out, cache, max_new_tokens=1)  # ends in text: the device has finished
+        ended = time.perf_counter()
+        times["image"].append(ended - started)
+        if cache is not None:
+            times["cache"].append(ended - compressed)
+    return {name: round(statistics.median(found), 6) if found else None for name, found in times.items()}
 
 
 def generate_texts(
@@ -94,36 +293,14 @@ def generate_texts(
     laid_out: dict[str, Any],
     cache: VoCoCache | None,
     max_new_tokens: int,
+    **generation: Any,
 ) -> list[str]:
-    """Greedy answers to a batch that the processor laid out, as text without special tokens."""
+    """Answers to a batch that the processor laid out, as text without special tokens; greedy unless told otherwise."""
     batch = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in laid_out.items()}
-    ids = model.generate(**batch, cache=cache, max_new_tokens=max_new_tokens, do_sample=False)
+    generation = {"do_sample": False, **generation}
+    ids = model.generate(**batch, cache=cache, max_new_tokens=max_new_tokens, **generation)
     return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def windows(keys: Sequence[str], size: int) -> Iterator[list[int]]:
-    """Indices in groups of at least `size` (the last may be smaller), equal keys never in two groups."""
-    of_key: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        of_key.setdefault(key, []).append(index)
-    window: list[int] = []
-    for indices in of_key.values():
-        window += indices
-        if len(window) >= size:
-            yield window
-            window = []
-    if window:
-        yield window
-
-
-def _compress(
-    model: "VoCoLlama", processor: "VoCoProcessor", requests: Sequence[Request], num_voco: int, batch_size: int
-) -> tuple[VoCoCache, dict[str, int]]:
-    """The cache of the requests' distinct images, and the entry of each image."""
-    first = {request.image_key: request for request in reversed(requests)}
-    keys = list(first)
-    caches = []
-    for start in range(0, len(keys), batch_size):
-        images = [first[key].load_image() for key in keys[start : start + batch_size]]
-        caches.append(model.compress(processor.pixels(images).to(model.device), num_voco=num_voco))
-    return VoCoCache.cat(caches), {key: entry for entry, key in enumerate(keys)}
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -6,8 +6,9 @@ reads the very same entries in another order: a model that understands time does
 
 import logging
 import random
+import string
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from voco_llama.data.records import IMAGE_MARK, Record
 from voco_llama.data.video import read_frames
 from voco_llama.data.video_chatgpt import VideoChatGpt
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.evaluation.answering import generate_texts, windows
+from voco_llama.evaluation.answering import generate_texts
 from voco_llama.evaluation.efficiency import kv_bytes
 from voco_llama.evaluation.results import (
     CLIPS_KIND,
@@ -30,7 +31,6 @@ from voco_llama.evaluation.results import (
     write_result,
 )
 from voco_llama.evaluation.run import describe_run
-from voco_llama.evaluation.scoring import normalize_exact
 from voco_llama.model.cache import VoCoCache
 
 if TYPE_CHECKING:
@@ -169,6 +169,21 @@ def answer_clips(
     return texts, num_compressed
 
 
+def windows(keys: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Indices in groups of at least `size` (the last may be smaller), equal keys never in two groups."""
+    of_key: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        of_key.setdefault(key, []).append(index)
+    window: list[int] = []
+    for indices in of_key.values():
+        window += indices
+        if len(window) >= size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
 def shuffled(count: int, seed: str) -> list[int]:
     """A permutation of `range(count)` that is not the identity, decided by the seed."""
     if count < 2:
@@ -177,6 +192,11 @@ def shuffled(count: int, seed: str) -> list[int]:
     while order == list(range(count)):
         generator.shuffle(order)
     return order
+
+
+def normalize_exact(text: str) -> str:
+    """Lower case without punctuation, as lmms-eval's `exact_match` compares."""
+    return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
 
 
 def score_clips(records: Sequence[Record], texts: dict[str, list[str]]) -> tuple[dict[str, float], list[dict]]:

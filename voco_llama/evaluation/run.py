@@ -1,30 +1,30 @@
-"""`evaluate`: one checkpoint under one condition on the benchmarks, written to one result file."""
+"""`evaluate`: one checkpoint under one condition on the tasks of a suite, by lmms-eval, written to one result file."""
 
 import dataclasses
 import logging
+import os
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from voco_llama.errors import SettingsError
-from voco_llama.evaluation.answering import CONDITIONS, answer
-from voco_llama.evaluation.benchmarks import BENCHMARKS, Request, read_benchmark
+from voco_llama.evaluation.answering import CONDITIONS, Counts, first_token_seconds
 from voco_llama.evaluation.efficiency import kv_bytes
 from voco_llama.evaluation.results import (
     BENCHMARKS_KIND,
     check_row_name,
     checkpoint_fingerprint,
-    load_checkpoint,
     write_result,
 )
-from voco_llama.evaluation.scoring import Score, score
-from voco_llama.provenance import fingerprint_data, provenance
+from voco_llama.evaluation.suites import TASKS_DIR, Suite, read_suite, suite_of_tasks
+from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
+from voco_llama.provenance import fingerprint_data, fingerprint_files, provenance
 
 if TYPE_CHECKING:
+    from voco_llama.evaluation.lmms_adapter import Harness, TaskFiles, VoCoLlamaAdapter
     from voco_llama.model.voco_llama import VoCoLlama
 
 logger = logging.getLogger(__name__)
@@ -36,31 +36,42 @@ class EvaluateSettings:
 
     Attributes:
         checkpoint: Folder of a saved model and its processor.
-        benchmarks_root: The folder that holds `lmms-lab-encoder`.
+        hub: Folder with the data sets, `<hub>/<owner>/<name>`; None: the Hugging Face hub and its cache.
+        datasets_cache: Where `datasets` keeps what it makes of the data sets' files.
         output: Folder of the result file, `<row>.benchmarks.json`.
         row: The row's name in the report.
         condition: `full` (upper bound), `voco`, or `blind` (no image). The lower bound is `voco` on the weights of
             the upper bound.
         num_voco: VoCo tokens an image; None: as many as the checkpoint was trained with.
-        benchmarks: Names in `BENCHMARKS`.
-        limit: Only so many questions a benchmark, for a try; the report refuses such rows unless asked.
+        suite: A file of `eval/suites/`: columns and their tasks.
+        tasks: Tasks of lmms-eval by name, in place of the suite's; each is a column of that name.
+        max_new_tokens: A limit below the tasks' own; None: the suite's.
+        keep_answers: Write each answer to disk as it comes; None: as the suite says.
+        limit: Only so many documents a task, for a try; the report refuses such rows unless asked.
         batch_size: Questions, or images to compress, at a time.
-        max_new_tokens: Length limit of an answer.
+        reuse: Compress an image once for all questions on it.
+        go_on: List questions that fail, and go on; the report refuses such rows unless asked. Otherwise the first
+            one ends the evaluation.
         device: None: the GPU if there is one.
         dtype: Of the weights and the cache; `auto`: as saved.
         seed: Recorded and set; answers are greedy, so nothing depends on it.
     """
 
     checkpoint: Path
-    benchmarks_root: Path
+    hub: Path | None
+    datasets_cache: Path
     output: Path
     row: str
     condition: str = "voco"
     num_voco: int | None = None
-    benchmarks: list[str] = field(default_factory=lambda: list(BENCHMARKS))
+    suite: str = "toy"
+    tasks: list[str] = field(default_factory=list)
+    max_new_tokens: int | None = None
+    keep_answers: bool | None = None
     limit: int | None = None
     batch_size: int = 32
-    max_new_tokens: int = 16
+    reuse: bool = True
+    go_on: bool = False
     device: str | None = None
     dtype: str = "auto"
     seed: int = 0
@@ -69,59 +80,114 @@ class EvaluateSettings:
         check_row_name(self.row)
         if self.condition not in CONDITIONS:
             raise SettingsError(f"condition {self.condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
-        unknown = [name for name in self.benchmarks if name not in BENCHMARKS]
-        if unknown or not self.benchmarks:
-            named = f"there is no benchmark {unknown[0]!r}" if unknown else "no benchmark is named"
-            raise SettingsError(f"{named}: choose from {', '.join(BENCHMARKS)}")
         for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} must be at least 1, not {value}")
+        self.columns()
+
+    def columns(self) -> Suite:
+        """The columns of the result.
+
+        Raises:
+            SettingsError: The suite or a task is unknown.
+        """
+        suite = suite_of_tasks(self.tasks) if self.tasks else read_suite(self.suite)
+        own = {name: getattr(self, name) for name in ("max_new_tokens", "keep_answers")}
+        return dataclasses.replace(suite, **{name: value for name, value in own.items() if value is not None})
 
 
 def evaluate(settings: EvaluateSettings) -> Path:
-    """Answer and score the benchmarks, and write the result.
+    """Have lmms-eval ask and score the suite, and write the result. Under torchrun, processes share the questions.
+
+    A run that was cut off is gone on with by the same settings, where answers are kept as they come.
 
     Returns:
-        The result file. The answers lie beside it, one JSON line a question.
+        The result file (written by the first process). The answers lie beside it, one JSON line a question.
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
-        DataError: A benchmark or an image cannot be read.
+        DataError: A data set is missing, a question cannot be answered, or a task gave no result.
+        SettingsError: A judge is needed and there is none.
     """
     started = time.monotonic()
-    torch.manual_seed(settings.seed)
-    questions = {name: read_benchmark(settings.benchmarks_root, name, settings.limit) for name in settings.benchmarks}
-    model, processor = load_checkpoint(settings.checkpoint, settings.device, settings.dtype)
-    num_voco = settings.num_voco or model.config.num_voco
-    logger.info(
-        "row %s: %s, condition %s, %d VoCo tokens", settings.row, settings.checkpoint, settings.condition, num_voco
-    )
-    described, lines, num_compressed = {}, [], 0
-    for name, requests in questions.items():
-        logger.info("row %s: %s", settings.row, name)
-        answered = answer(
-            model, processor, requests, settings.condition, num_voco, settings.batch_size, settings.max_new_tokens
-        )
-        scored = score(name, requests, answered.texts)
-        num_compressed += answered.num_compressed
-        described[name] = _describe(scored, requests)
-        lines += _answer_lines(requests, answered.texts, scored)
-        logger.info("row %s: %s %s %.4g of %.4g", settings.row, name, scored.metric, scored.value, scored.full)
+    suite = settings.columns()
+    tasks = list(suite.columns.values())
+    judge = judge_of(tasks, os.environ)
+    from voco_llama.evaluation import lmms_adapter
+
+    harness = _harness(settings, suite)
+    found = lmms_adapter.find_tasks(tasks, harness)
+    adapter = lmms_adapter.VoCoLlamaAdapter(
+        str(settings.checkpoint), settings.condition, settings.num_voco, settings.batch_size, settings.device,
+        settings.dtype, settings.reuse, settings.go_on, suite.max_new_tokens,
+    )  # fmt: skip
+    logger.info("row %s: %s with %s", settings.row, adapter, ", ".join(tasks))
+    data = {task: _data_fingerprint(files, harness) for task, files in found.items()}
+    run_id = fingerprint_data([str(adapter), suite.columns, data, settings.limit, adapter.world_size])[:16]
+    loaded = time.monotonic()
+    results = lmms_adapter.run_tasks(adapter, tasks, harness, run_id, settings.limit, settings.seed)
+    seconds = time.monotonic() - loaded
+    counts = lmms_adapter.gathered_counts(adapter)
+    file = settings.output / f"{settings.row}.{BENCHMARKS_KIND}.json"
+    if results is None:
+        return file
+    described = _describe_columns(suite, results, data)
     result = {
         "condition": settings.condition,
-        "num_voco": num_voco if settings.condition == "voco" else None,
-        "model": _describe_model(model),
+        "num_voco": adapter.answerer.num_voco if settings.condition == "voco" else None,
+        "model": _describe_model(adapter.answerer.model),
         "limit": settings.limit,
+        "failures": [dataclasses.asdict(failure) for failure in counts.failures],
         "benchmarks": described,
-        "mean_accuracy": sum(d["accuracy"] for d in described.values()) / len(described),
-        **_cost(model, settings.condition, num_voco),
-        "num_answers": len(lines),
-        "num_compressed": num_compressed,
+        "mean_accuracy": _mean([d["accuracy"] for d in described.values() if "accuracy" in d]),
+        **_cost(adapter),
+        **_throughput(counts, seconds, adapter),
+        "suite": dataclasses.asdict(suite),
+        "judge": judge,
+        "task_files": {task: fingerprint_files(files.files) for task, files in found.items()},
         "checkpoint_fingerprint": checkpoint_fingerprint(settings.checkpoint),
         **describe_run(settings, started),
     }
-    return write_result(settings.output, BENCHMARKS_KIND, settings.row, result, lines)
+    lines = [line for column, task in suite.columns.items() for line in _answer_lines(column, task, results)]
+    write_result(settings.output, BENCHMARKS_KIND, settings.row, result, lines)
+    if harness.responses is not None:
+        shutil.rmtree(harness.responses, ignore_errors=True)
+    return file
+
+
+def _harness(settings: EvaluateSettings, suite: Suite) -> "Harness":
+    """Folders by absolute paths: lmms-eval runs with another working directory."""
+    from voco_llama.evaluation.lmms_adapter import Harness, fingerprint_of_files
+
+    hub = None if settings.hub is None else settings.hub.absolute()
+    # `datasets` would take rows from its cache although the files have changed: each state of a hub has its own.
+    cache = settings.datasets_cache.absolute() / ("hub" if hub is None else fingerprint_of_files(hub)[:16])
+    beside = settings.output.absolute() / settings.row
+    responses = beside.with_name(f"{settings.row}.responses") if suite.keep_answers else None
+    return Harness(hub, TASKS_DIR, cache, responses, beside.with_name(f"{settings.row}.files"))
+
+
+def _data_fingerprint(files: "TaskFiles", harness: "Harness") -> str | None:
+    """Of a task's data set, by content; None for one that lies in the Hugging Face cache."""
+    if harness.hub is None:
+        return None
+    return fingerprint_files(file for file in (harness.hub / files.dataset).rglob("*") if file.is_file())
+
+
+def _describe_columns(
+    suite: Suite, results: Mapping[str, Any], data: Mapping[str, str | None]
+) -> dict[str, dict[str, Any]]:
+    described = {}
+    for column, task in suite.columns.items():
+        samples = results["samples"].get(task, [])
+        metrics = {name.split(",")[0]: value for name, value in results["results"].get(task, {}).items()}
+        described[column] = describe(task, metrics, samples)
+        identity = data[task] or [[s["doc_hash"], s["prompt_hash"], s["target_hash"]] for s in samples]
+        described[column]["data_fingerprint"] = fingerprint_data([identity, len(samples)])
+        value, full = described[column].get("value"), described[column].get("full")
+        logger.info("%s: %s", column, "written for a server" if value is None else f"{value:.4g} of {full:.4g}")
+    return described
 
 
 def describe_run(settings: Any, started: float) -> dict[str, Any]:
@@ -135,20 +201,6 @@ def describe_run(settings: Any, started: float) -> dict[str, Any]:
         "seed": settings.seed,
         "wall_seconds": round(time.monotonic() - started, 3),
         **provenance(),
-    }
-
-
-def _describe(scored: Score, requests: Sequence[Request]) -> dict[str, Any]:
-    identity = [[r.id, r.prompt, r.image_key, list(r.answers)] for r in requests]
-    return {
-        "metric": scored.metric,
-        "value": scored.value,
-        "full": scored.full,
-        "accuracy": scored.accuracy,
-        "questions": len(requests),
-        "images": len({request.image_key for request in requests}),
-        "data_fingerprint": fingerprint_data(identity),
-        "details": scored.details,
     }
 
 
@@ -168,25 +220,50 @@ def _describe_model(model: "VoCoLlama") -> dict[str, Any]:
     }
 
 
-def _answer_lines(requests: Sequence[Request], texts: Sequence[str], scored: Score) -> Iterator[dict[str, Any]]:
-    for request, text, points in zip(requests, texts, scored.per_question, strict=True):
+def _answer_lines(column: str, task: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One line a question: what was asked, what came, and its points where the score is a sum of them."""
+    points = TASKS[task].points
+    samples: Sequence[Sample] = results["samples"][task]
+    for sample in samples:
         yield {
-            "benchmark": request.benchmark,
-            "id": request.id,
-            "image": request.image_key,
-            "prompt": request.prompt,
-            "references": list(request.answers),
-            "answer": text,
-            "points": points,
+            "benchmark": column,
+            "document": sample["doc_id"],
+            "prompt": sample["arguments"][0][0] if isinstance(sample["arguments"][0], list) else sample["arguments"][0],
+            "reference": sample["target"],
+            "answer": sample["filtered_resps"][0],
+            "points": None if points is None else points(sample),
         }
 
 
-def _cost(model: "VoCoLlama", condition: str, num_voco: int) -> dict[str, Any]:
+def _cost(adapter: "VoCoLlamaAdapter") -> dict[str, Any]:
     """What the language model keeps of an image while it answers: its VoCo tokens, the whole segment, or nothing."""
+    answerer = adapter.answerer
+    model, num_voco = answerer.model, answerer.num_voco
     shape = model.config.segment_shape(num_voco)
-    tokens = {"voco": num_voco, "full": shape.num_compressed + num_voco, "blind": 0}[condition]
+    tokens = {"voco": num_voco, "full": shape.num_compressed + num_voco, "blind": 0}[answerer.condition]
     return {
         "tokens_per_image": tokens,
         "kv_bytes_per_image": kv_bytes(model.config.text_config, tokens, model.dtype),
         "kv_dtype": str(model.dtype).removeprefix("torch."),
     }
+
+
+def _throughput(counts: Counts, seconds: float, adapter: "VoCoLlamaAdapter") -> dict[str, Any]:
+    """Speed of the answers given by this run; those that an earlier one had given are not among them."""
+    return {
+        "num_answers": counts.answers,
+        "num_visuals": counts.visuals,
+        "num_compressed": counts.compressed,
+        "processes": adapter.world_size,
+        "seconds": {
+            "harness": round(seconds, 3),  # all of it: lmms-eval's data, answers kept on disk and scores too
+            "answering": round(counts.seconds, 3),
+            "model": round(counts.model_seconds, 3),
+        },
+        "answers_per_second": round(counts.answers / counts.seconds, 3) if counts.answers else None,
+        "first_token_seconds": first_token_seconds(adapter.answerer, adapter.timed_questions),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

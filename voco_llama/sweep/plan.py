@@ -183,8 +183,8 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
     runs, results = (folder / seed_folder(seed) for folder in (settings.runs, settings.results))
     seeded = (f"paths.runs={quoted(runs)}", f"seed={seed}")
     inside = "/".join(["${paths.runs}", *([settings.folder] if settings.folder else [])])
-    root = settings.benchmarks_root
-    benchmarks = () if root is None else (f"benchmarks_root={quoted(root)}",)
+    root = settings.hub
+    benchmarks = () if root is None else (f"hub={quoted(root)}",)
 
     def job(row: str, evaluations: Mapping[str, list[str]]) -> Job:
         run = f"{inside}/{row}"

@@ -33,7 +33,7 @@ class SweepSettings:
         only: Rows or results to take, by name or glob; empty: all.
         skip: Rows or results to leave out.
         overrides: Appended to every row's training.
-        benchmarks_root: That of every evaluation; None: the one in `evaluate.yaml`.
+        hub: That of every evaluation; None: the one in `evaluate.yaml`.
         evaluate: Appended to every evaluation.
         train: Rows in place of the table's: overrides in Hydra's sweep grammar, a row for each combination.
         processes: How many rows run side by side. None: as many as there are CUDA devices, or 1; 0: in this process.
@@ -51,7 +51,7 @@ class SweepSettings:
     only: list[str] = field(default_factory=list)
     skip: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
-    benchmarks_root: str | None = None
+    hub: str | None = None
     evaluate: list[str] = field(default_factory=list)
     train: list[str] = field(default_factory=list)
     processes: int | None = None

@@ -1,0 +1,328 @@
+"""The bridge to lmms-eval: our model as one of its models, and its evaluator as a function. Nothing else imports it.
+
+Through our command (`voco-llama evaluate`), or, where torchvision is whole, through lmms-eval's own:
+
+    lmms_eval --model voco_llama --model_args pretrained=runs/voco_1/final,num_voco=1 --tasks gqa --batch_size 32
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import voco_llama  # noqa: F401  makes torchvision importable beside a CPU-only torch, before lmms_eval wants it
+from voco_llama.errors import DataError, SettingsError
+from voco_llama.evaluation.answering import Answerer, Counts
+from voco_llama.evaluation.questions import Question
+from voco_llama.evaluation.results import checkpoint_fingerprint, load_checkpoint
+
+os.environ.setdefault("HF_HOME", str(Path("~/.cache/huggingface").expanduser()))  # videochatgpt fails without
+
+try:
+    from lmms_eval.api.model import lmms
+    from lmms_eval.models.registry_v2 import ModelManifest
+except ImportError as error:
+    raise SettingsError(
+        f"lmms-eval cannot be imported ({error}): install the package with its extra, pip install 'voco-llama[eval]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from lmms_eval.api.instance import Instance
+
+MODEL_NAME = "voco_llama"
+TIMED_QUESTIONS = 5
+"""The first ones, for the time to the first token."""
+DEFAULT_NEW_TOKENS = 1024
+"""Where a task does not say (SEED-Bench), as LLaVA's own adapter has it."""
+_IGNORED_GENERATION = ("image_aspect_ratio",)  # images are prepared as the checkpoint's processor says
+_PASSED_GENERATION = ("max_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
+
+
+def manifest() -> ModelManifest:
+    """The entry point `lmms_eval.models`."""
+    return ModelManifest(model_id=MODEL_NAME, simple_class_path=f"{__name__}.VoCoLlamaAdapter")
+
+
+class VoCoLlamaAdapter(lmms):
+    """Requests of lmms-eval become questions to an `Answerer`; answers come in their order."""
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        condition: str = "voco",
+        num_voco: int | None = None,
+        batch_size: int | str = 32,
+        device: str | None = None,
+        dtype: str = "auto",
+        reuse: bool = True,
+        go_on: bool = False,
+        max_new_tokens: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Load the checkpoint.
+
+        Args:
+            pretrained: Folder of a saved model and its processor.
+            condition: `voco`, `full` or `blind`.
+            num_voco: VoCo tokens an image; None: as trained.
+            batch_size: Questions, or images to compress, at a time.
+            device: None: this process's GPU if there is one.
+            dtype: Of the weights and the cache; `auto`: as saved.
+            reuse: Compress an image once for all questions on it.
+            go_on: List questions that fail instead of stopping.
+            max_new_tokens: A limit below the tasks' own; None: as the task says.
+            **unknown: Refused.
+
+        Raises:
+            SettingsError: An argument is unknown, or the model cannot do what is asked.
+            CheckpointError: The folder holds no saved model.
+        """
+        super().__init__()
+        if unknown:
+            known = "pretrained, condition, num_voco, batch_size, device, dtype, reuse, go_on, max_new_tokens"
+            raise SettingsError(f"model argument {sorted(unknown)[0]!r} is unknown: choose from {known}")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise SettingsError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+        self._rank, self._world_size = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
+        if self._world_size > 1:
+            from accelerate import Accelerator
+
+            self.accelerator = Accelerator()  # joins the processes, before lmms-eval loads data in the first one first
+            device = device or str(self.accelerator.device)
+        model, processor = load_checkpoint(Path(pretrained), device, dtype)
+        self.max_new_tokens = max_new_tokens
+        self.timed_questions: list[Question] = []
+        self.answerer = Answerer(
+            model, processor, condition, num_voco, batch_size=int(batch_size), reuse=bool(reuse), go_on=bool(go_on)
+        )
+        cap = "" if max_new_tokens is None else f", at most {max_new_tokens} new tokens"
+        self._identity = (
+            f"{MODEL_NAME}({checkpoint_fingerprint(Path(pretrained))}, {condition}, {self.answerer.num_voco}{cap},"
+            f" {model.dtype})"
+        )
+
+    def __str__(self) -> str:
+        """All that an answer depends on: lmms-eval keys its store of answers by it."""
+        return self._identity
+
+    def questions(self, requests: Sequence["Instance"]) -> list[Question]:
+        """Requests as questions; images are decoded when their turn comes."""
+        return [self._question(*request.args) for request in requests]
+
+    def _question(
+        self, context: str, gen_kwargs: Mapping[str, Any], look: Any, doc_id: int, task: str, split: str
+    ) -> Question:
+        generation, until = read_generation(gen_kwargs, self.max_new_tokens)
+        documents = self.task_dict[task][split]
+        return Question(f"{task} document {doc_id}", context, lambda: look(documents[doc_id]) or (), generation, until)
+
+    def generate_until(self, requests: "list[Instance]") -> Iterator[str]:
+        """Answer in request order; what was answered before a crash has been given."""
+        questions = self.questions(requests)
+        self.timed_questions = questions[:TIMED_QUESTIONS]
+        return self.answerer.answer(questions)
+
+    def generate_until_multi_round(self, requests: "list[Instance]") -> list[str]:
+        """Not supported."""
+        raise SettingsError("a task of several rounds cannot be evaluated: choose one of single questions")
+
+    def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
+        """Not supported."""
+        raise SettingsError("a task scored by likelihoods cannot be evaluated: choose the one that generates answers")
+
+
+def read_generation(gen_kwargs: Mapping[str, Any], limit: int | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A task's generation keywords as those of `generate`, and where answers end.
+
+    Args:
+        gen_kwargs: As the task has them; not changed, for lmms-eval keys its store by them.
+        limit: At most so many new tokens; None: as the task says.
+
+    Raises:
+        SettingsError: A keyword is not understood.
+    """
+    given = {key: value for key, value in copy.deepcopy(dict(gen_kwargs)).items() if key not in _IGNORED_GENERATION}
+    until = given.pop("until", None) or ()
+    unknown = [key for key in given if key not in _PASSED_GENERATION]
+    if unknown:
+        raise SettingsError(
+            f"the task's generation keyword {unknown[0]!r} is not understood: choose from"
+            f" {', '.join(_PASSED_GENERATION)}"
+        )
+    generation = {key: value for key, value in given.items() if value is not None}
+    if not generation.get("temperature"):  # greedy: what shapes a distribution has no meaning
+        for key in ("temperature", "top_p", "top_k"):
+            generation.pop(key, None)
+        generation["do_sample"] = False
+    generation.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
+    generation["max_new_tokens"] = min(generation["max_new_tokens"], limit or generation["max_new_tokens"])
+    return generation, (until,) if isinstance(until, str) else tuple(until)
+
+
+@dataclass(frozen=True)
+class Harness:
+    """How lmms-eval is run.
+
+    Attributes:
+        hub: Folder with the data sets, `<hub>/<owner>/<name>`; None: the Hugging Face hub and its cache.
+        task_folder: Tasks of our own.
+        datasets_cache: Where `datasets` keeps what it made of the data sets' files.
+        responses: Answers given so far, from which a run that was cut off goes on; None: they are not kept.
+        submissions: Files that tasks write for a server.
+    """
+
+    hub: Path | None
+    task_folder: Path
+    datasets_cache: Path
+    responses: Path | None
+    submissions: Path
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """What a task is made of: the files of its definition, and its data set's name on the hub."""
+
+    files: tuple[Path, ...]
+    dataset: str
+
+
+def find_tasks(tasks: Sequence[str], harness: Harness) -> dict[str, TaskFiles]:
+    """Where tasks are defined and which data sets they read; nothing is loaded.
+
+    Raises:
+        SettingsError: lmms-eval knows no such task.
+        DataError: The local hub lacks its data set.
+    """
+    from lmms_eval import utils
+
+    index = _task_manager(harness).task_index
+    found = {}
+    for task in tasks:
+        if task not in index:
+            raise SettingsError(f"lmms-eval knows no task {task!r}: check its name and version")
+        file = Path(index[task]["yaml_path"])
+        dataset = utils.load_yaml_config(str(file), mode="full")["dataset_path"]
+        if harness.hub is not None and not (harness.hub / dataset / "README.md").is_file():
+            raise DataError(
+                f"{harness.hub / dataset}: has no data set card README.md, which task {task} reads: put the data set"
+                " there, make the toy world, or set hub=null for the Hugging Face hub"
+            )
+        files = sorted(f for f in file.parent.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
+        found[task] = TaskFiles(tuple(files), dataset)
+    return found
+
+
+def run_tasks(
+    adapter: VoCoLlamaAdapter, tasks: Sequence[str], harness: Harness, run_id: str, limit: int | None, seed: int
+) -> dict[str, Any] | None:
+    """Have lmms-eval ask and score.
+
+    Args:
+        adapter: The model.
+        tasks: Names.
+        harness: Folders.
+        run_id: The same for a run and the one that goes on with it.
+        limit: Only the first so many documents of each task.
+        seed: Of Python, numpy and torch.
+
+    Returns:
+        What `simple_evaluate` gives; None in all processes but the first.
+    """
+    from lmms_eval.evaluator import simple_evaluate
+
+    arguments = SimpleNamespace(
+        output_path=str(harness.submissions), process_with_media=False, reasoning_tags=None, agentic_trace_mode="basic"
+    )
+    with _surroundings(harness, run_id):
+        return simple_evaluate(
+            adapter,
+            tasks=list(tasks),
+            task_manager=_task_manager(harness),
+            use_cache=None if harness.responses is None else str(harness.responses),
+            limit=limit,
+            bootstrap_iters=0,
+            cli_args=arguments,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            process_docs_parallel=1,
+            verbosity="WARNING",
+        )
+
+
+def gathered_counts(adapter: VoCoLlamaAdapter) -> Counts:
+    """What answering took in all processes together; seconds are those of the slowest."""
+    counts = [adapter.answerer.counts]
+    if adapter.world_size > 1:
+        import torch
+
+        counts = [Counts()] * adapter.world_size
+        torch.distributed.all_gather_object(counts, adapter.answerer.counts)
+    return Counts(
+        sum(c.answers for c in counts),
+        sum(c.compressed for c in counts),
+        sum(c.visuals for c in counts),
+        max(c.seconds for c in counts),
+        max(c.model_seconds for c in counts),
+        [failure for c in counts for failure in c.failures],
+    )
+
+
+def _task_manager(harness: Harness) -> Any:
+    from lmms_eval.tasks import TaskManager
+
+    key = str(harness.task_folder)
+    if key not in _TASK_MANAGERS:  # reading all of lmms-eval's task files takes seconds
+        _TASK_MANAGERS[key] = TaskManager("WARNING", include_path=key, model_name=MODEL_NAME)
+    return _TASK_MANAGERS[key]
+
+
+_TASK_MANAGERS: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def _surroundings(harness: Harness, run_id: str) -> Iterator[None]:
+    """The working directory, environment and settings of `datasets` that a local hub needs; put back afterwards."""
+    import datasets
+    from loguru import logger
+
+    logger.remove()  # lmms-eval's own progress
+    cache = str(harness.datasets_cache)
+    changed = {"LMMS_EVAL_DATASETS_CACHE": cache, "HF_DATASETS_CACHE": cache, "LMMS_CACHE_RUN_ID": run_id}
+    before = {name: os.environ.get(name) for name in changed}
+    kept = datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE
+    bars = datasets.are_progress_bars_disabled()
+    os.environ |= changed
+    datasets.config.HF_DATASETS_CACHE = cache
+    datasets.disable_progress_bars()
+    with contextlib.ExitStack() as stack:
+        if harness.hub is not None:
+            datasets.config.HF_HUB_OFFLINE = True
+            stack.enter_context(contextlib.chdir(harness.hub))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # MMBench prints its categories
+        try:
+            yield
+        finally:
+            datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE = kept
+            if not bars:
+                datasets.enable_progress_bars()
+            for name, value in before.items():
+                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def fingerprint_of_files(folder: Path) -> str:
+    """A hash of the names, sizes and times of all files below a folder, after which a cache of them is named."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            status = file.stat()
+            digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
