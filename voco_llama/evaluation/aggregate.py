@@ -201,8 +201,8 @@ def check_results(results: Mapping[Path, Result], allow_limited: bool) -> None:
         allow_limited: Take rows that were evaluated on a part of the questions.
 
     Raises:
-        DataError: Two files are of one row and seed; a row is limited; within a seed, rows were asked different
-            questions; the seeds of a row, or a benchmark's unit, differ in what must be the same.
+        DataError: Two files are of one row and seed; a row is limited or incomplete; within a seed, rows were asked
+            different questions; the seeds of a row, or a benchmark's unit, differ in what must be the same.
     """
     files: dict[tuple[str, str, int], Path] = {}
     asked: dict[tuple[str, int], tuple[str, str]] = {}
@@ -218,6 +218,12 @@ def check_results(results: Mapping[Path, Result], allow_limited: bool) -> None:
             raise DataError(
                 f"row {name!r} was evaluated on {result['limit']} questions only: evaluate it without a limit, or allow"
                 " limited rows"
+            )
+        if result.get("failures") and not allow_limited:
+            first, count = result["failures"][0], len(result["failures"])
+            raise DataError(
+                f"row {name!r} left {count} questions unanswered (first: {first['id']}, {first['error']}): evaluate it"
+                " again, or allow limited rows"
             )
         for benchmark, described in result.get("benchmarks", {}).items():
             fingerprint = described["data_fingerprint"]

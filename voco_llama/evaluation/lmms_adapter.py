@@ -5,13 +5,9 @@ Through our command (`voco-llama evaluate`), or, where torchvision is whole, thr
     lmms_eval --model voco_llama --model_args pretrained=runs/voco_1/final,num_voco=1 --tasks gqa --batch_size 32
 """
 
-import contextlib
 import copy
-import hashlib
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import voco_llama  # noqa: F401  makes torchvision importable beside a CPU-only torch, before lmms_eval wants it
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.answering import Answerer, Counts
+from voco_llama.evaluation.harness import Harness, TaskFiles, surroundings
 from voco_llama.evaluation.questions import Question
 from voco_llama.evaluation.results import checkpoint_fingerprint, load_checkpoint
 
@@ -167,33 +164,6 @@ def read_generation(gen_kwargs: Mapping[str, Any], limit: int | None) -> tuple[d
     return generation, (until,) if isinstance(until, str) else tuple(until)
 
 
-@dataclass(frozen=True)
-class Harness:
-    """How lmms-eval is run.
-
-    Attributes:
-        hub: Folder with the data sets, `<hub>/<owner>/<name>`; None: the Hugging Face hub and its cache.
-        task_folder: Tasks of our own.
-        datasets_cache: Where `datasets` keeps what it made of the data sets' files.
-        responses: Answers given so far, from which a run that was cut off goes on; None: they are not kept.
-        submissions: Files that tasks write for a server.
-    """
-
-    hub: Path | None
-    task_folder: Path
-    datasets_cache: Path
-    responses: Path | None
-    submissions: Path
-
-
-@dataclass(frozen=True)
-class TaskFiles:
-    """What a task is made of: the files of its definition, and its data set's name on the hub."""
-
-    files: tuple[Path, ...]
-    dataset: str
-
-
 def find_tasks(tasks: Sequence[str], harness: Harness) -> dict[str, TaskFiles]:
     """Where tasks are defined and which data sets they read; nothing is loaded.
 
@@ -241,7 +211,7 @@ def run_tasks(
     arguments = SimpleNamespace(
         output_path=str(harness.submissions), process_with_media=False, reasoning_tags=None, agentic_trace_mode="basic"
     )
-    with _surroundings(harness, run_id):
+    with surroundings(harness, run_id):
         return simple_evaluate(
             adapter,
             tasks=list(tasks),
@@ -286,43 +256,3 @@ def _task_manager(harness: Harness) -> Any:
 
 
 _TASK_MANAGERS: dict[str, Any] = {}
-
-
-@contextlib.contextmanager
-def _surroundings(harness: Harness, run_id: str) -> Iterator[None]:
-    """The working directory, environment and settings of `datasets` that a local hub needs; put back afterwards."""
-    import datasets
-    from loguru import logger
-
-    logger.remove()  # lmms-eval's own progress
-    cache = str(harness.datasets_cache)
-    changed = {"LMMS_EVAL_DATASETS_CACHE": cache, "HF_DATASETS_CACHE": cache, "LMMS_CACHE_RUN_ID": run_id}
-    before = {name: os.environ.get(name) for name in changed}
-    kept = datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE
-    bars = datasets.are_progress_bars_disabled()
-    os.environ |= changed
-    datasets.config.HF_DATASETS_CACHE = cache
-    datasets.disable_progress_bars()
-    with contextlib.ExitStack() as stack:
-        if harness.hub is not None:
-            datasets.config.HF_HUB_OFFLINE = True
-            stack.enter_context(contextlib.chdir(harness.hub))
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # MMBench prints its categories
-        try:
-            yield
-        finally:
-            datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE = kept
-            if not bars:
-                datasets.enable_progress_bars()
-            for name, value in before.items():
-                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-
-
-def fingerprint_of_files(folder: Path) -> str:
-    """A hash of the names, sizes and times of all files below a folder, after which a cache of them is named."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            status = file.stat()
-            digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

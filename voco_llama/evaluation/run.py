@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.answering import CONDITIONS, Counts, first_token_seconds
 from voco_llama.evaluation.efficiency import kv_bytes
+from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_of_files
 from voco_llama.evaluation.results import (
     BENCHMARKS_KIND,
     check_row_name,
@@ -24,7 +25,7 @@ from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
 from voco_llama.provenance import fingerprint_data, fingerprint_files, provenance
 
 if TYPE_CHECKING:
-    from voco_llama.evaluation.lmms_adapter import Harness, TaskFiles, VoCoLlamaAdapter
+    from voco_llama.evaluation.lmms_adapter import VoCoLlamaAdapter
     from voco_llama.model.voco_llama import VoCoLlama
 
 logger = logging.getLogger(__name__)
@@ -156,10 +157,8 @@ def evaluate(settings: EvaluateSettings) -> Path:
     return file
 
 
-def _harness(settings: EvaluateSettings, suite: Suite) -> "Harness":
+def _harness(settings: EvaluateSettings, suite: Suite) -> Harness:
     """Folders by absolute paths: lmms-eval runs with another working directory."""
-    from voco_llama.evaluation.lmms_adapter import Harness, fingerprint_of_files
-
     hub = None if settings.hub is None else settings.hub.absolute()
     # `datasets` would take rows from its cache although the files have changed: each state of a hub has its own.
     cache = settings.datasets_cache.absolute() / ("hub" if hub is None else fingerprint_of_files(hub)[:16])
@@ -168,7 +167,7 @@ def _harness(settings: EvaluateSettings, suite: Suite) -> "Harness":
     return Harness(hub, TASKS_DIR, cache, responses, beside.with_name(f"{settings.row}.files"))
 
 
-def _data_fingerprint(files: "TaskFiles", harness: "Harness") -> str | None:
+def _data_fingerprint(files: TaskFiles, harness: Harness) -> str | None:
     """Of a task's data set, by content; None for one that lies in the Hugging Face cache."""
     if harness.hub is None:
         return None

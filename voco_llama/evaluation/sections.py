@@ -182,6 +182,13 @@ def notes(comparison: Comparison, selection: Selection, paper: PaperTable | None
             )
     if any(one.result["limit"] for row in (*comparison.rows, *comparison.bounds) for one in row.by_seed):
         found.append("Some rows were evaluated on a part of the questions only.")
+    found += [
+        f"INCOMPLETE: {row.name} (seed {one.seed}) left {len(one.result['failures'])} questions unanswered, which count"
+        " as wrong."
+        for row in (*comparison.rows, *comparison.bounds)
+        for one in row.by_seed
+        if one.result.get("failures")
+    ]
     unreadable = _unreadable(comparison, selection)
     if unreadable:
         found.append(f"Answers that are neither yes nor no, or name no option: {'; '.join(unreadable)}.")

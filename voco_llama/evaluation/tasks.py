@@ -1,6 +1,6 @@
 """What this package knows of the tasks of lmms-eval: the main metric, its full mark, and the points of a question.
 
-Scores themselves come from lmms-eval. What it does silently is counted here: answers that its scorer drops.
+Scores themselves come from lmms-eval. What it does silently is counted here: answers that its scorers cannot read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +28,15 @@ class Task:
         metric: The one that goes into tables.
         full: What a perfect answerer gets; given the samples, as MME's depends on the categories that are there.
         points: A question's points, 0 to 1; None where the score is not a sum over questions.
-        is_dropped: The scorer leaves this sample out silently.
+        is_unreadable: The answer is none of those the scorer knows: POPE's leaves it out of precision, recall and F1
+            silently, MME's takes it for wrong.
         needs_judge: A language model over HTTP reads the answers.
     """
 
     metric: str
     full: Callable[[Sequence[Sample]], float] = lambda samples: 1.0
     points: Callable[[Sample], float] | None = None
-    is_dropped: Callable[[Sample], bool] = lambda sample: False
+    is_unreadable: Callable[[Sample], bool] = lambda sample: False
     needs_judge: bool = False
 
 
@@ -56,6 +57,12 @@ def _is_neither_yes_nor_no(sample: Sample) -> bool:
     return sample["pope_accuracy"]["prediction"] not in ("yes", "no")
 
 
+def _mme_reads_nothing(sample: Sample) -> bool:
+    """MME takes an answer by its first four characters, or by its only one."""
+    answer = str(sample["filtered_resps"][0]).lower().strip().replace(".", "")
+    return answer not in ("y", "n") and not any(word in answer[:4] for word in ("yes", "no"))
+
+
 def _seed_points(sample: Sample) -> float:
     entry = sample["seed_all"]
     return float(entry["pred"].lower().strip() == entry["answer"].lower().strip())
@@ -69,7 +76,7 @@ _PER_CENT = lambda samples: 100.0  # noqa: E731
 _OUT_OF_FIVE = lambda samples: 5.0  # noqa: E731
 _MATCH = Task("exact_match", points=_entry("exact_match"))
 _POPE = Task(
-    "pope_f1_score", points=lambda sample: float(sample["pope_accuracy"]["score"]), is_dropped=_is_neither_yes_nor_no
+    "pope_f1_score", points=lambda sample: float(sample["pope_accuracy"]["score"]), is_unreadable=_is_neither_yes_nor_no
 )
 
 TASKS: dict[str, Task] = {
@@ -78,7 +85,9 @@ TASKS: dict[str, Task] = {
     "vqav2_test": Task("submission"),
     "vqav2_testdev": Task("submission"),
     "scienceqa_img": _MATCH,
-    "mme": Task("mme_perception_score", _mme_full, lambda sample: float(_mme_entry(sample)["score"])),
+    "mme": Task(
+        "mme_perception_score", _mme_full, lambda sample: float(_mme_entry(sample)["score"]), _mme_reads_nothing
+    ),
     "pope": _POPE,
     "pope_adv": _POPE,
     "pope_pop": _POPE,
@@ -160,6 +169,6 @@ def describe(name: str, metrics: Mapping[str, Any], samples: Sequence[Sample]) -
         value, full = numbers[task.metric], task.full(samples)
         accuracy = value / full if task.points is None else sum(map(task.points, samples)) / len(samples)
         described |= {"value": value, "full": full, "accuracy": accuracy}
-    dropped = sum(task.is_dropped(sample) for sample in samples)
+    unreadable = sum(task.is_unreadable(sample) for sample in samples)
     others = {key: value for key, value in numbers.items() if key != task.metric and "stderr" not in key}
-    return described | {"details": {**others, "dropped": float(dropped)}}
+    return described | {"details": {**others, "unreadable": float(unreadable)}}

@@ -1,0 +1,81 @@
+"""The folders and the surroundings that lmms-eval runs in: working directory, environment, settings of `datasets`."""
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Harness:
+    """How lmms-eval is run.
+
+    Attributes:
+        hub: Folder with the data sets, `<hub>/<owner>/<name>`; None: the Hugging Face hub and its cache.
+        task_folder: Tasks of our own.
+        datasets_cache: Where `datasets` keeps what it made of the data sets' files.
+        responses: Answers given so far, from which a run that was cut off goes on; None: they are not kept.
+        submissions: Files that tasks write for a server.
+    """
+
+    hub: Path | None
+    task_folder: Path
+    datasets_cache: Path
+    responses: Path | None
+    submissions: Path
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """What a task is made of: the files of its definition, and its data set's name on the hub."""
+
+    files: tuple[Path, ...]
+    dataset: str
+
+
+@contextlib.contextmanager
+def surroundings(harness: Harness, run_id: str) -> Iterator[None]:
+    """What a local hub needs while lmms-eval runs; put back afterwards.
+
+    Args:
+        harness: Folders.
+        run_id: Names the store of answers: the same for a run and the one that goes on with it.
+    """
+    import datasets
+    from loguru import logger
+
+    logger.remove()  # lmms-eval's own progress
+    cache = str(harness.datasets_cache)
+    changed = {"LMMS_EVAL_DATASETS_CACHE": cache, "HF_DATASETS_CACHE": cache, "LMMS_CACHE_RUN_ID": run_id}
+    before = {name: os.environ.get(name) for name in changed}
+    kept = datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE
+    bars = datasets.are_progress_bars_disabled()
+    os.environ |= changed
+    datasets.config.HF_DATASETS_CACHE = cache
+    datasets.disable_progress_bars()
+    with contextlib.ExitStack() as stack:
+        if harness.hub is not None:
+            datasets.config.HF_HUB_OFFLINE = True
+            stack.enter_context(contextlib.chdir(harness.hub))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # MMBench prints its categories
+        try:
+            yield
+        finally:
+            datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE = kept
+            if not bars:
+                datasets.enable_progress_bars()
+            for name, value in before.items():
+                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def fingerprint_of_files(folder: Path) -> str:
+    """A hash of the names, sizes and times of all files below a folder, after which a cache of them is named."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            status = file.stat()
+            digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
