@@ -19,11 +19,23 @@ from voco_llama.evaluation.harness import Harness, TaskFiles, surroundings
 from voco_llama.evaluation.questions import Question
 from voco_llama.evaluation.results import checkpoint_fingerprint, load_checkpoint
 
+MODEL_NAME = "voco_llama"
+
+
+def manifest() -> "ModelManifest":
+    """The entry point `lmms_eval.models`: where lmms-eval finds our model.
+
+    It stands above the imports of lmms_eval, for these look all entry points up, this one too.
+    """
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id=MODEL_NAME, simple_class_path=f"{__name__}.VoCoLlamaAdapter")
+
+
 os.environ.setdefault("HF_HOME", str(Path("~/.cache/huggingface").expanduser()))  # videochatgpt fails without
 
 try:
     from lmms_eval.api.model import lmms
-    from lmms_eval.models.registry_v2 import ModelManifest
 except ImportError as error:
     raise SettingsError(
         f"lmms-eval cannot be imported ({error}): install the package with its extra, pip install 'voco-llama[eval]'"
@@ -31,19 +43,14 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
+    from lmms_eval.models.registry_v2 import ModelManifest
 
-MODEL_NAME = "voco_llama"
 TIMED_QUESTIONS = 5
 """The first ones, for the time to the first token."""
 DEFAULT_NEW_TOKENS = 1024
 """Where a task does not say (SEED-Bench), as LLaVA's own adapter has it."""
 _IGNORED_GENERATION = ("image_aspect_ratio",)  # images are prepared as the checkpoint's processor says
 _PASSED_GENERATION = ("max_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
-
-
-def manifest() -> ModelManifest:
-    """The entry point `lmms_eval.models`."""
-    return ModelManifest(model_id=MODEL_NAME, simple_class_path=f"{__name__}.VoCoLlamaAdapter")
 
 
 class VoCoLlamaAdapter(lmms):
