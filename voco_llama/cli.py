@@ -84,15 +84,15 @@ def _toyworld(overrides: list[str]) -> None:
 
 
 def _evaluate_settings(overrides: list[str]) -> Any:
-    from voco_llama.evaluation.run import EvaluateSettings
+    from voco_llama.evaluation.evaluate_settings import EvaluateSettings
 
     return _compose_flat(overrides, "evaluate", EvaluateSettings)
 
 
 def _evaluate(overrides: list[str]) -> None:
-    from voco_llama.evaluation.run import evaluate
+    from voco_llama.evaluation.run import evaluate_rows
 
-    evaluate(_evaluate_settings(overrides))
+    evaluate_rows(_evaluate_settings(overrides))
 
 
 def _evaluate_clips(overrides: list[str]) -> None:
@@ -145,7 +145,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
-    "evaluate": (_evaluate, "answer and score the benchmarks with one checkpoint, for one row of the table"),
+    "evaluate": (
+        _evaluate,
+        "have lmms-eval ask and score benchmarks, for one row of the table or all rows of a suite",
+    ),
     "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
     "sweep": (_sweep, "train and evaluate all rows of a table, over seeds; what is finished is skipped"),
     "report": (_report, "tables and plots over the results of evaluations and their seeds, beside the paper's numbers"),
