@@ -83,7 +83,8 @@ def _toyworld(overrides: list[str]) -> None:
     write_toyworld(ToyWorldSettings(**values), root)
 
 
-def _evaluate_settings(overrides: list[str]) -> Any:
+def compose_evaluate(overrides: list[str]) -> Any:
+    """Compose what `voco-llama evaluate` reads."""
     from voco_llama.evaluation.evaluate_settings import EvaluateSettings
 
     return _compose_flat(overrides, "evaluate", EvaluateSettings)
@@ -92,7 +93,7 @@ def _evaluate_settings(overrides: list[str]) -> Any:
 def _evaluate(overrides: list[str]) -> None:
     from voco_llama.evaluation.run import evaluate_rows
 
-    evaluate_rows(_evaluate_settings(overrides))
+    evaluate_rows(compose_evaluate(overrides))
 
 
 def _evaluate_clips(overrides: list[str]) -> None:
@@ -124,7 +125,7 @@ def sweep_runners() -> "dict[str, Runner]":
         "toyworld": Runner(_toyworld_settings, _toyworld),
         "train": Runner(compose, _train),
         "teacher": Runner(_teacher_settings, _teacher),
-        "evaluate": Runner(_evaluate_settings, _evaluate),
+        "evaluate": Runner(compose_evaluate, _evaluate),
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.answering import CONDITIONS
 from voco_llama.evaluation.results import check_checkpoint, check_row_name
-from voco_llama.evaluation.suites import Suite, SuiteRow, read_suite, suite_of_tasks
+from voco_llama.evaluation.suites import Suite, SuiteRow, columns_of, read_suite
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ class EvaluateSettings:
         Raises:
             SettingsError: The suite or a task is unknown.
         """
-        suite = suite_of_tasks(self.tasks) if self.tasks else read_suite(self.suite)
+        suite = read_suite(self.suite)
+        if self.tasks:
+            suite = Suite(columns_of(self.tasks), rows=suite.rows)
         own = {name: getattr(self, name) for name in ("max_new_tokens", "keep_answers")}
         return dataclasses.replace(suite, **{name: value for name, value in own.items() if value is not None})
 

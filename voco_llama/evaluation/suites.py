@@ -71,8 +71,8 @@ def read_suite(name: str, folder: Path = SUITES_DIR) -> Suite:
     return Suite(**{**read, "rows": rows})
 
 
-def suite_of_tasks(tasks: Sequence[str]) -> Suite:
-    """Tasks named one by one: each is a column of its own name, a group as many as it has tasks.
+def columns_of(tasks: Sequence[str]) -> dict[str, str]:
+    """Column to task for tasks named one by one: each is a column of its own name, a group as many as it has tasks.
 
     Raises:
         SettingsError: A task is unknown, or named twice.
@@ -83,4 +83,4 @@ def suite_of_tasks(tasks: Sequence[str]) -> Suite:
         raise SettingsError(f"task {twice[0]} is named twice: name it once")
     for name in names:
         check_task(name)
-    return Suite({name: name for name in names})
+    return {name: name for name in names}
