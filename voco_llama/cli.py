@@ -198,10 +198,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _set_up_logging() -> None:
     """Our own progress from the first process; from the others, and from libraries, warnings."""
+    if not sys.stderr.isatty():  # progress bars fill a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
 
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they fill a log
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it looked for one in vain
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)

@@ -73,14 +73,16 @@ def evaluate(settings: EvaluateSettings) -> Path:
     if results is None:
         return file
     described = _describe_columns(suite, results, data)
+    scored = {column: d for column, d in described.items() if "value" in d}  # the others are files for a server
     result = {
         "condition": settings.condition,
         "num_voco": adapter.answerer.num_voco if settings.condition == "voco" else None,
         "model": _describe_model(adapter.answerer.model),
         "limit": settings.limit,
         "failures": [dataclasses.asdict(failure) for failure in counts.failures],
-        "benchmarks": described,
-        "mean_accuracy": _mean([d["accuracy"] for d in described.values() if "accuracy" in d]),
+        "benchmarks": scored,
+        "submissions": {column: d for column, d in described.items() if column not in scored},
+        "mean_accuracy": _mean([d["accuracy"] for d in scored.values()]),
         **_cost(adapter),
         **_throughput(counts, seconds, adapter),
         "suite": {name: value for name, value in dataclasses.asdict(suite).items() if name != "rows"},
