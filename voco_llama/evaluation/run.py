@@ -1,6 +1,7 @@
 """`evaluate`: one checkpoint under one condition on the tasks of a suite, by lmms-eval, written to one result file."""
 
 import dataclasses
+import functools
 import logging
 import os
 import shutil
@@ -112,7 +113,14 @@ def _data_fingerprint(files: TaskFiles, harness: Harness) -> str | None:
     """Of a task's data set, by content; None for one that lies in the Hugging Face cache."""
     if harness.hub is None:
         return None
-    return fingerprint_files(file for file in (harness.hub / files.dataset).rglob("*") if file.is_file())
+    folder = harness.hub / files.dataset
+    return _fingerprint_contents(folder, fingerprint_of_files(folder))
+
+
+@functools.cache
+def _fingerprint_contents(folder: Path, state: str) -> str:
+    """Of all files below a folder; read once for all rows while the folder's state (names, sizes, times) is the same."""
+    return fingerprint_files(file for file in folder.rglob("*") if file.is_file())
 
 
 def _describe_columns(
