@@ -119,7 +119,7 @@ def _data_fingerprint(files: TaskFiles, harness: Harness) -> str | None:
 
 @functools.cache
 def _fingerprint_contents(folder: Path, state: str) -> str:
-    """Of all files below a folder; read once for all rows while the folder's state (names, sizes, times) is the same."""
+    """Of all files below a folder; read once for all rows, while its names, sizes and times stay the same."""
     return fingerprint_files(file for file in folder.rglob("*") if file.is_file())
 
 
