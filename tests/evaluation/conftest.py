@@ -2,8 +2,6 @@
 
 import pytest
 
-from tests.evaluation.files import write_benchmarks
-
 
 @pytest.fixture(autouse=True)
 def datasets_cache(tmp_path_factory, monkeypatch):
@@ -14,6 +12,8 @@ def datasets_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def benchmarks_root(tmp_path_factory):
+    from tests.evaluation.files import write_benchmarks
+
     root = tmp_path_factory.mktemp("benchmarks")
     write_benchmarks(root)
     return root
