@@ -14,7 +14,7 @@ def test_help_lists_the_commands(capsys):
         cli.main(["--help"])
     assert left.value.code == 0
     printed = capsys.readouterr().out
-    for command in ("toyworld", "train", "evaluate", "evaluate-clips", "sweep", "report", "ask"):
+    for command in ("toyworld", "data-prepare", "train", "evaluate", "evaluate-clips", "sweep", "report", "ask"):
         assert command in printed
 
 
@@ -29,6 +29,8 @@ def test_help_lists_the_commands(capsys):
         (["evaluate", "row=a"], "error: checkpoint has no value"),
         (["evaluate", "row=a/b", "checkpoint=x"], "error: row 'a/b' names a file"),
         (["evaluate-clips", "row=a", "checkpoint=x", "num_frames=1"], "error: num_frames must be at least 2"),
+        (["data", "prepare", "set=x", "annotations=a", "videos=v"], "error: set is 'x'"),
+        (["data-prepare", "set=msvd_qa"], "error: annotations has no value"),
         (["report", "results=nowhere"], "error: nowhere: holds no results"),
         (["sweep"], "error: the sweep has no rows"),
         (["sweep", "plan=table_3"], "error: there is no plan=table_3; did you mean 'table_"),

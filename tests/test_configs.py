@@ -29,6 +29,7 @@ def test_nothing_ships_untested():
         "teacher.yaml",
         "evaluate.yaml",
         "evaluate_clips.yaml",
+        "data_prepare.yaml",
         "report.yaml",
         "ask.yaml",
         "toyworld.yaml",

@@ -102,6 +102,12 @@ def _evaluate_clips(overrides: list[str]) -> None:
     evaluate_clips(_compose_flat(overrides, "evaluate_clips", EvaluateClipsSettings))
 
 
+def _data_prepare(overrides: list[str]) -> None:
+    from voco_llama.data.video_qa import PrepareVideoQaSettings, prepare_video_qa
+
+    prepare_video_qa(_compose_flat(overrides, "data_prepare", PrepareVideoQaSettings))
+
+
 def _report(overrides: list[str]) -> None:
     from voco_llama.evaluation.report import ReportSettings, report
 
@@ -144,6 +150,7 @@ def _sweep(overrides: list[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
+    "data-prepare": (_data_prepare, "make a data set for lmms-eval of questions on clips: MSVD-QA or MSRVTT-QA"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
     "evaluate": (
@@ -167,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a user's mistake, 130 for an interrupt.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_join_words(sys.argv[1:] if arguments is None else arguments))
     _set_up_logging()
     command, _ = COMMANDS[options.command]
     try:
@@ -181,6 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted: a training goes on from its last checkpoint by the same command\n")
         return 130
     return 0
+
+
+def _join_words(arguments: Sequence[str]) -> list[str]:
+    """A command of two words may be written with a blank: `data prepare` is `data-prepare`."""
+    joined = "-".join(arguments[:2])
+    return [joined, *arguments[2:]] if joined in COMMANDS else list(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,8 +1,6 @@
-"""The five benchmarks on disk, and a cache folder of datasets that goes away with the tests."""
+"""Benchmarks on disk, a hub of all tasks' data, and a cache folder of datasets that goes away with the tests."""
 
 import pytest
-
-from tests.evaluation.files import write_benchmarks
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +12,27 @@ def datasets_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def benchmarks_root(tmp_path_factory):
+    from tests.evaluation.files import write_benchmarks
+
     root = tmp_path_factory.mktemp("benchmarks")
     write_benchmarks(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_hub(tmp_path_factory):
+    from tests.evaluation.hub import write_hub
+    from tests.evaluation.lmms import Judge, TinyHub, full_marks, serve
+
+    root = tmp_path_factory.mktemp("lmms")
+    write_hub(root / "hub", root / "home")
+    with serve(Judge(full_marks)) as judge:
+        yield TinyHub(root / "hub", root / "home", judge)
+
+
+@pytest.fixture(scope="session")
+def loaded_tasks(tiny_hub):
+    """Every task by its name, as lmms-eval loads it."""
+    from tests.evaluation.lmms import JUDGED, UNJUDGED
+
+    return tiny_hub.load([*UNJUDGED, *JUDGED])

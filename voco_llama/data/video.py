@@ -35,6 +35,19 @@ LEAST_SHARE = 0.75
 _FORMATS = "mov,mp4,matroska,webm,avi"
 
 
+def list_clips(folder: Path) -> dict[str, str]:
+    """Clips lying flat in a folder: name without ending -> file name (of several the first ending)."""
+    clips: dict[str, str] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        ending = path.suffix.lower()
+        if ending not in CLIP_ENDINGS:
+            continue
+        held = clips.get(path.stem)
+        if held is None or CLIP_ENDINGS.index(ending) < CLIP_ENDINGS.index(Path(held).suffix.lower()):
+            clips[path.stem] = path.name
+    return clips
+
+
 def frame_indices(total: int, num_frames: int) -> list[int]:
     """Which frames of `total` stand for the clip, in order.
 

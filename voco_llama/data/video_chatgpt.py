@@ -10,7 +10,7 @@ from typing import Any
 from voco_llama.data.images import resolve_inside
 from voco_llama.data.record_files import JsonRecords, Sizes, check_folder, check_marks, name_record
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
-from voco_llama.data.video import CLIP_ENDINGS
+from voco_llama.data.video import CLIP_ENDINGS, list_clips
 from voco_llama.errors import DataError
 
 
@@ -32,7 +32,7 @@ class VideoChatGpt(Sequence[Record]):
         self.video_folder = Path(video_folder)
         check_folder(self.video_folder, self.file)
         self._records = JsonRecords(self.file, _measure)
-        self._clips = _list_clips(self.video_folder)
+        self._clips = list_clips(self.video_folder)
 
     @property
     def sizes(self) -> Sizes:
@@ -61,19 +61,6 @@ class VideoChatGpt(Sequence[Record]):
         check_marks(turns, 1, source, "clip")
         video = resolve_inside(self.video_folder, file_name, source)
         return Record(id=str(raw.get("id", index)), turns=turns, video=video, source=source)
-
-
-def _list_clips(folder: Path) -> dict[str, str]:
-    """Clip id -> file name."""
-    clips: dict[str, str] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        ending = path.suffix.lower()
-        if ending not in CLIP_ENDINGS:
-            continue
-        held = clips.get(path.stem)
-        if held is None or CLIP_ENDINGS.index(ending) < CLIP_ENDINGS.index(Path(held).suffix.lower()):
-            clips[path.stem] = path.name
-    return clips
 
 
 def _measure(raw: Any) -> tuple[int, int]:
