@@ -17,9 +17,7 @@ from pathlib import Path
 
 RUNS = os.environ.get("VOCO_RUNS", "runs")
 TOY, WORLD = f"{RUNS}/toy", f"{RUNS}/toyworld"
-UPPER, VOCO_1, VOCO_4, POOL_1, VIDEO = (
-    f"{TOY}/{run}/final" for run in ("instruct_long", "voco_1", "voco_4", "average_pool_1", "video")
-)
+VOCO_4, VIDEO = f"{TOY}/voco_4/final", f"{TOY}/video/final"
 TRAIN_SIDE_BY_SIDE = ("instruct_long", "voco_1", "voco_4", "average_pool_1")
 
 
@@ -40,15 +38,11 @@ def commands(seed: int) -> list[tuple[str, list[list[str]]]]:
             [["train", f"experiment=toy/{run}"] for run in TRAIN_SIDE_BY_SIDE],
         ),
         ("video: each frame compressed alone", [["train", "experiment=toy/video"]]),
-        ("upper bound", [["evaluate", "row=upper", "condition=full", f"checkpoint={UPPER}"]]),
-        ("4 VoCo tokens", [["evaluate", "row=voco_4", f"checkpoint={VOCO_4}"]]),
-        ("1 VoCo token", [["evaluate", "row=voco_1", f"checkpoint={VOCO_1}"]]),
-        ("baseline: 1 averaged token", [["evaluate", "row=average_pool_1", f"checkpoint={POOL_1}"]]),
         (
-            "lower bound: the upper bound's weights under the VoCo mask",
-            [["evaluate", "row=lower", f"checkpoint={UPPER}"]],
+            "lmms-eval's GQA, MMBench, MME, POPE and VQAv2: the upper bound, 4 tokens, 1 token, the average, the lower"
+            " bound (the upper bound's weights under the VoCo mask), and no image",
+            [["evaluate", "suite=toy"]],
         ),
-        ("no image: the upper bound's weights", [["evaluate", "row=blind", "condition=blind", f"checkpoint={UPPER}"]]),
         ("clips, frames in order and shuffled", [["evaluate-clips", "row=video", f"checkpoint={VIDEO}"]]),
     ]
     seeded = [(what, [[*command, f"seed={seed}"] for command in group]) for what, group in listed]

@@ -83,16 +83,17 @@ def _toyworld(overrides: list[str]) -> None:
     write_toyworld(ToyWorldSettings(**values), root)
 
 
-def _evaluate_settings(overrides: list[str]) -> Any:
-    from voco_llama.evaluation.run import EvaluateSettings
+def compose_evaluate(overrides: list[str]) -> Any:
+    """Compose what `voco-llama evaluate` reads."""
+    from voco_llama.evaluation.evaluate_settings import EvaluateSettings
 
     return _compose_flat(overrides, "evaluate", EvaluateSettings)
 
 
 def _evaluate(overrides: list[str]) -> None:
-    from voco_llama.evaluation.run import evaluate
+    from voco_llama.evaluation.run import evaluate_rows
 
-    evaluate(_evaluate_settings(overrides))
+    evaluate_rows(compose_evaluate(overrides))
 
 
 def _evaluate_clips(overrides: list[str]) -> None:
@@ -130,7 +131,7 @@ def sweep_runners() -> "dict[str, Runner]":
         "toyworld": Runner(_toyworld_settings, _toyworld),
         "train": Runner(compose, _train),
         "teacher": Runner(_teacher_settings, _teacher),
-        "evaluate": Runner(_evaluate_settings, _evaluate),
+        "evaluate": Runner(compose_evaluate, _evaluate),
     }
 
 
@@ -152,7 +153,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "data-prepare": (_data_prepare, "make a data set for lmms-eval of questions on clips: MSVD-QA or MSRVTT-QA"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
-    "evaluate": (_evaluate, "answer and score the benchmarks with one checkpoint, for one row of the table"),
+    "evaluate": (
+        _evaluate,
+        "have lmms-eval ask and score benchmarks, for one row of the table or all rows of a suite",
+    ),
     "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
     "sweep": (_sweep, "train and evaluate all rows of a table, over seeds; what is finished is skipped"),
     "report": (_report, "tables and plots over the results of evaluations and their seeds, beside the paper's numbers"),
@@ -207,10 +211,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _set_up_logging() -> None:
     """Our own progress from the first process; from the others, and from libraries, warnings."""
+    if not sys.stderr.isatty():  # progress bars fill a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
 
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they fill a log
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it looked for one in vain
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)

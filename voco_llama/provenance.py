@@ -9,21 +9,33 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("voco-llama", "torch", "transformers", "accelerate", "deepspeed", "open_clip_torch", "datasets", "numpy")
+PACKAGES = (
+    "voco-llama",
+    "torch",
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "open_clip_torch",
+    "datasets",
+    "lmms_eval",
+    "numpy",
+)
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 """Of each file in `sampled_fingerprint`, spread from its first byte to its last."""
 
 
 def provenance() -> dict[str, Any]:
-    """Package versions (None: not installed), git commit, hardware and command of this process."""
+    """Time, package versions (None: not installed), git commit, hardware and command of this process."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

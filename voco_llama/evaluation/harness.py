@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,14 @@ class TaskFiles:
     dataset: str
 
 
+def quiet() -> None:
+    """Of what lmms-eval says, warnings and errors alone."""
+    from loguru import logger
+
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING", format="{time:HH:mm:ss} {level.name[0]} lmms-eval: {message}")
+
+
 @contextlib.contextmanager
 def surroundings(harness: Harness, run_id: str) -> Iterator[None]:
     """What a local hub needs while lmms-eval runs; put back afterwards.
@@ -45,9 +54,7 @@ def surroundings(harness: Harness, run_id: str) -> Iterator[None]:
         run_id: Names the store of answers: the same for a run and the one that goes on with it.
     """
     import datasets
-    from loguru import logger
 
-    logger.remove()  # lmms-eval's own progress
     cache = str(harness.datasets_cache)
     changed = {"LMMS_EVAL_DATASETS_CACHE": cache, "HF_DATASETS_CACHE": cache, "LMMS_CACHE_RUN_ID": run_id}
     before = {name: os.environ.get(name) for name in changed}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import voco_llama  # noqa: F401  makes torchvision importable beside a CPU-only torch, before lmms_eval wants it
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.answering import Answerer, Counts
-from voco_llama.evaluation.harness import Harness, TaskFiles, surroundings
+from voco_llama.evaluation.harness import Harness, TaskFiles, quiet, surroundings
 from voco_llama.evaluation.questions import Question
 from voco_llama.evaluation.results import checkpoint_fingerprint, load_checkpoint
 
@@ -180,6 +180,7 @@ def find_tasks(tasks: Sequence[str], harness: Harness) -> dict[str, TaskFiles]:
     """
     from lmms_eval import utils
 
+    quiet()
     index = _task_manager(harness).task_index
     found = {}
     for task in tasks:

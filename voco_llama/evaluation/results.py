@@ -72,6 +72,16 @@ def check_row_name(row: str) -> None:
         raise SettingsError(f"row {row!r} names a file: use letters, digits, '.', '_' and '-' only")
 
 
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder without a saved model.
+
+    Raises:
+        CheckpointError: It has no config.json.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise CheckpointError(f"{folder}: holds no saved model (no config.json): name a folder that training wrote")
+
+
 def load_checkpoint(folder: Path, device: str | None, dtype: str = "auto") -> "tuple[VoCoLlama, VoCoProcessor]":
     """A saved model, ready to answer, and its processor.
 
@@ -88,8 +98,7 @@ def load_checkpoint(folder: Path, device: str | None, dtype: str = "auto") -> "t
     from voco_llama.data.processor import VoCoProcessor
     from voco_llama.model.voco_llama import VoCoLlama
 
-    if not (Path(folder) / "config.json").is_file():
-        raise CheckpointError(f"{folder}: holds no saved model (no config.json): name a folder that training wrote")
+    check_checkpoint(folder)
     processor = VoCoProcessor.from_pretrained(folder)
     model = VoCoLlama.from_pretrained(str(folder), dtype=dtype)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor

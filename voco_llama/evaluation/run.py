@@ -1,26 +1,25 @@
 """`evaluate`: one checkpoint under one condition on the tasks of a suite, by lmms-eval, written to one result file."""
 
 import dataclasses
+import functools
 import logging
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voco_llama.errors import SettingsError
-from voco_llama.evaluation.answering import CONDITIONS, Counts, first_token_seconds
+from voco_llama.evaluation.answering import Counts, first_token_seconds
 from voco_llama.evaluation.efficiency import kv_bytes
+from voco_llama.evaluation.evaluate_settings import EvaluateSettings, rows_of
 from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_of_files
 from voco_llama.evaluation.results import (
     BENCHMARKS_KIND,
-    check_row_name,
     checkpoint_fingerprint,
     write_result,
 )
-from voco_llama.evaluation.suites import TASKS_DIR, Suite, read_suite, suite_of_tasks
+from voco_llama.evaluation.suites import TASKS_DIR, Suite
 from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
 from voco_llama.provenance import fingerprint_data, fingerprint_files, provenance
 
@@ -31,75 +30,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """What to evaluate.
-
-    Attributes:
-        checkpoint: Folder of a saved model and its processor.
-        hub: Folder with the data sets, `<hub>/<owner>/<name>`; None: the Hugging Face hub and its cache.
-        datasets_cache: Where `datasets` keeps what it makes of the data sets' files.
-        output: Folder of the result file, `<row>.benchmarks.json`.
-        row: The row's name in the report.
-        condition: `full` (upper bound), `voco`, or `blind` (no image). The lower bound is `voco` on the weights of
-            the upper bound.
-        num_voco: VoCo tokens an image; None: as many as the checkpoint was trained with.
-        suite: A file of `eval/suites/`: columns and their tasks.
-        tasks: Tasks of lmms-eval by name, in place of the suite's; each is a column of that name.
-        max_new_tokens: A limit below the tasks' own; None: the suite's.
-        keep_answers: Write each answer to disk as it comes; None: as the suite says.
-        limit: Only so many documents a task, for a try; the report refuses such rows unless asked.
-        batch_size: Questions, or images to compress, at a time.
-        reuse: Compress an image once for all questions on it.
-        go_on: List questions that fail, and go on; the report refuses such rows unless asked. Otherwise the first
-            one ends the evaluation.
-        device: None: the GPU if there is one.
-        dtype: Of the weights and the cache; `auto`: as saved.
-        seed: Recorded and set; answers are greedy, so nothing depends on it.
-    """
-
-    checkpoint: Path
-    hub: Path | None
-    datasets_cache: Path
-    output: Path
-    row: str
-    condition: str = "voco"
-    num_voco: int | None = None
-    suite: str = "toy"
-    tasks: list[str] = field(default_factory=list)
-    max_new_tokens: int | None = None
-    keep_answers: bool | None = None
-    limit: int | None = None
-    batch_size: int = 32
-    reuse: bool = True
-    go_on: bool = False
-    device: str | None = None
-    dtype: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_row_name(self.row)
-        if self.condition not in CONDITIONS:
-            raise SettingsError(f"condition {self.condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
-        for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} must be at least 1, not {value}")
-        self.columns()
-
-    def columns(self) -> Suite:
-        """The columns of the result.
-
-        Raises:
-            SettingsError: The suite or a task is unknown.
-        """
-        suite = suite_of_tasks(self.tasks) if self.tasks else read_suite(self.suite)
-        own = {name: getattr(self, name) for name in ("max_new_tokens", "keep_answers")}
-        return dataclasses.replace(suite, **{name: value for name, value in own.items() if value is not None})
+def evaluate_rows(settings: EvaluateSettings) -> list[Path]:
+    """Evaluate a row, or every row of a suite one after another; all checkpoints are looked for before the first."""
+    return [evaluate(row) for row in rows_of(settings)]
 
 
 def evaluate(settings: EvaluateSettings) -> Path:
-    """Have lmms-eval ask and score the suite, and write the result. Under torchrun, processes share the questions.
+    """Have lmms-eval ask and score the suite for one row, and write the result.
+
+    Under torchrun, processes share the questions.
 
     A run that was cut off is gone on with by the same settings, where answers are kept as they come.
 
@@ -112,6 +51,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
         SettingsError: A judge is needed and there is none.
     """
     started = time.monotonic()
+    (settings,) = rows_of(settings)
     suite = settings.columns()
     tasks = list(suite.columns.values())
     judge = judge_of(tasks, os.environ)
@@ -134,17 +74,19 @@ def evaluate(settings: EvaluateSettings) -> Path:
     if results is None:
         return file
     described = _describe_columns(suite, results, data)
+    scored = {column: d for column, d in described.items() if "value" in d}  # the others are files for a server
     result = {
         "condition": settings.condition,
         "num_voco": adapter.answerer.num_voco if settings.condition == "voco" else None,
         "model": _describe_model(adapter.answerer.model),
         "limit": settings.limit,
         "failures": [dataclasses.asdict(failure) for failure in counts.failures],
-        "benchmarks": described,
-        "mean_accuracy": _mean([d["accuracy"] for d in described.values() if "accuracy" in d]),
+        "benchmarks": scored,
+        "submissions": {column: d for column, d in described.items() if column not in scored},
+        "mean_accuracy": _mean([d["accuracy"] for d in scored.values()]),
         **_cost(adapter),
         **_throughput(counts, seconds, adapter),
-        "suite": dataclasses.asdict(suite),
+        "suite": {name: value for name, value in dataclasses.asdict(suite).items() if name != "rows"},
         "judge": judge,
         "task_files": {task: fingerprint_files(files.files) for task, files in found.items()},
         "checkpoint_fingerprint": checkpoint_fingerprint(settings.checkpoint),
@@ -171,7 +113,14 @@ def _data_fingerprint(files: TaskFiles, harness: Harness) -> str | None:
     """Of a task's data set, by content; None for one that lies in the Hugging Face cache."""
     if harness.hub is None:
         return None
-    return fingerprint_files(file for file in (harness.hub / files.dataset).rglob("*") if file.is_file())
+    folder = harness.hub / files.dataset
+    return _fingerprint_contents(folder, fingerprint_of_files(folder))
+
+
+@functools.cache
+def _fingerprint_contents(folder: Path, state: str) -> str:
+    """Of all files below a folder; read once for all rows, while its names, sizes and times stay the same."""
+    return fingerprint_files(file for file in folder.rglob("*") if file.is_file())
 
 
 def _describe_columns(

@@ -168,7 +168,8 @@ def notes(comparison: Comparison, selection: Selection, paper: PaperTable | None
     kinds = sorted({row.fact("kv_dtype") for row in comparison.rows})
     found = [
         f"Retention is (row - {lower.name}) / ({upper.name} - {lower.name}), the plain ratio row / {upper.name}.",
-        "GQA, VQAv2: exact match in %; MMBench: accuracy in %; POPE: F1 in %; MME: perception score, 200 a category.",
+        "GQA, SQA, VQAv2: exact match in %; MMBench, SEED: accuracy in %; POPE: F1 in %; MME: perception score, 200 a"
+        " category.",
         "Mean accuracy is the mean over benchmarks of the share of questions answered right, 0 to 1.",
         f"Tokens are what the language model keeps of an image, KV bytes their keys and values ({', '.join(kinds)}).",
         *_seed_notes(comparison, selection),

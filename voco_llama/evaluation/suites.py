@@ -16,6 +16,21 @@ SUITES_DIR, TASKS_DIR = EVAL_DIR / "suites", EVAL_DIR / "tasks"
 
 
 @dataclass(frozen=True)
+class SuiteRow:
+    """A row of a table.
+
+    Attributes:
+        checkpoint: Folder of a saved model, below the folder of runs.
+        condition: `voco`, `full` or `blind`.
+        num_voco: VoCo tokens an image; None: as trained.
+    """
+
+    checkpoint: str
+    condition: str = "voco"
+    num_voco: int | None = None
+
+
+@dataclass(frozen=True)
 class Suite:
     """Columns and how they are asked.
 
@@ -24,11 +39,13 @@ class Suite:
         max_new_tokens: A limit below the tasks' own; None: as each task says.
         keep_answers: lmms-eval writes each answer to disk as it comes, so that a run that was cut off goes on from
             there. It waits for the disk after each one, some milliseconds.
+        rows: Row of a table to its checkpoint, for an evaluation that names no row.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
     max_new_tokens: int | None = None
     keep_answers: bool = True
+    rows: dict[str, "SuiteRow"] = field(default_factory=dict)
 
 
 def read_suite(name: str, folder: Path = SUITES_DIR) -> Suite:
@@ -47,11 +64,15 @@ def read_suite(name: str, folder: Path = SUITES_DIR) -> Suite:
         raise SettingsError(f"{file}: a suite has columns (column: task), and no keys but {', '.join(known)}: mend it")
     for task in read["columns"].values():
         check_task(task)
-    return Suite(**read)
+    try:
+        rows = {row: SuiteRow(**described) for row, described in (read.get("rows") or {}).items()}
+    except TypeError as error:
+        raise SettingsError(f"{file}: a row has checkpoint, condition and num_voco: mend it ({error})") from error
+    return Suite(**{**read, "rows": rows})
 
 
-def suite_of_tasks(tasks: Sequence[str]) -> Suite:
-    """Tasks named one by one: each is a column of its own name, a group as many as it has tasks.
+def columns_of(tasks: Sequence[str]) -> dict[str, str]:
+    """Column to task for tasks named one by one: each is a column of its own name, a group as many as it has tasks.
 
     Raises:
         SettingsError: A task is unknown, or named twice.
@@ -62,4 +83,4 @@ def suite_of_tasks(tasks: Sequence[str]) -> Suite:
         raise SettingsError(f"task {twice[0]} is named twice: name it once")
     for name in names:
         check_task(name)
-    return Suite({name: name for name in names})
+    return {name: name for name in names}

@@ -183,8 +183,8 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
     runs, results = (folder / seed_folder(seed) for folder in (settings.runs, settings.results))
     seeded = (f"paths.runs={quoted(runs)}", f"seed={seed}")
     inside = "/".join(["${paths.runs}", *([settings.folder] if settings.folder else [])])
-    root = settings.hub
-    benchmarks = () if root is None else (f"hub={quoted(root)}",)
+    given = {"hub": settings.hub, "suite": settings.suite}
+    benchmarks = tuple(f"{key}={quoted(value)}" for key, value in given.items() if value is not None)
 
     def job(row: str, evaluations: Mapping[str, list[str]]) -> Job:
         run = f"{inside}/{row}"

@@ -34,6 +34,7 @@ class SweepSettings:
         skip: Rows or results to leave out.
         overrides: Appended to every row's training.
         hub: That of every evaluation; None: the one in `evaluate.yaml`.
+        suite: That of every evaluation; None: the one in `evaluate.yaml`.
         evaluate: Appended to every evaluation.
         train: Rows in place of the table's: overrides in Hydra's sweep grammar, a row for each combination.
         processes: How many rows run side by side. None: as many as there are CUDA devices, or 1; 0: in this process.
@@ -52,6 +53,7 @@ class SweepSettings:
     skip: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     hub: str | None = None
+    suite: str | None = None
     evaluate: list[str] = field(default_factory=list)
     train: list[str] = field(default_factory=list)
     processes: int | None = None

@@ -1,0 +1,115 @@
+"""What `evaluate` is told, and the rows that it stands for."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from voco_llama.errors import SettingsError
+from voco_llama.evaluation.answering import CONDITIONS
+from voco_llama.evaluation.results import check_checkpoint, check_row_name
+from voco_llama.evaluation.suites import Suite, SuiteRow, columns_of, read_suite
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What to evaluate.
+
+    Attributes:
+        checkpoint: Folder of a saved model and its processor; None: that of the suite's row.
+        runs: The folder that the suite's checkpoints are below.
+        hub: Folder with the data sets, `<hub>/<owner>/<name>`; None: the Hugging Face hub and its cache.
+        datasets_cache: Where `datasets` keeps what it makes of the data sets' files.
+        output: Folder of the result file, `<row>.benchmarks.json`.
+        row: The row's name in the report; None: all rows of the suite.
+        condition: `full` (upper bound), `voco`, or `blind` (no image); None: that of the suite's row, else `voco`. The
+            lower bound is `voco` on the weights of the upper bound.
+        num_voco: VoCo tokens an image; None: that of the suite's row, else as many as the checkpoint was trained
+            with.
+        suite: A file of `eval/suites/`: columns and their tasks.
+        tasks: Tasks of lmms-eval by name, in place of the suite's; each is a column of that name.
+        max_new_tokens: A limit below the tasks' own; None: the suite's.
+        keep_answers: Write each answer to disk as it comes; None: as the suite says.
+        limit: Only so many documents a task, for a try; the report refuses such rows unless asked.
+        batch_size: Questions, or images to compress, at a time.
+        reuse: Compress an image once for all questions on it.
+        go_on: List questions that fail, and go on; the report refuses such rows unless asked. Otherwise the first
+            one ends the evaluation.
+        device: None: the GPU if there is one.
+        dtype: Of the weights and the cache; `auto`: as saved.
+        seed: Recorded and set; answers are greedy, so nothing depends on it.
+    """
+
+    runs: Path
+    hub: Path | None
+    datasets_cache: Path
+    output: Path
+    row: str | None = None
+    checkpoint: Path | None = None
+    condition: str | None = None
+    num_voco: int | None = None
+    suite: str = "toy"
+    tasks: list[str] = field(default_factory=list)
+    max_new_tokens: int | None = None
+    keep_answers: bool | None = None
+    limit: int | None = None
+    batch_size: int = 32
+    reuse: bool = True
+    go_on: bool = False
+    device: str | None = None
+    dtype: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.row is not None:
+            check_row_name(self.row)
+        if self.condition not in (None, *CONDITIONS):
+            raise SettingsError(f"condition {self.condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
+        for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} must be at least 1, not {value}")
+        self.columns()
+
+    def columns(self) -> Suite:
+        """The columns of the result.
+
+        Raises:
+            SettingsError: The suite or a task is unknown.
+        """
+        suite = read_suite(self.suite)
+        if self.tasks:
+            suite = Suite(columns_of(self.tasks), rows=suite.rows)
+        own = {name: getattr(self, name) for name in ("max_new_tokens", "keep_answers")}
+        return dataclasses.replace(suite, **{name: value for name, value in own.items() if value is not None})
+
+
+def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
+    """The evaluations that settings stand for: one row each, with its checkpoint.
+
+    Raises:
+        SettingsError: A checkpoint is given without a row, the suite has no such row, or no rows.
+        CheckpointError: A checkpoint is not there.
+    """
+    suite, rows = settings.suite, settings.columns().rows
+    if settings.checkpoint is not None and settings.row is None:
+        raise SettingsError(f"checkpoint={settings.checkpoint} is of no row: name it, as row=voco_1")
+    found = []
+    for name in rows if settings.row is None else [settings.row]:
+        if settings.checkpoint is None and name not in rows:
+            there = f"its rows are {', '.join(rows)}" if rows else "it has no rows"
+            raise SettingsError(f"row {name} has no checkpoint in suite {suite} ({there}): give checkpoint=...")
+        row = rows[name] if settings.checkpoint is None else SuiteRow(str(settings.checkpoint))
+        found.append(
+            dataclasses.replace(
+                settings,
+                row=name,
+                checkpoint=settings.checkpoint or settings.runs / row.checkpoint,
+                condition=settings.condition or row.condition,
+                num_voco=settings.num_voco or row.num_voco,
+            )
+        )
+    if not found:
+        raise SettingsError(f"suite {suite} has no rows: give row=... and checkpoint=...")
+    for one in found:
+        check_checkpoint(one.checkpoint)
+    return found
