@@ -214,8 +214,10 @@ def run_tasks(
     Returns:
         What `simple_evaluate` gives; None in all processes but the first.
     """
+    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
     from lmms_eval.evaluator import simple_evaluate
 
+    _resolve_hf_datasets_cache_dir.cache_clear()  # else the first evaluation of a process decides for all
     arguments = SimpleNamespace(
         output_path=str(harness.submissions), process_with_media=False, reasoning_tags=None, agentic_trace_mode="basic"
     )
