@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import voco_llama  # noqa: F401  makes torchvision importable beside a CPU-only torch, before lmms_eval wants it
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.answering import Answerer, Counts
 from voco_llama.evaluation.harness import Harness, TaskFiles, quiet, surroundings
