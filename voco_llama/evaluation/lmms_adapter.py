@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.evaluation.answering import Answerer, Counts
+from voco_llama.evaluation.answering import Answerer, Counts, first_token_seconds
 from voco_llama.evaluation.harness import Harness, TaskFiles, quiet, surroundings
 from voco_llama.evaluation.questions import Question
 from voco_llama.evaluation.results import checkpoint_fingerprint, load_checkpoint
@@ -48,6 +48,8 @@ TIMED_QUESTIONS = 5
 """The first ones, for the time to the first token."""
 DEFAULT_NEW_TOKENS = 1024
 """Where a task does not say (SEED-Bench), as LLaVA's own adapter has it."""
+_CONTROL_CHARACTERS = dict.fromkeys({*range(0x20)} - {ord("\t"), ord("\n"), ord("\r")})
+"""Left out of answers: tasks write tables for servers (MMBench's is a spreadsheet) that cannot hold them."""
 _IGNORED_GENERATION = ("image_aspect_ratio",)  # images are prepared as the checkpoint's processor says
 _PASSED_GENERATION = ("max_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
 
@@ -103,6 +105,7 @@ class VoCoLlamaAdapter(lmms):
         model, processor = load_checkpoint(Path(pretrained), device, dtype)
         self.max_new_tokens = max_new_tokens
         self.timed_questions: list[Question] = []
+        self.first_token_seconds: dict[str, float | None] = {}
         self.answerer = Answerer(
             model, processor, condition, num_voco, batch_size=int(batch_size), reuse=bool(reuse), go_on=bool(go_on)
         )
@@ -131,7 +134,7 @@ class VoCoLlamaAdapter(lmms):
         """Answer in request order; what was answered before a crash has been given."""
         questions = self.questions(requests)
         self.timed_questions = questions[:TIMED_QUESTIONS]
-        return self.answerer.answer(questions)
+        return (text.translate(_CONTROL_CHARACTERS) for text in self.answerer.answer(questions))
 
     def generate_until_multi_round(self, requests: "list[Instance]") -> list[str]:
         """Not supported."""
@@ -221,7 +224,7 @@ def run_tasks(
         output_path=str(harness.submissions), process_with_media=False, reasoning_tags=None, agentic_trace_mode="basic"
     )
     with surroundings(harness, run_id):
-        return simple_evaluate(
+        results = simple_evaluate(
             adapter,
             tasks=list(tasks),
             task_manager=_task_manager(harness),
@@ -235,6 +238,8 @@ def run_tasks(
             process_docs_parallel=1,
             verbosity="WARNING",
         )
+        adapter.first_token_seconds = first_token_seconds(adapter.answerer, adapter.timed_questions)
+    return results
 
 
 def gathered_counts(adapter: VoCoLlamaAdapter) -> Counts:

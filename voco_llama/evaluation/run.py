@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voco_llama.evaluation.answering import Counts, first_token_seconds
+from voco_llama.evaluation.answering import Counts
 from voco_llama.evaluation.efficiency import kv_bytes
 from voco_llama.evaluation.evaluate_settings import EvaluateSettings, rows_of
 from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_data_set, state_of_files
@@ -209,7 +209,7 @@ def _throughput(counts: Counts, seconds: float, adapter: "VoCoLlamaAdapter") -> 
             "model": round(counts.model_seconds, 3),
         },
         "answers_per_second": round(counts.answers / counts.seconds, 3) if counts.answers else None,
-        "first_token_seconds": first_token_seconds(adapter.answerer, adapter.timed_questions),
+        "first_token_seconds": adapter.first_token_seconds,
     }
 
 
