@@ -41,6 +41,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    import torch
     from lmms_eval.api.instance import Instance
     from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -114,6 +115,11 @@ class VoCoLlamaAdapter(lmms):
             f"{MODEL_NAME}({checkpoint_fingerprint(Path(pretrained))}, {condition}, {self.answerer.num_voco}{cap},"
             f" {model.dtype})"
         )
+
+    @property
+    def device(self) -> "torch.device":
+        """Where processes exchange how many questions each has."""
+        return self.answerer.model.device
 
     def __str__(self) -> str:
         """All that an answer depends on: lmms-eval keys its store of answers by it."""
