@@ -1,5 +1,9 @@
-"""Answers come in the order of the questions, each image is compressed once, and batching changes no answer."""
+"""Answers come in the order of the questions, each image is compressed once, and neither batches nor reuse change any.
 
+What a question's answer must be is worked out by hand here: its own images, its own batch of one.
+"""
+
+import logging
 from dataclasses import replace
 
 import pytest
@@ -8,18 +12,22 @@ from PIL import Image
 
 from tests.evaluation.hub import write_clip
 from tests.tiny import tiny_model, tiny_processor
+from voco_llama.data.video import read_frames
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation import answering
-from voco_llama.evaluation.answering import Answerer, first_token_seconds
+from voco_llama.evaluation.answering import Answerer, Failure, first_token_seconds, generate_texts
 from voco_llama.evaluation.efficiency import kv_bytes
-from voco_llama.evaluation.questions import Question
+from voco_llama.evaluation.questions import Question, cut
 
-NUM_NEW = {"max_new_tokens": 5}
+NUM_FRAMES = 3
+SHORT = {"max_new_tokens": 5}
+SHOWN = [0, 1, 0, 2, 1, 0, 2]
+"""Which image each question of `questions` is about."""
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return tiny_processor(num_voco=2, num_frames=3)
+    return tiny_processor(num_voco=2, num_frames=NUM_FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -30,156 +38,230 @@ def model(processor):
 @pytest.fixture(scope="module")
 def images():
     generator = torch.Generator().manual_seed(0)
-    noise = [torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=generator).numpy() for _ in range(3)]
-    return [Image.fromarray(array) for array in noise]
+    pixels = [torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=generator).numpy() for _ in range(3)]
+    return [Image.fromarray(array) for array in pixels]
 
 
 @pytest.fixture(scope="module")
-def questions(images, tmp_path_factory):
-    """Unequal lengths; one image, several, a clip, none; beams and other lengths among them."""
-    clip = tmp_path_factory.mktemp("clip") / "a.mp4"
-    write_clip(clip, "red", "green", "blue")
-    looks = [[0], [1], [0], [], [2, 0], [clip], [0], [1], [clip, 2]]
-    kinds = [NUM_NEW] * 9
-    kinds[2], kinds[6] = {"max_new_tokens": 3}, NUM_NEW | {"num_beams": 2}
+def questions(images):
+    """Seven questions of unequal length on three images; each look gives an object of its own."""
     return [
-        Question(
-            f"task document {i}",
-            f"What{' ever' * (i % 4)} is {i}?",
-            lambda look=look: [images[k] if isinstance(k, int) else k for k in look],
-            kind,
-        )
-        for i, (look, kind) in enumerate(zip(looks, kinds, strict=True))
+        Question(f"gqa {i}", f"What{' ever' * (i % 4)} is {i}?", lambda k=k: [images[k].copy()], SHORT)
+        for i, k in enumerate(SHOWN)
     ]
 
 
-def answers(model, processor, questions, condition="voco", **settings):
-    return list(Answerer(model, processor, condition, **settings).answer(questions))
+@pytest.fixture(scope="module")
+def mixed(images, tmp_path_factory):
+    """Text alone, one image, several, a clip; lengths, beams and ends of answers that differ."""
+    clip = tmp_path_factory.mktemp("clips") / "c.mp4"
+    write_clip(clip, "red", "green", "blue")
+    one, two, three = images
+    beams = {"max_new_tokens": 4, "num_beams": 2}
+    return [
+        Question("0", "What is two and two?", generation=SHORT),
+        Question("1", "Which?", lambda: [one], {"max_new_tokens": 2}),
+        Question("2", "Which of these two images is it, if any?", lambda: [two, one], SHORT),
+        Question("3", "What happens?", lambda: [str(clip)], SHORT),
+        Question("4", "And in all of these?", lambda: [three, one, two], beams),
+        Question("5", "Which color comes last in the clip that is shown?", lambda: [clip], beams),
+        Question("6", "Is it?", lambda: [one], SHORT),
+        Question("7", "Why?", generation=beams),
+        Question("8", "Now again, a question that is a good deal longer than the others are.", lambda: [two], SHORT),
+        Question("9", "Which?", lambda: [one], SHORT, until=("a", "e", " ")),
+    ]
+
+
+def by_hand(model, processor, question, condition="voco", num_voco=2):
+    """The answer of one question, without an `Answerer`."""
+    shown, marks = [], []
+    for visual in question.look() if condition != "blind" else ():
+        frames = [visual] if isinstance(visual, Image.Image) else read_frames(visual, NUM_FRAMES)
+        shown += frames
+        marks.append("<image>" * len(frames))
+    text = f"{' '.join(marks)}\n{question.prompt}" if marks else question.prompt
+    with torch.inference_mode():
+        if condition == "full":
+            laid_out, cache = processor(text=[text], images=shown or None, condition="full"), None
+        else:
+            laid_out = processor(text=[text], num_voco=num_voco)
+            cache = model.compress(processor.pixels(shown), num_voco=num_voco) if shown else None
+        (answer,) = generate_texts(model, processor, laid_out, cache, **question.generation)
+    return cut(answer, question.until)
+
+
+def answer(model, processor, questions, **settings):
+    answerer = Answerer(model, processor, **settings)
+    return list(answerer.answer(questions)), answerer.counts
 
 
 @pytest.mark.parametrize("condition", ["voco", "full", "blind"])
-@pytest.mark.parametrize("batch_size", [1, 3, 9])
-def test_batched_answers_are_those_of_single_questions_in_order(model, processor, questions, condition, batch_size):
-    single = [answers(model, processor, [q], condition)[0] for q in questions]
-    assert answers(model, processor, questions, condition, batch_size=batch_size) == single
-    assert len(set(single)) > 1  # else nothing is seen of their order
+def test_batched_answers_are_those_of_single_questions_in_order(model, processor, mixed, questions, condition):
+    asked = [*mixed, *questions]
+    expected = [by_hand(model, processor, question, condition) for question in asked]
+    for batch_size in (1, 3, 7):
+        assert answer(model, processor, asked, condition=condition, batch_size=batch_size)[0] == expected
+    assert len(set(expected)) > len(expected) // 2  # else nothing is seen of their order
 
 
-def test_each_image_is_compressed_once_also_across_windows(model, processor, questions, monkeypatch):
-    expected = answers(model, processor, questions)
+def test_order_holds_over_windows_and_each_image_is_compressed_once(model, processor, questions, monkeypatch):
     monkeypatch.setattr(answering, "WINDOW_BATCHES", 1)
-    answerer = Answerer(model, processor, batch_size=2)
-    assert list(answerer.answer(questions)) == expected
-    counts = answerer.counts
-    assert (counts.answers, counts.compressed, counts.visuals) == (9, 3 + 3, 5 + 2 + 3 + 3 + 1)
-    assert counts.seconds >= counts.model_seconds > 0
-
-    once_a_question = Answerer(model, processor, batch_size=2, reuse=False)
-    assert list(once_a_question.answer(questions)) == expected
-    assert once_a_question.counts.compressed == counts.visuals
-
-    monkeypatch.setattr(answering, "REUSE_BYTES", 0)
-    forgetful = Answerer(model, processor, batch_size=3)
-    assert list(forgetful.answer(questions)) == expected
-    assert counts.compressed < forgetful.counts.compressed < counts.visuals
+    sizes, compress = [], type(model).compress
+    monkeypatch.setattr(
+        type(model), "compress", lambda self, pixels, **kw: sizes.append(len(pixels)) or compress(self, pixels, **kw)
+    )
+    expected = [by_hand(model, processor, question) for question in questions]
+    sizes.clear()
+    given, counts = answer(model, processor, questions, batch_size=2)
+    assert given == expected
+    assert (counts.compressed, counts.visuals, counts.answers, sum(sizes)) == (3, 7, 7, 3)
+    assert 0 < counts.model_seconds < counts.seconds
 
 
 @pytest.mark.parametrize("condition", ["full", "blind"])
-def test_nothing_is_compressed_where_nothing_is_read_from_a_cache(model, processor, questions, condition):
-    answerer = Answerer(model, processor, condition)
-    list(answerer.answer(questions))
-    assert answerer.counts.compressed == 0
+def test_nothing_is_compressed_under_the_other_conditions(model, processor, questions, condition):
+    _, counts = answer(model, processor, questions, condition=condition)
+    assert (counts.compressed, counts.visuals) == (0, 7 if condition == "full" else 0)
+
+
+@pytest.mark.parametrize(
+    ("images_kept", "compressed"),
+    # of 0 1 0 2 1 0 2: all three; those used last of two (the third question alone finds its image); one
+    [(3, 3), (2, 6), (1, 7)],
+)
+def test_the_images_unused_longest_are_let_go(model, processor, questions, monkeypatch, images_kept, compressed):
+    expected, _ = answer(model, processor, questions)
+    monkeypatch.setattr(answering, "WINDOW_BATCHES", 1)
+    monkeypatch.setattr(answering, "REUSE_BYTES", images_kept * kv_bytes(model.config.text_config, 2, torch.float32))
+    answerer = Answerer(model, processor, batch_size=1)
+    assert list(answerer.answer(questions)) == expected
+    assert answerer.counts.compressed == compressed
+    assert len(answerer._kept) == images_kept
+
+
+def test_kept_images_serve_the_next_call(model, processor, questions):
+    answerer = Answerer(model, processor)
+    first = list(answerer.answer(questions))
+    assert list(answerer.answer(questions)) == first
+    assert answerer.counts.compressed == 3
+
+
+def test_answers_without_reuse_are_the_same(model, processor, mixed, questions):
+    asked = [*mixed, *questions]
+    (with_reuse, few), (without, many) = (
+        answer(model, processor, asked, batch_size=3, reuse=reuse) for reuse in (True, False)
+    )
+    assert with_reuse == without
+    assert (few.compressed, few.visuals) == (3 + NUM_FRAMES, 9 + 2 * NUM_FRAMES + 7)
+    assert many.compressed == many.visuals == few.visuals
 
 
 def test_condition_decides_what_is_seen(model, processor, questions):
-    other = Image.new("RGB", (16, 16))
-    swapped = [replace(q, look=lambda q=q: [other for _ in q.look()]) for q in questions]
+    swapped = [replace(q, look=lambda: [Image.new("RGB", (16, 16))]) for q in questions]
     for condition, changes in (("voco", True), ("full", True), ("blind", False)):
-        one, two = (answers(model, processor, asked, condition) for asked in (questions, swapped))
-        assert (one != two) == changes
+        one, other = (answer(model, processor, asked, condition=condition)[0] for asked in (questions, swapped))
+        assert (one != other) == changes
 
 
-def test_fewer_voco_tokens_are_the_cache_cut_short(model, processor, questions, images):
-    one = answers(model, processor, questions[:1], num_voco=1)
-    cache = model.compress(processor.pixels([images[0]]), num_voco=2).truncate(1)
-    laid_out = processor(text=[f"<image>\n{questions[0].prompt}"], num_voco=1)
-    assert one == answering.generate_texts(model, processor, laid_out, cache, **NUM_NEW)
+def test_fewer_voco_tokens_are_the_cache_cut_short(model, processor, questions):
+    """num_voco reaches both the compression and the layout of the rows."""
+    short, _ = answer(model, processor, questions, num_voco=1)
+    for text, question in zip(short, questions, strict=True):
+        cache = model.compress(processor.pixels(question.look()), num_voco=2).truncate(1)
+        laid_out = processor(text=[f"<image>\n{question.prompt}"], num_voco=1)
+        assert [text] == generate_texts(model, processor, laid_out, cache, **SHORT)
+    assert short != answer(model, processor, questions)[0]
 
 
-def test_an_external_compressor_is_not_cut_short(processor):
-    pooled = tiny_model(replace(processor, num_vision=0), compressor="average_pool")
-    with pytest.raises(SettingsError, match="average_pool was made for 2 tokens"):
-        Answerer(pooled, processor, num_voco=1)
+def test_an_answer_ends_before_the_first_of_its_ends():
+    assert cut(" a b. c, d\n", (",", ".")) == "a b"
+    assert cut("a b", ()) == "a b"
+    assert cut(".a", (".",)) == ""
 
 
-def test_answers_end_before_a_stop(model, processor, questions):
-    (whole,) = answers(model, processor, questions[:1])
-    stop = whole[len(whole) // 2]
-    (cut,) = answers(model, processor, [replace(questions[0], until=("never", stop))])
-    assert cut == whole.split(stop)[0].strip() != whole
+@pytest.fixture
+def no_file(questions):
+    """The questions, the fifth of them on a file that is gone."""
+
+    def look():
+        raise OSError("no such file:\nred.png")
+
+    return [replace(q, look=look) if i == 4 else q for i, q in enumerate(questions)]
 
 
-def broken():
-    raise OSError("broken file")
-
-
-def test_a_failing_question_stops_with_its_name_and_earlier_windows_are_given(model, processor, questions, monkeypatch):
+@pytest.mark.parametrize("condition", ["voco", "full"])
+def test_a_failing_question_stops_and_is_named_after_the_earlier_windows(
+    model, processor, questions, no_file, condition, monkeypatch
+):
     monkeypatch.setattr(answering, "WINDOW_BATCHES", 1)
-    asked = [*questions[:4], replace(questions[4], look=broken), *questions[5:]]
-    stream = Answerer(model, processor, batch_size=2).answer(asked)
-    assert [next(stream) for _ in range(4)] == answers(model, processor, questions[:4])
-    with pytest.raises(DataError, match="task document 4: cannot be answered .*broken file.*go_on=true"):
-        next(stream)
+    given = []
+    with pytest.raises(DataError, match=r"^gqa 4: cannot be answered \(OSError: no such file: red.png\): .*go_on=true"):
+        given.extend(Answerer(model, processor, condition, batch_size=2).answer(no_file))
+    assert given == [by_hand(model, processor, question, condition) for question in questions[:4]]
 
 
-def test_go_on_lists_what_failed_and_answers_the_rest(model, processor, questions):
-    answerer = Answerer(model, processor, go_on=True)
-    asked = [*questions[:4], replace(questions[4], look=broken), *questions[5:]]
-    expected = answers(model, processor, questions)
-    assert list(answerer.answer(asked)) == [*expected[:4], "", *expected[5:]]
-    ((failed, why),) = [(f.id, f.error) for f in answerer.counts.failures]
-    assert failed == "task document 4"
-    assert "broken file" in why
+@pytest.mark.parametrize("condition", ["voco", "full"])
+def test_a_failing_question_is_listed_where_the_rest_goes_on(model, processor, questions, no_file, condition):
+    expected, _ = answer(model, processor, questions, condition=condition)
+    given, counts = answer(model, processor, no_file, condition=condition, batch_size=3, go_on=True)
+    assert given == [*expected[:4], "", *expected[5:]]
+    assert counts.failures == [Failure("gqa 4", "OSError: no such file: red.png")]
 
 
-def test_a_batch_that_runs_out_of_memory_is_answered_one_by_one(model, processor, questions, monkeypatch):
-    expected = answers(model, processor, questions)
-    generate = type(model).generate
-
-    def short_of_memory(self, input_ids, **rest):
-        if len(input_ids) > 1:
-            raise torch.OutOfMemoryError("out of memory")
-        return generate(self, input_ids, **rest)
-
-    monkeypatch.setattr(type(model), "generate", short_of_memory)
-    assert answers(model, processor, questions) == expected
-    monkeypatch.setattr(type(model), "generate", lambda *a, **k: short_of_memory(None, [0, 0]))
-    with pytest.raises(DataError, match="task document 0: .*out of memory"):
-        answers(model, processor, questions[:1])
+def test_a_question_on_something_else_fails(model, processor, questions):
+    with pytest.raises(DataError, match="gqa 0: .* looks at a int: images and paths of clips can be answered on"):
+        answer(model, processor, [replace(questions[0], look=lambda: [3])])
 
 
-def test_a_compression_that_fails_names_its_question(model, processor, questions, monkeypatch):
-    compress = type(model).compress
+def out_of_memory(monkeypatch, model, name, fails):
+    """`model.<name>` runs out of memory where `fails(tensor)`; returns the sizes of batches that were tried."""
+    tried, method = [], getattr(type(model), name)
 
-    def fail_on_clips(self, pixels, **rest):
-        if len(pixels) != 1:
-            raise torch.OutOfMemoryError("out of memory")
-        return compress(self, pixels, **rest)
+    def scarce(self, pixel_values=None, *arguments, **named):
+        tensor = pixel_values if pixel_values is not None else named["input_ids"]
+        tried.append(len(tensor))
+        if fails(tensor):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return method(self, *([pixel_values] if pixel_values is not None else []), *arguments, **named)
 
-    expected = answers(model, processor, questions)
-    monkeypatch.setattr(type(model), "compress", fail_on_clips)
-    answerer = Answerer(model, processor, go_on=True)
-    found = list(answerer.answer(questions))
-    clips = [5, 8]
-    assert [f.id for f in answerer.counts.failures] == ["task document 5"]  # the clip is looked at once
-    assert found == ["" if i in clips else text for i, text in enumerate(expected)]
+    monkeypatch.setattr(type(model), name, scarce)
+    return tried
 
 
-def test_time_to_the_first_token(model, processor, questions):
-    for condition, from_cache in (("voco", True), ("full", False), ("blind", False)):
-        found = first_token_seconds(Answerer(model, processor, condition), questions[:2])
-        assert found["image"] > 0
-        assert (found["cache"] is not None) == from_cache
+@pytest.mark.parametrize("name", ["generate", "compress"])
+def test_a_batch_that_is_too_large_is_worked_through_one_by_one(model, processor, questions, monkeypatch, caplog, name):
+    expected, _ = answer(model, processor, questions)
+    tried = out_of_memory(monkeypatch, model, name, lambda tensor: len(tensor) > 1)
+    with caplog.at_level(logging.WARNING):
+        given, counts = answer(model, processor, questions)
+    assert given == expected
+    assert tried == ([7, *[1] * 7] if name == "generate" else [3, 1, 1, 1])
+    assert (counts.compressed, counts.failures) == (3, [])
+    assert "OutOfMemoryError: CUDA out of memory" in caplog.text
+    assert "one by one" in caplog.text
+
+
+def test_a_question_too_large_alone_is_named(model, processor, questions, monkeypatch):
+    expected, _ = answer(model, processor, questions)
+    longest = max(len(processor(text=[f"<image>\n{q.prompt}"])["input_ids"][0]) for q in questions)
+    out_of_memory(monkeypatch, model, "generate", lambda ids: len(ids) > 1 or ids.shape[1] == longest)
+    with pytest.raises(DataError, match="gqa 3: .*OutOfMemoryError"):
+        answer(model, processor, questions)
+    given, counts = answer(model, processor, questions, go_on=True)
+    assert given == [*expected[:3], "", *expected[4:]]
+    assert counts.failures == [Failure("gqa 3", "OutOfMemoryError: CUDA out of memory")]
+
+
+def test_an_image_that_cannot_be_compressed_fails_every_question_on_it(model, processor, questions, monkeypatch):
+    expected, _ = answer(model, processor, questions)
+    bad = processor.pixels(questions[3].look())[0]
+    out_of_memory(monkeypatch, model, "compress", lambda pixels: any(torch.equal(image, bad) for image in pixels))
+    with pytest.raises(DataError, match="gqa 3"):
+        answer(model, processor, questions)
+    given, counts = answer(model, processor, questions, go_on=True)
+    assert given == [*expected[:3], "", *expected[4:6], ""]
+    assert [failure.id for failure in counts.failures] == ["gqa 3", "gqa 6"]
+    assert counts.compressed == 2
 
 
 def test_unknown_condition(model, processor):
@@ -187,10 +269,30 @@ def test_unknown_condition(model, processor):
         Answerer(model, processor, "lower")
 
 
+def test_an_external_compressor_cannot_be_cut_short(questions):
+    processor = replace(tiny_processor(num_voco=2), num_vision=0)
+    model = tiny_model(processor, compressor="q_former", q_former={"layers": 1, "width": 8, "heads": 2})
+    with pytest.raises(SettingsError, match="q_former was made for 2 tokens an image .*leave num_voco out"):
+        Answerer(model, processor, num_voco=1)
+    for num_voco in (None, 2):
+        given, counts = answer(model, processor, questions, num_voco=num_voco)
+        assert counts.compressed == 3
+        assert given == [by_hand(model, processor, question) for question in questions]
+
+
+def test_time_to_the_first_token(model, processor, mixed, questions):
+    for condition, timed in (("voco", {"image", "cache"}), ("full", {"image"}), ("blind", {"image"})):
+        answerer = Answerer(model, processor, condition)
+        times = first_token_seconds(answerer, [*mixed[:4], questions[0]])
+        assert {name for name, seconds in times.items() if seconds is not None} == timed
+        assert all(0 < times[name] < 60 for name in timed)
+        assert answerer.counts == answering.Counts()
+    assert first_token_seconds(Answerer(model, processor), []) == {"image": None, "cache": None}
+
+
 def test_kv_bytes_are_those_of_the_cache(model, processor, images):
-    pixels = processor.pixels(images[:1])
     for num_voco in (1, 2):
-        cache = model.compress(pixels, num_voco=num_voco)
+        cache = model.compress(processor.pixels(images[:1]), num_voco=num_voco)
         assert kv_bytes(model.config.text_config, num_voco, torch.float32) == cache.bytes_per_entry
     from transformers import LlamaConfig
 

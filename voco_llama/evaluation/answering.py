@@ -196,10 +196,10 @@ class Answerer:
 
     def _entries(self, window: Sequence[Question], seen: Sequence[tuple[Visual, ...] | None]) -> dict[str, VoCoCache]:
         """The caches of all that the window looks at, by key."""
-        wanted: dict[str, tuple[Visual, Question]] = {}
+        wanted: dict[str, tuple[Visual, list[Question]]] = {}
         for i, (question, visuals) in enumerate(zip(window, seen, strict=True)):
             for visual in visuals or ():
-                wanted.setdefault(self._key(i, visual), (visual, question))
+                wanted.setdefault(self._key(i, visual), (visual, []))[1].append(question)
         entries = {key: self._kept[key] for key in wanted if key in self._kept}
         missing = [(key, *wanted[key]) for key in wanted if key not in entries]
         for start in range(0, len(missing), self.batch_size):
@@ -209,8 +209,8 @@ class Answerer:
             self._keep(entries)
         return entries
 
-    def _compress_some(self, some: Sequence[tuple[str, Visual, Question]]) -> dict[str, VoCoCache]:
-        def compress(part: Sequence[tuple[str, Visual, Question]]) -> dict[str, VoCoCache]:
+    def _compress_some(self, some: Sequence[tuple[str, Visual, Sequence[Question]]]) -> dict[str, VoCoCache]:
+        def compress(part: Sequence[tuple[str, Visual, Sequence[Question]]]) -> dict[str, VoCoCache]:
             started = time.perf_counter()
             images = [image for _, visual, _ in part for image in visual.images]
             chunks = [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
@@ -228,10 +228,11 @@ class Answerer:
             return compress(some)
         except FAILURES as error:
             if len(some) > 1:
-                logger.warning("images of %s to %s: %s: one by one", some[0][2].id, some[-1][2].id, _line(error))
+                first, last = some[0][2][0].id, some[-1][2][0].id
+                logger.warning("images of %s to %s: %s: one by one", first, last, _line(error))
         found: dict[str, VoCoCache] = {}
         for one in some:
-            found |= self._guarded([one[2]], lambda one=one: compress([one])) or {}
+            found |= self._guarded(one[2], lambda one=one: compress([one])) or {}
         return found
 
     def _keep(self, entries: Mapping[str, VoCoCache]) -> None:
@@ -244,18 +245,21 @@ class Answerer:
             held -= len(cache) * cache.bytes_per_entry
 
     def _guarded(self, asked: Sequence[Question], work: Callable[[], Any]) -> Any:
-        """What `work` gives; its failure belongs to the question: it stops the run, or is listed (None is given)."""
+        """What `work` gives; its failure is that of the questions: it stops the run, or is listed (None is given)."""
         try:
             return work()
         except FAILURES as error:
-            failure = Failure(asked[0].id, _line(error))
             if not self.go_on:
                 raise DataError(
-                    f"{failure.id}: cannot be answered ({failure.error}): mend it, or set go_on=true to list it and go"
+                    f"{asked[0].id}: cannot be answered ({_line(error)}): mend it, or set go_on=true to list it and go"
                     " on"
                 ) from error
-            logger.warning("%s: given up (%s)", failure.id, failure.error)
-            self.counts.failures.append(failure)
+            listed = {failure.id for failure in self.counts.failures}
+            for question in asked:
+                if question.id not in listed:
+                    logger.warning("%s: given up (%s)", question.id, _line(error))
+                    self.counts.failures.append(Failure(question.id, _line(error)))
+                    listed.add(question.id)
             return None
 
 
