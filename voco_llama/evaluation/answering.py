@@ -130,8 +130,7 @@ class Answerer:
             if seen[i] is None or any(self._key(i, v) not in entries for v in seen[i] if self.condition == "voco"):
                 texts[i] = ""
                 continue
-            kind = (tuple(sorted(question.generation.items())), question.until)
-            groups.setdefault(kind, []).append(i)
+            groups.setdefault(tuple(sorted(question.generation.items())), []).append(i)
         for members in groups.values():
             members.sort(key=lambda i: (sum(len(v.images) for v in seen[i]), len(window[i].prompt)))
             for start in range(0, len(members), self.batch_size):
