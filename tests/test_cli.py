@@ -26,7 +26,7 @@ def test_help_lists_the_commands(capsys):
         (["toyworld", "grdi=3"], "error: unknown setting 'grdi'; did you mean 'grid'?"),
         (["toyworld", "grid=three"], "error: grid: Value 'three'"),
         (["toyworld", "grid=99"], "error: toy world: grid=99"),
-        (["evaluate", "row=a"], "error: checkpoint has no value"),
+        (["evaluate", "row=a"], "error: row a has no checkpoint in suite toy (its rows are upper,"),
         (["evaluate", "row=a/b", "checkpoint=x"], "error: row 'a/b' names a file"),
         (["evaluate-clips", "row=a", "checkpoint=x", "num_frames=1"], "error: num_frames must be at least 2"),
         (["data", "prepare", "set=x", "annotations=a", "videos=v"], "error: set is 'x'"),

@@ -1,4 +1,4 @@
-"""Benchmarks on disk, a hub of all tasks' data, and a cache folder of datasets that goes away with the tests."""
+"""A hub of all tasks' data, and a cache folder of datasets that goes away with the tests."""
 
 import pytest
 
@@ -8,15 +8,6 @@ def datasets_cache(tmp_path_factory, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets_cache"))
-
-
-@pytest.fixture(scope="session")
-def benchmarks_root(tmp_path_factory):
-    from tests.evaluation.files import write_benchmarks
-
-    root = tmp_path_factory.mktemp("benchmarks")
-    write_benchmarks(root)
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,5 @@
-"""Our model as lmms-eval finds, makes and names it, and what a task's keywords become.
+"""Our model as one of lmms-eval's: how it is found, made from arguments, told apart, and how generation is read."""
 
-What lmms-eval makes of its answers is tested through `evaluate`.
-"""
-
-import copy
 from importlib.metadata import entry_points
 from types import SimpleNamespace
 
@@ -15,7 +11,6 @@ from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.evaluation.harness import Harness
 from voco_llama.evaluation.lmms_adapter import (
     DEFAULT_NEW_TOKENS,
-    MODEL_NAME,
     TIMED_QUESTIONS,
     VoCoLlamaAdapter,
     find_tasks,
@@ -24,116 +19,105 @@ from voco_llama.evaluation.lmms_adapter import (
 )
 
 
-def save(folder, seed=0):
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
     processor = tiny_processor(num_voco=2)
-    tiny_model(processor, seed=seed).save_pretrained(folder)
+    tiny_model(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("checkpoint"))
-
-
-def test_lmms_eval_finds_the_installed_entry_point():
+def test_lmms_eval_finds_it_by_name():
     from lmms_eval.models import get_model
 
-    (entry,) = entry_points(group="lmms_eval.models", name=MODEL_NAME)
-    manifest = entry.load()()
-    assert (manifest.model_id, manifest.chat_class_path) == (MODEL_NAME, None)
-    assert get_model(MODEL_NAME) is VoCoLlamaAdapter
-    assert VoCoLlamaAdapter.is_simple
+    (entry,) = entry_points(group="lmms_eval.models", name="voco_llama")
+    assert entry.load()().model_id == "voco_llama"
+    assert get_model("voco_llama") is VoCoLlamaAdapter
 
 
-def test_made_from_lmms_evals_strings(checkpoint):
-    """The numbers of `--model_args` arrive as numbers, `--batch_size` as a string."""
-    arguments = f"pretrained={checkpoint},num_voco=1,reuse=False,dtype=float32"
-    adapter = VoCoLlamaAdapter.create_from_arg_string(arguments, {"batch_size": "8", "device": "cpu"})
+def test_it_is_made_from_a_string_of_arguments(checkpoint):
+    adapter = VoCoLlamaAdapter.create_from_arg_string(
+        f"pretrained={checkpoint},num_voco=1,condition=voco,reuse=False,dtype=float64",
+        {"batch_size": "8", "device": "cpu"},
+    )
     answerer = adapter.answerer
-    assert (answerer.num_voco, answerer.batch_size, answerer.reuse, answerer.go_on) == (1, 8, False, False)
-    assert (adapter.rank, adapter.world_size) == (0, 1)
+    assert (answerer.num_voco, answerer.batch_size, answerer.reuse) == (1, 8, False)
+    assert str(answerer.model.dtype) == "torch.float64"
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("arguments", "message"),
     [
-        (
-            {"conv_template": "vicuna_v1"},
-            "model argument 'conv_template' is unknown: choose from pretrained, condition",
-        ),
-        ({"batch_size": "auto"}, "batch_size must be a whole number of at least 1, not 'auto'"),
-        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
+        ({"num_vocos": 1}, "model argument 'num_vocos' is unknown: choose from pretrained, condition"),
+        ({"batch_size": "auto"}, "batch_size must be a whole number"),
         ({"condition": "lower"}, "condition 'lower' is unknown"),
     ],
 )
-def test_bad_arguments(checkpoint, changes, message):
+def test_wrong_arguments_are_refused(checkpoint, arguments, message):
     with pytest.raises(SettingsError, match=message):
-        VoCoLlamaAdapter(**{"pretrained": checkpoint, "device": "cpu", **changes})
+        VoCoLlamaAdapter(checkpoint, device="cpu", **arguments)
 
 
-def test_folder_without_a_model(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no saved model"):
-        VoCoLlamaAdapter(str(tmp_path))
+def test_its_name_tells_apart_all_that_answers_depend_on(checkpoint, tmp_path):
+    processor = tiny_processor(num_voco=2)
+    tiny_model(processor, seed=1).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    same = {"device": "cpu"}
+    names = [
+        str(VoCoLlamaAdapter(folder, **same, **changes))
+        for folder, changes in [
+            (checkpoint, {}), (str(tmp_path), {}), (checkpoint, {"num_voco": 1}), (checkpoint, {"condition": "full"}),
+            (checkpoint, {"condition": "blind"}), (checkpoint, {"max_new_tokens": 4}),
+            (checkpoint, {"dtype": "bfloat16"}),
+        ]
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert str(VoCoLlamaAdapter(checkpoint, **same, batch_size=3, reuse=False)) == names[0]
 
 
-def test_identity_is_of_all_that_answers_depend_on(checkpoint, tmp_path):
-    """Where answers are kept, those of other weights or another condition are not taken for these."""
-    other = save(tmp_path, seed=1)
-    made = [
-        str(VoCoLlamaAdapter(**{"pretrained": checkpoint, "device": "cpu", **changes}))
-        for changes in (
-            {},
-            {"pretrained": other},
-            {"condition": "full"},
-            {"condition": "blind"},
-            {"num_voco": 1},
-            {"max_new_tokens": 3},
-            {"dtype": "float64"},
-        )
-    ]
-    assert len(set(made)) == len(made)
-    for changes in ({"batch_size": 1}, {"reuse": False}, {"num_voco": 2}):
-        assert str(VoCoLlamaAdapter(**{"pretrained": checkpoint, "device": "cpu", **changes})) == made[0]
+def test_what_it_cannot_do_is_said(checkpoint):
+    adapter = VoCoLlamaAdapter(checkpoint, device="cpu")
+    with pytest.raises(SettingsError, match="likelihoods"):
+        adapter.loglikelihood([])
+    with pytest.raises(SettingsError, match="several rounds"):
+        adapter.generate_until_multi_round([])
 
 
 @pytest.mark.parametrize(
     ("given", "limit", "generation", "until"),
     [
-        ({}, None, {"max_new_tokens": DEFAULT_NEW_TOKENS}, ()),
-        ({"max_new_tokens": 16, "until": "\n\n"}, None, {"max_new_tokens": 16}, ("\n\n",)),
-        ({"max_new_tokens": 16, "until": ["a", "b"]}, None, {"max_new_tokens": 16}, ("a", "b")),
-        ({"until": None}, 8, {"max_new_tokens": 8}, ()),
-        ({"max_new_tokens": 4}, 8, {"max_new_tokens": 4}, ()),
         (
-            {"temperature": 0, "top_p": None, "num_beams": 1, "do_sample": False, "image_aspect_ratio": "original"},
-            None,
-            {"num_beams": 1, "max_new_tokens": DEFAULT_NEW_TOKENS},
-            (),
+            {"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}, None,
+            {"max_new_tokens": 16, "num_beams": 1, "do_sample": False}, (),
         ),
-        ({"temperature": 0.0, "top_p": 1.0, "top_k": 5, "do_sample": True}, 1, {"max_new_tokens": 1}, ()),
+        ({"until": ["\n\n"], "max_new_tokens": 64}, 16, {"max_new_tokens": 16, "do_sample": False}, ("\n\n",)),
+        ({"until": "ASSISTANT:", "max_new_tokens": 4}, 16, {"max_new_tokens": 4, "do_sample": False}, ("ASSISTANT:",)),
+        (
+            {"until": ["ASSISTANT:"], "image_aspect_ratio": "original"}, None,
+            {"max_new_tokens": DEFAULT_NEW_TOKENS, "do_sample": False}, ("ASSISTANT:",),
+        ),
+        (
+            {"temperature": 0.2, "top_p": 0.9, "do_sample": True, "num_beams": 3, "max_new_tokens": 8}, None,
+            {"temperature": 0.2, "top_p": 0.9, "do_sample": True, "num_beams": 3, "max_new_tokens": 8}, (),
+        ),
+        ({"top_p": None, "max_new_tokens": 8}, None, {"max_new_tokens": 8, "do_sample": False}, ()),
     ],
-)
-def test_greedy_keywords(given, limit, generation, until):
-    before = copy.deepcopy(given)
-    assert read_generation(given, limit) == ({"do_sample": False, **generation}, until)
+)  # fmt: skip
+def test_generation_is_as_the_task_says(given, limit, generation, until):
+    before = dict(given)
+    assert read_generation(given, limit) == (generation, until)
     assert given == before
 
 
-def test_sampling_is_left_as_the_task_says():
-    given = {"temperature": 0.2, "top_p": 0.9, "do_sample": True, "max_new_tokens": 3}
-    assert read_generation(given, None) == (given, ())
+def test_generation_that_is_not_understood_is_refused():
+    with pytest.raises(SettingsError, match="generation keyword 'penalty_alpha' is not understood"):
+        read_generation({"penalty_alpha": 0.6}, None)
 
 
-def test_unknown_keyword():
-    with pytest.raises(SettingsError, match="generation keyword 'num_frames' is not understood"):
-        read_generation({"num_frames": 8}, None)
-
-
-@pytest.mark.parametrize("name", ["loglikelihood", "generate_until_multi_round"])
-def test_other_requests_are_refused(checkpoint, name):
-    with pytest.raises(SettingsError, match="cannot be evaluated: choose"):
-        getattr(VoCoLlamaAdapter(checkpoint, device="cpu"), name)([])
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no saved model"):
+        VoCoLlamaAdapter(str(tmp_path))
 
 
 def test_requests_are_answered_one_after_the_other(checkpoint):

@@ -1,124 +1,338 @@
-"""A saved checkpoint through the benchmarks and clips to result files that describe themselves, and to a report."""
+"""A saved checkpoint through lmms-eval's tasks and clips to result files that describe themselves, and to a report."""
 
 import json
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.evaluation.hub import write_hub, write_pope
+from tests.evaluation.lmms import JUDGE_NAME, JUDGED, UNJUDGED
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.errors import CheckpointError, DataError, SettingsError
+from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips, shuffled
+from voco_llama.evaluation.evaluate_settings import EvaluateSettings, rows_of
 from voco_llama.evaluation.report import ReportSettings, report
 from voco_llama.evaluation.results import read_result
-from voco_llama.evaluation.run import EvaluateSettings, evaluate
+from voco_llama.evaluation.run import evaluate, evaluate_rows
+
+TASKS = [task for task in UNJUDGED if task != "pope"]
+NUM_NEW = 4
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    processor = tiny_processor(num_voco=2, num_frames=3)
-    tiny_model(processor).save_pretrained(folder)
+def save(folder, processor, **model):
+    tiny_model(processor, **model).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-def settings_for(checkpoint, benchmarks_root, output, **changes):
-    plain = {"row": "voco_2", "condition": "voco", "batch_size": 4, "max_new_tokens": 4, "device": "cpu"} | changes
-    return EvaluateSettings(checkpoint=checkpoint, benchmarks_root=benchmarks_root, output=output, **plain)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("checkpoint"), tiny_processor(num_voco=2, num_frames=3))
 
 
-def test_result_describes_itself(checkpoint, benchmarks_root, tmp_path):
-    file = evaluate(settings_for(checkpoint, benchmarks_root, tmp_path))
+@pytest.fixture(autouse=True)
+def judge(tiny_hub, monkeypatch):
+    """Where the tiny hub's clips and judge are."""
+    monkeypatch.setenv("HF_HOME", str(tiny_hub.home))
+
+
+@pytest.fixture
+def settings_for(checkpoint, tiny_hub, tmp_path, tmp_path_factory):
+    def make(**changes):
+        plain = {
+            "checkpoint": checkpoint, "runs": tmp_path, "hub": tiny_hub.hub, "output": tmp_path, "row": "voco_2",
+            "condition": "voco", "batch_size": 4, "max_new_tokens": NUM_NEW, "device": "cpu",
+            "datasets_cache": tmp_path_factory.getbasetemp() / "evaluate_cache",
+        }  # fmt: skip
+        return EvaluateSettings(**plain | changes)
+
+    return make
+
+
+def lines_of(file):
+    answers = file.with_name(read_result(file)["answers_file"]).read_text(encoding="utf-8")
+    return [json.loads(line) for line in answers.splitlines()]
+
+
+def test_result_describes_itself(settings_for, tmp_path):
+    file = evaluate(settings_for())
     assert file == tmp_path / "voco_2.benchmarks.json"
     result = read_result(file)
     assert list(result["benchmarks"]) == ["GQA", "MMBench", "MME", "POPE", "VQAv2"]
-    assert {name: d["questions"] for name, d in result["benchmarks"].items()} == {
-        "GQA": 2, "MMBench": 3, "MME": 2, "POPE": 2, "VQAv2": 2,
-    }  # fmt: skip
-    assert result["num_answers"] == 11
-    assert result["num_compressed"] == 2 + 2 + 1 + 1 + 2
+    assert [d["task"] for d in result["benchmarks"].values()][:2] == ["gqa", "mmbench_en_dev_static"]
+    lines = lines_of(file)
+    assert result["num_answers"] == len(lines) == sum(d["questions"] for d in result["benchmarks"].values())
+    assert 0 < result["num_compressed"] < result["num_visuals"] == len(lines)
     assert (result["tokens_per_image"], result["kv_bytes_per_image"]) == (2, 2 * 2 * 2 * 8 * 2 * 4)
-    assert {"git_commit", "versions", "hardware", "command", "seed", "wall_seconds"} <= set(result)
+    assert {"git_commit", "versions", "hardware", "command", "seed", "wall_seconds", "date"} <= set(result)
+    assert result["versions"]["lmms_eval"] == "0.7.3"
     assert len(result["config_fingerprint"]) == len(result["checkpoint_fingerprint"]) == 64
-    answers = [json.loads(line) for line in (tmp_path / result["answers_file"]).read_text().splitlines()]
-    assert len(answers) == 11
-    assert answers[0]["prompt"].startswith("What color is it?")
+    assert set(result["task_files"]) == {d["task"] for d in result["benchmarks"].values()}
+    assert (result["judge"], result["failures"], result["processes"]) == (None, [], 1)
+    assert result["first_token_seconds"]["cache"] > 0
+    assert {line["benchmark"] for line in lines} == set(result["benchmarks"])
+    assert all(line["prompt"] for line in lines)
+    assert result["mean_accuracy"] == pytest.approx(np.mean([d["accuracy"] for d in result["benchmarks"].values()]))
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_external_compressor_is_evaluated_and_described(benchmarks_root, tmp_path):
+def test_answers_to_every_task_do_not_depend_on_batches_or_reuse(settings_for):
+    """One evaluation of each kind over all tasks that need no judge, images, frames, clips and text-only rows."""
+    files = {
+        row: evaluate(settings_for(row=row, tasks=TASKS, **changes))
+        for row, changes in {
+            "batched": {"batch_size": 7},
+            "one_by_one": {"batch_size": 1},
+            "no_reuse": {"batch_size": 7, "reuse": False},
+        }.items()
+    }
+    batched, one_by_one, no_reuse = (lines_of(file) for file in files.values())
+    assert {line["benchmark"] for line in batched} == set(TASKS)
+    assert batched == one_by_one == no_reuse
+    assert len({line["answer"] for line in batched}) > 1
+    compressed = {row: read_result(file)["num_compressed"] for row, file in files.items()}
+    assert compressed["batched"] == compressed["one_by_one"] < compressed["no_reuse"]
+    assert set(read_result(files["batched"])["submissions"]) == {"vqav2_test", "vqav2_testdev"}
+    assert list(files["batched"].with_name("batched.files").rglob("vqav2_testdev*.json"))
+
+
+def test_a_judge_is_asked_and_named(settings_for, tiny_hub, monkeypatch):
+    judged = [task for task in JUDGED if task.startswith("ms")]
+    for name, value in {"OPENAI_API_URL": "", "OPENAI_API_KEY": "", "MODEL_VERSION": "", "API_TYPE": "openai"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="OPENAI_API_URL and OPENAI_API_KEY not set"):
+        evaluate(settings_for(tasks=judged))
+    monkeypatch.setenv("OPENAI_API_URL", tiny_hub.judge.address)
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    with pytest.raises(SettingsError, match="MODEL_VERSION"):
+        evaluate(settings_for(tasks=judged))
+    monkeypatch.setenv("MODEL_VERSION", JUDGE_NAME)
+    asked = len(tiny_hub.judge.asked)
+    result = read_result(evaluate(settings_for(tasks=judged)))
+    assert result["judge"] == JUDGE_NAME
+    assert len(tiny_hub.judge.asked) - asked == sum(d["questions"] for d in result["benchmarks"].values())
+    assert {d["full"] for d in result["benchmarks"].values()} == {100.0}
+
+
+def test_answers_to_judged_tasks_do_not_depend_on_batches_either(settings_for, tiny_hub, monkeypatch):
+    """Most are on clips; nothing is scored by chance, or the second evaluation would differ."""
+    for name, value in (("URL", tiny_hub.judge.address), ("KEY", "key")):
+        monkeypatch.setenv(f"OPENAI_API_{name}", value)
+    monkeypatch.setenv("MODEL_VERSION", JUDGE_NAME)
+    batched, one_by_one = (
+        evaluate(settings_for(row=row, tasks=JUDGED, batch_size=size)) for row, size in (("all", 7), ("one", 1))
+    )
+    assert {line["benchmark"] for line in lines_of(batched)} == set(JUDGED)
+    assert lines_of(batched) == lines_of(one_by_one)
+    assert read_result(batched)["benchmarks"] == read_result(one_by_one)["benchmarks"]
+    assert read_result(batched)["judge"] == JUDGE_NAME
+
+
+@pytest.mark.parametrize("damage", ["header", "content", "cut", "huge", "no image"])
+def test_a_damaged_image_is_named(settings_for, tmp_path, damage):
+    """Whatever is wrong with the file, and wherever it is noticed: when rows are read or when pixels are."""
+    hub = tmp_path / "hub"
+    write_pope(hub)
+    (table,) = (hub / "lmms-lab-encoder" / "POPE").rglob("test*.parquet")
+    rows = pq.read_table(table)
+    cells = rows.column("image").to_pylist()
+    whole = cells[1]["bytes"]
+    data, size = whole.index(b"IDAT"), struct.pack(">II", 100_000, 100_000) + whole[24:29]
+    cells[1]["bytes"] = {
+        "header": b"GIF" + whole[3:],
+        "huge": whole[:16] + size + zlib.crc32(whole[12:16] + size).to_bytes(4, "big") + whole[33:],
+        "content": whole[: data + 10] + b"\xff\xff\xff" + whole[data + 13 :],
+        "cut": whole[: data + 10],
+        "no image": b"",
+    }[damage]
+    column = pa.array(cells, rows.schema.field("image").type)
+    pq.write_table(rows.set_column(rows.schema.get_field_index("image"), rows.schema.field("image"), column), table)
+    with pytest.raises(DataError, match=r"^pope document 1: cannot be answered \(") as caught:
+        evaluate(settings_for(tasks=["pope"], hub=hub))
+    assert "\n" not in str(caught.value)
+    result = read_result(evaluate(settings_for(tasks=["pope"], hub=hub, go_on=True)))
+    assert [failure["id"] for failure in result["failures"]] == ["pope document 1"]
+
+
+def test_an_external_compressor_is_evaluated_and_described(settings_for, tmp_path):
     processor = replace(tiny_processor(num_voco=2), num_vision=0)
-    model = tiny_model(processor, compressor="q_former", q_former={"layers": 1, "width": 8, "heads": 2})
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    result = read_result(evaluate(settings_for(tmp_path / "model", benchmarks_root, tmp_path, benchmarks=["POPE"])))
+    model = {"compressor": "q_former", "q_former": {"layers": 1, "width": 8, "heads": 2}}
+    folder = save(tmp_path / "model", processor, **model)
+    result = read_result(evaluate(settings_for(checkpoint=folder, tasks=["pope"])))
     described = result["model"]
     assert (described["compressor"], described["trained_condition"], described["trained_num_voco"]) == (
         "q_former",
         "voco",
         2,
     )
-    size = sum(parameter.numel() for parameter in model.compressor.parameters())
+    size = sum(parameter.numel() for parameter in tiny_model(processor, **model).compressor.parameters())
     assert described["million_parameters"]["compressor"] == size / 1e6
-    assert (result["tokens_per_image"], result["num_compressed"]) == (2, 1)
+    assert result["tokens_per_image"] == 2
 
 
-def test_rows_to_report(checkpoint, benchmarks_root, tmp_path):
-    few = {"benchmarks": ["GQA", "POPE"]}
-    rows = {
-        "upper": {"condition": "full"},
-        "lower": {"num_voco": 1},
-        "blind": {"condition": "blind"},
-        "voco_1": {"num_voco": 1},
-    }
-    files = [
-        evaluate(settings_for(checkpoint, benchmarks_root, tmp_path, row=row, **few, **changes))
-        for row, changes in rows.items()
-    ]
-    read = [read_result(file) for file in files]
-    assert [result["tokens_per_image"] for result in read] == [4 + 2, 1, 0, 1]
-    assert len({result["checkpoint_fingerprint"] for result in read}) == 1
-    assert len({result["config_fingerprint"] for result in read}) == 4
-    text = report(ReportSettings(tmp_path, tmp_path / "report"))
+def test_a_suites_rows_are_evaluated_and_reported(settings_for, checkpoint, tmp_path):
+    for run in ("instruct_long", "voco_1", "voco_4", "average_pool_1"):
+        (tmp_path / "toy" / run).mkdir(parents=True)
+        (tmp_path / "toy" / run / "final").symlink_to(checkpoint)
+    all_rows = settings_for(row=None, checkpoint=None, condition=None, tasks=["gqa", "pope"])
+    assert [(s.row, s.condition) for s in rows_of(all_rows)] == [
+        ("upper", "full"), ("voco_4", "voco"), ("voco_1", "voco"), ("average_pool_1", "voco"), ("lower", "voco"),
+        ("blind", "blind"),
+    ]  # fmt: skip
+    files = evaluate_rows(replace(all_rows, output=tmp_path / "results"))
+    read = {read_result(file)["row"]: read_result(file) for file in files}
+    assert [read[row]["tokens_per_image"] for row in ("upper", "voco_1", "blind")] == [4 + 2, 2, 0]
+    assert len({result["checkpoint_fingerprint"] for result in read.values()}) == 1
+    assert len({result["config_fingerprint"] for result in read.values()}) == 6
+    text = report(ReportSettings(tmp_path / "results", tmp_path / "report"))
     names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
-    assert [name for name in names if name in rows] == ["upper", "voco_1", "lower", "blind"] * 2
+    assert [name for name in names if name in ("upper", "lower", "blind")] == ["upper", "lower", "blind"] * 2
+    (tmp_path / "toy" / "voco_4" / "final").unlink()
+    with pytest.raises(CheckpointError, match=r"voco_4.final: holds no saved model"):
+        evaluate_rows(all_rows)  # before the first row is evaluated
 
 
-def test_checkpoint_fingerprint_follows_the_weights(checkpoint, benchmarks_root, tmp_path):
-    processor = tiny_processor(num_voco=2)
-    other = tmp_path / "other"
-    tiny_model(processor, seed=1).save_pretrained(other)
-    processor.save_pretrained(other)
+def test_checkpoint_fingerprint_follows_the_weights(settings_for, tmp_path):
+    other = save(tmp_path / "other", tiny_processor(num_voco=2), seed=1)
     one, two = (
-        read_result(evaluate(settings_for(folder, benchmarks_root, tmp_path, benchmarks=["POPE"], row=row)))
-        for folder, row in ((checkpoint, "one"), (other, "two"))
+        read_result(evaluate(settings_for(tasks=["pope"], row=row, **changes)))
+        for row, changes in (("one", {}), ("two", {"checkpoint": other}))
     )
     assert one["checkpoint_fingerprint"] != two["checkpoint_fingerprint"]
-    assert one["benchmarks"]["POPE"]["data_fingerprint"] == two["benchmarks"]["POPE"]["data_fingerprint"]
+    assert one["benchmarks"]["pope"]["data_fingerprint"] == two["benchmarks"]["pope"]["data_fingerprint"]
+
+
+def test_a_changed_hub_is_read_anew_in_the_same_process(settings_for, tmp_path):
+    hub = tmp_path / "hub"
+    write_pope(hub)
+    first = evaluate(settings_for(tasks=["pope"], hub=hub))
+    before = read_result(first), lines_of(first)
+    (table,) = (hub / "lmms-lab-encoder" / "POPE").rglob("test*.parquet")
+    rows = pq.read_table(table)
+    pq.write_table(rows.slice(1), table)
+    second = evaluate(settings_for(tasks=["pope"], hub=hub))
+    assert lines_of(second) != before[1]
+    assert len(lines_of(second)) == rows.num_rows - 1
+    assert (
+        read_result(second)["benchmarks"]["pope"]["data_fingerprint"]
+        != before[0]["benchmarks"]["pope"]["data_fingerprint"]
+    )
+
+
+def test_a_run_that_was_cut_off_goes_on(settings_for, tmp_path, monkeypatch):
+    settings = settings_for(tasks=["gqa", "pope", "vqav2_val"], keep_answers=True, batch_size=2)
+    monkeypatch.setattr("voco_llama.evaluation.answering.WINDOW_BATCHES", 1)
+    whole = evaluate(replace(settings, row="whole"))
+    window = Answerer._window
+    windows = []
+
+    def stop_at_the_third(self, asked):
+        if len(windows) == 2:
+            raise KeyboardInterrupt
+        windows.append([question.id for question in asked])
+        return window(self, asked)
+
+    monkeypatch.setattr(Answerer, "_window", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(settings)
+    assert not (tmp_path / "voco_2.benchmarks.json").exists()
+    monkeypatch.setattr(Answerer, "_window", window)
+
+    other = save(tmp_path / "other", tiny_processor(num_voco=2, num_frames=3), seed=1)
+    changed = read_result(evaluate(replace(settings, checkpoint=other, keep_answers=None, tasks=["gqa"], row="other")))
+    assert changed["num_answers"] == changed["benchmarks"]["gqa"]["questions"]
+    resumed = evaluate(settings)
+    given = sum(len(asked) for asked in windows)
+    assert read_result(resumed)["num_answers"] == read_result(whole)["num_answers"] - given
+    assert lines_of(resumed) == lines_of(whole)
+    assert not (tmp_path / "voco_2.responses").exists()
+
+
+def test_failing_questions_are_listed_and_the_report_says_so(settings_for, tmp_path, monkeypatch):
+    look = Answerer._look
+
+    def break_one(self, question):
+        if question.id == "pope document 1":
+            raise OSError("broken image")
+        return look(self, question)
+
+    monkeypatch.setattr(Answerer, "_look", break_one)
+    with pytest.raises(DataError, match="pope document 1: cannot be answered .*broken image"):
+        evaluate(settings_for(tasks=["pope"]))
+    assert not (tmp_path / "voco_2.benchmarks.json").exists()
+    results = tmp_path / "results"
+    evaluate(settings_for(tasks=["pope"], go_on=True, output=results, row="upper", condition="full"))
+    monkeypatch.setattr(Answerer, "_look", look)
+    evaluate(settings_for(tasks=["pope"], output=results, row="lower"))
+    result = read_result(results / "upper.benchmarks.json")
+    assert [failure["id"] for failure in result["failures"]] == ["pope document 1"]
+    with pytest.raises(DataError, match="left 1 questions unanswered"):
+        report(ReportSettings(results, tmp_path / "report"))
+    assert "INCOMPLETE: upper" in report(ReportSettings(results, tmp_path / "report", allow_limited=True))
+
+
+def test_a_task_without_a_result_leaves_no_file(settings_for, tmp_path, monkeypatch):
+    from voco_llama.evaluation import lmms_adapter
+
+    run = lmms_adapter.run_tasks
+
+    def lose_pope(*arguments):
+        found = run(*arguments)
+        del found["samples"]["pope"]
+        return found
+
+    monkeypatch.setattr(lmms_adapter, "run_tasks", lose_pope)
+    with pytest.raises(DataError, match="task pope: lmms-eval gave no pope_f1_score"):
+        evaluate(settings_for(tasks=["gqa", "pope"]))
+    assert not (tmp_path / "voco_2.benchmarks.json").exists()
+
+
+def test_limit_takes_the_first_documents(settings_for):
+    file = evaluate(settings_for(tasks=["pope", "gqa"], limit=1))
+    assert [line["document"] for line in lines_of(file)] == [0, 0]
+    assert read_result(file)["limit"] == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"condition": "lower"}, "condition 'lower' is unknown"),
-        ({"benchmarks": ["GQA", "SEED"]}, "no benchmark 'SEED'"),
-        ({"benchmarks": []}, "no benchmark is named"),
+        ({"tasks": ["gqa", "seed"]}, "task 'seed' is not known here"),
+        ({"tasks": ["pope_full", "pope_adv"]}, "pope_adv is named twice"),
+        ({"suite": "tox"}, "there is no suite 'tox'; did you mean 'toy'"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"num_voco": 0}, "num_voco must be at least 1"),
         ({"row": "../x"}, "names a file"),
     ],
 )
-def test_bad_settings_fail_at_once(tmp_path, changes, message):
+def test_bad_settings_fail_at_once(settings_for, changes, message):
     with pytest.raises(SettingsError, match=message):
-        settings_for(tmp_path, tmp_path, tmp_path, **changes)
+        settings_for(**changes)
 
 
-def test_folder_without_a_model(benchmarks_root, tmp_path):
+def test_rows_without_what_they_need(settings_for, tmp_path):
+    with pytest.raises(SettingsError, match="is of no row"):
+        evaluate_rows(settings_for(row=None))
+    with pytest.raises(SettingsError, match="row x has no checkpoint in suite toy .its rows are upper"):
+        evaluate_rows(settings_for(row="x", checkpoint=None))
     with pytest.raises(CheckpointError, match="holds no saved model"):
-        evaluate(settings_for(tmp_path, benchmarks_root, tmp_path / "out"))
+        evaluate(settings_for(checkpoint=tmp_path, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_that_is_not_there(settings_for, tmp_path):
+    write_hub(tmp_path / "hub", tmp_path / "home")
+    card = tmp_path / "hub" / "lmms-lab-encoder" / "MME" / "README.md"
+    card.unlink()
+    with pytest.raises(DataError, match=r"MME: has no data set card README.md, which task mme reads"):
+        evaluate(settings_for(hub=tmp_path / "hub"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from voco_llama.provenance import fingerprint_data, fingerprint_files
+
+TABLES = (".parquet", ".json", ".jsonl", ".csv", ".md")
+
 
 @dataclass(frozen=True)
 class Harness:
@@ -78,11 +82,24 @@ def surroundings(harness: Harness, run_id: str) -> Iterator[None]:
                 os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
-def fingerprint_of_files(folder: Path) -> str:
+def state_of_files(folder: Path) -> str:
     """A hash of the names, sizes and times of all files below a folder, after which a cache of them is named."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            status = file.stat()
-            digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for file in files_below(folder):
+        status = file.stat()
+        digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def fingerprint_data_set(folder: Path) -> str:
+    """A hash of a data set's files: the contents of tables and cards, the names and sizes of clips and images."""
+    files = files_below(folder)
+    tables = [file for file in files if file.suffix in TABLES]
+    others = [[str(file.relative_to(folder)), file.stat().st_size] for file in files if file.suffix not in TABLES]
+    return fingerprint_data([[str(file.relative_to(folder)) for file in tables], fingerprint_files(tables), others])
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, through links too, in order."""
+    walked = os.walk(folder, followlinks=True)
+    return sorted(Path(directory, name) for directory, _, names in walked for name in names)

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import voco_llama  # noqa: F401  makes torchvision importable beside a CPU-only torch, before lmms_eval wants it
+from PIL import ImageFile
+
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.evaluation.answering import Answerer, Counts
+from voco_llama.evaluation.answering import Answerer, Counts, first_token_seconds
 from voco_llama.evaluation.harness import Harness, TaskFiles, quiet, surroundings
 from voco_llama.evaluation.questions import Question
 from voco_llama.evaluation.results import checkpoint_fingerprint, load_checkpoint
@@ -42,6 +43,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    import torch
     from lmms_eval.api.instance import Instance
     from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -49,6 +51,8 @@ TIMED_QUESTIONS = 5
 """The first ones, for the time to the first token."""
 DEFAULT_NEW_TOKENS = 1024
 """Where a task does not say (SEED-Bench), as LLaVA's own adapter has it."""
+_CONTROL_CHARACTERS = dict.fromkeys({*range(0x20)} - {ord("\t"), ord("\n"), ord("\r")})
+"""Left out of answers: tasks write tables for servers (MMBench's is a spreadsheet) that cannot hold them."""
 _IGNORED_GENERATION = ("image_aspect_ratio",)  # images are prepared as the checkpoint's processor says
 _PASSED_GENERATION = ("max_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
 
@@ -104,6 +108,7 @@ class VoCoLlamaAdapter(lmms):
         model, processor = load_checkpoint(Path(pretrained), device, dtype)
         self.max_new_tokens = max_new_tokens
         self.timed_questions: list[Question] = []
+        self.first_token_seconds: dict[str, float | None] = {}
         self.answerer = Answerer(
             model, processor, condition, num_voco, batch_size=int(batch_size), reuse=bool(reuse), go_on=bool(go_on)
         )
@@ -112,6 +117,11 @@ class VoCoLlamaAdapter(lmms):
             f"{MODEL_NAME}({checkpoint_fingerprint(Path(pretrained))}, {condition}, {self.answerer.num_voco}{cap},"
             f" {model.dtype})"
         )
+
+    @property
+    def device(self) -> "torch.device":
+        """Where processes exchange how many questions each has."""
+        return self.answerer.model.device
 
     def __str__(self) -> str:
         """All that an answer depends on: lmms-eval keys its store of answers by it."""
@@ -130,9 +140,10 @@ class VoCoLlamaAdapter(lmms):
 
     def generate_until(self, requests: "list[Instance]") -> Iterator[str]:
         """Answer in request order; what was answered before a crash has been given."""
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it: what is missing of an image would be black
         questions = self.questions(requests)
         self.timed_questions = questions[:TIMED_QUESTIONS]
-        return self.answerer.answer(questions)
+        return (text.translate(_CONTROL_CHARACTERS) for text in self.answerer.answer(questions))
 
     def generate_until_multi_round(self, requests: "list[Instance]") -> list[str]:
         """Not supported."""
@@ -214,13 +225,15 @@ def run_tasks(
     Returns:
         What `simple_evaluate` gives; None in all processes but the first.
     """
+    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
     from lmms_eval.evaluator import simple_evaluate
 
+    _resolve_hf_datasets_cache_dir.cache_clear()  # else the first evaluation of a process decides for all
     arguments = SimpleNamespace(
         output_path=str(harness.submissions), process_with_media=False, reasoning_tags=None, agentic_trace_mode="basic"
     )
     with surroundings(harness, run_id):
-        return simple_evaluate(
+        results = simple_evaluate(
             adapter,
             tasks=list(tasks),
             task_manager=_task_manager(harness),
@@ -234,6 +247,10 @@ def run_tasks(
             process_docs_parallel=1,
             verbosity="WARNING",
         )
+        failed = {failure.id for failure in adapter.answerer.counts.failures}
+        timed = [question for question in adapter.timed_questions if question.id not in failed]
+        adapter.first_token_seconds = first_token_seconds(adapter.answerer, timed)
+    return results
 
 
 def gathered_counts(adapter: VoCoLlamaAdapter) -> Counts:

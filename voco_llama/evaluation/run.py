@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voco_llama.evaluation.answering import Counts, first_token_seconds
+from voco_llama.evaluation.answering import Counts
 from voco_llama.evaluation.efficiency import kv_bytes
 from voco_llama.evaluation.evaluate_settings import EvaluateSettings, rows_of
-from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_of_files
+from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_data_set, state_of_files
 from voco_llama.evaluation.results import (
     BENCHMARKS_KIND,
     checkpoint_fingerprint,
@@ -103,7 +103,7 @@ def _harness(settings: EvaluateSettings, suite: Suite) -> Harness:
     """Folders by absolute paths: lmms-eval runs with another working directory."""
     hub = None if settings.hub is None else settings.hub.absolute()
     # `datasets` would take rows from its cache although the files have changed: each state of a hub has its own.
-    cache = settings.datasets_cache.absolute() / ("hub" if hub is None else fingerprint_of_files(hub)[:16])
+    cache = settings.datasets_cache.absolute() / ("hub" if hub is None else state_of_files(hub)[:16])
     beside = settings.output.absolute() / settings.row
     responses = beside.with_name(f"{settings.row}.responses") if suite.keep_answers else None
     return Harness(hub, TASKS_DIR, cache, responses, beside.with_name(f"{settings.row}.files"))
@@ -114,13 +114,13 @@ def _data_fingerprint(files: TaskFiles, harness: Harness) -> str | None:
     if harness.hub is None:
         return None
     folder = harness.hub / files.dataset
-    return _fingerprint_contents(folder, fingerprint_of_files(folder))
+    return _fingerprint_data_set(folder, state_of_files(folder))
 
 
 @functools.cache
-def _fingerprint_contents(folder: Path, state: str) -> str:
-    """Of all files below a folder; read once for all rows, while its names, sizes and times stay the same."""
-    return fingerprint_files(file for file in folder.rglob("*") if file.is_file())
+def _fingerprint_data_set(folder: Path, state: str) -> str:
+    """Read once for all rows, as long as names, sizes and times stay the same."""
+    return fingerprint_data_set(folder)
 
 
 def _describe_columns(
@@ -209,7 +209,7 @@ def _throughput(counts: Counts, seconds: float, adapter: "VoCoLlamaAdapter") -> 
             "model": round(counts.model_seconds, 3),
         },
         "answers_per_second": round(counts.answers / counts.seconds, 3) if counts.answers else None,
-        "first_token_seconds": first_token_seconds(adapter.answerer, adapter.timed_questions),
+        "first_token_seconds": adapter.first_token_seconds,
     }
 
 

@@ -96,14 +96,14 @@ TASKS: dict[str, Task] = {
     "mmbench_en_dev_static": Task("gpt_eval_score", _PER_CENT),
     "mmbench_llava": Task("gpt_eval_score", _PER_CENT),
     "seedbench": Task("seed_all", points=_seed_points),
-    "activitynetqa": Task("gpt_eval_accuracy", points=_judged("gpt_eval_accuracy"), needs_judge=True),
+    "activitynetqa": Task("gpt_eval_accuracy", _PER_CENT, _judged("gpt_eval_accuracy"), needs_judge=True),
     "videochatgpt_gen": Task("gpt_eval_score_correctness", _OUT_OF_FIVE, needs_judge=True),
     "videochatgpt_temporal": Task("gpt_eval_score_temporal", _OUT_OF_FIVE, needs_judge=True),
     "videochatgpt_consistency": Task("gpt_eval_score_consistency", _OUT_OF_FIVE, needs_judge=True),
     "msvd_qa": _MATCH,
     "msrvtt_qa": _MATCH,
-    "msvd_qa_judge": Task("gpt_eval_accuracy", points=_judged("gpt_eval_accuracy"), needs_judge=True),
-    "msrvtt_qa_judge": Task("gpt_eval_accuracy", points=_judged("gpt_eval_accuracy"), needs_judge=True),
+    "msvd_qa_judge": Task("gpt_eval_accuracy", _PER_CENT, _judged("gpt_eval_accuracy"), needs_judge=True),
+    "msrvtt_qa_judge": Task("gpt_eval_accuracy", _PER_CENT, _judged("gpt_eval_accuracy"), needs_judge=True),
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "pope_full": ("pope_adv", "pope_pop", "pope_random"),
