@@ -6,12 +6,11 @@ import zlib
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.evaluation.hub import write_hub, write_pope
+from tests.evaluation.hub import change_pope_image, write_hub, write_pope
 from tests.evaluation.lmms import JUDGE_NAME, JUDGED, UNJUDGED
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.errors import CheckpointError, DataError, SettingsError
@@ -135,25 +134,31 @@ def test_answers_to_judged_tasks_do_not_depend_on_batches_either(settings_for, t
     assert read_result(batched)["judge"] == JUDGE_NAME
 
 
-@pytest.mark.parametrize("damage", ["header", "content", "cut", "huge", "no image"])
+def with_size(width, height):
+    """A PNG file whose header says that it is so large."""
+
+    def change(whole):
+        header = b"IHDR" + struct.pack(">II", width, height) + whole[24:29]
+        return whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda whole: b"GIF" + whole[3:], id="header"),
+        pytest.param(lambda whole: whole[:50] + b"\xff" * 3 + whole[53:], id="content"),
+        pytest.param(lambda whole: whole[:50], id="cut"),
+        pytest.param(with_size(100_000, 100_000), id="huge"),
+        pytest.param(lambda whole: b"", id="empty"),
+    ],
+)
 def test_a_damaged_image_is_named(settings_for, tmp_path, damage):
     """Whatever is wrong with the file, and wherever it is noticed: when rows are read or when pixels are."""
     hub = tmp_path / "hub"
     write_pope(hub)
-    (table,) = (hub / "lmms-lab-encoder" / "POPE").rglob("test*.parquet")
-    rows = pq.read_table(table)
-    cells = rows.column("image").to_pylist()
-    whole = cells[1]["bytes"]
-    data, size = whole.index(b"IDAT"), struct.pack(">II", 100_000, 100_000) + whole[24:29]
-    cells[1]["bytes"] = {
-        "header": b"GIF" + whole[3:],
-        "huge": whole[:16] + size + zlib.crc32(whole[12:16] + size).to_bytes(4, "big") + whole[33:],
-        "content": whole[: data + 10] + b"\xff\xff\xff" + whole[data + 13 :],
-        "cut": whole[: data + 10],
-        "no image": b"",
-    }[damage]
-    column = pa.array(cells, rows.schema.field("image").type)
-    pq.write_table(rows.set_column(rows.schema.get_field_index("image"), rows.schema.field("image"), column), table)
+    change_pope_image(hub, 1, damage)
     with pytest.raises(DataError, match=r"^pope document 1: cannot be answered \(") as caught:
         evaluate(settings_for(tasks=["pope"], hub=hub))
     assert "\n" not in str(caught.value)
@@ -276,6 +281,34 @@ def test_failing_questions_are_listed_and_the_report_says_so(settings_for, tmp_p
     with pytest.raises(DataError, match="left 1 questions unanswered"):
         report(ReportSettings(results, tmp_path / "report"))
     assert "INCOMPLETE: upper" in report(ReportSettings(results, tmp_path / "report", allow_limited=True))
+
+
+def test_a_question_that_failed_before_the_cut_is_still_listed(settings_for, monkeypatch):
+    """Its empty answer is not taken for one, neither where the run goes on nor by a run that allows no failure."""
+    monkeypatch.setattr("voco_llama.evaluation.answering.WINDOW_BATCHES", 1)
+    look, window = Answerer._look, Answerer._window
+    settings = settings_for(tasks=["pope"], keep_answers=True, go_on=True, batch_size=1)
+
+    def break_one(self, question):
+        if question.id == "pope document 1":
+            raise OSError("broken image")
+        return look(self, question)
+
+    def stop(self, asked):
+        if asked[0].id == "pope document 3":
+            raise KeyboardInterrupt
+        return window(self, asked)
+
+    monkeypatch.setattr(Answerer, "_look", break_one)
+    monkeypatch.setattr(Answerer, "_window", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(settings)
+    monkeypatch.setattr(Answerer, "_window", window)
+    with pytest.raises(DataError, match="pope document 1: cannot be answered"):
+        evaluate(replace(settings, go_on=False))
+    result = read_result(evaluate(settings))
+    assert [failure["id"] for failure in result["failures"]] == ["pope document 1"]
+    assert result["num_answers"] == 9 - 2
 
 
 def test_a_task_without_a_result_leaves_no_file(settings_for, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ Through our command (`voco-llama evaluate`), or, where torchvision is whole, thr
     lmms_eval --model voco_llama --model_args pretrained=runs/voco_1/final,num_voco=1 --tasks gqa --batch_size 32
 """
 
-import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -164,7 +163,7 @@ def read_generation(gen_kwargs: Mapping[str, Any], limit: int | None) -> tuple[d
     Raises:
         SettingsError: A keyword is not understood.
     """
-    given = {key: value for key, value in copy.deepcopy(dict(gen_kwargs)).items() if key not in _IGNORED_GENERATION}
+    given = {key: value for key, value in gen_kwargs.items() if key not in _IGNORED_GENERATION}
     until = given.pop("until", None) or ()
     unknown = [key for key in given if key not in _PASSED_GENERATION]
     if unknown:
