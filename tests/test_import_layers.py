@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "voco_llama"
 LAYERS = (
     ("_torchvision", "errors", "provenance"),
     ("tokens", "settings", "composition"),
-    ("layout", "visibility"),
+    ("layout", "visibility", "vision_config", "llava_folder"),
     ("model", "data"),
     ("training", "evaluation"),
     ("sweep",),

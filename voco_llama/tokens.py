@@ -5,6 +5,7 @@ that projected vision features fill; its own embedding is never read. Both are a
 are resolved once, here.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,9 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
 
 
 @torch.no_grad()
-def extend_embeddings(language_model: PreTrainedModel, ids: TokenIds, vocab_size: int) -> None:
+def extend_embeddings(
+    language_model: PreTrainedModel, ids: TokenIds, vocab_size: int, new_tokens: Collection[int] | None = None
+) -> None:
     """Make room for the added tokens and set their rows to the mean of all other rows.
 
     A language model whose table is already larger than its vocabulary (Qwen pads it) keeps its size. Tied output
@@ -70,7 +73,10 @@ def extend_embeddings(language_model: PreTrainedModel, ids: TokenIds, vocab_size
         language_model: Changed in place.
         ids: The ids of the added tokens.
         vocab_size: Length of the tokenizer, added tokens included.
+        new_tokens: Those of the two that have no row worth keeping; None: both. A checkpoint that already knows
+            `<voco>` keeps its row.
     """
+    new_tokens = (ids.image, ids.voco) if new_tokens is None else tuple(new_tokens)
     if language_model.get_input_embeddings().weight.shape[0] < vocab_size:
         language_model.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = [language_model.get_input_embeddings().weight]
@@ -83,13 +89,15 @@ def extend_embeddings(language_model: PreTrainedModel, ids: TokenIds, vocab_size
 
             with deepspeed.zero.GatheredParameters(table, modifier_rank=0):
                 if torch.distributed.get_rank() == 0:
-                    _set_to_mean(table, ids, vocab_size)
+                    _set_to_mean(table, new_tokens, vocab_size)
         else:
-            _set_to_mean(table, ids, vocab_size)
+            _set_to_mean(table, new_tokens, vocab_size)
 
 
-def _set_to_mean(table: nn.Parameter, ids: TokenIds, vocab_size: int) -> None:
-    added = torch.tensor([ids.image, ids.voco], device=table.device)
+def _set_to_mean(table: nn.Parameter, new_tokens: Collection[int], vocab_size: int) -> None:
+    if not new_tokens:
+        return
+    added = torch.tensor(list(new_tokens), device=table.device)
     known = torch.ones(table.shape[0], dtype=torch.bool, device=table.device)
     known[added] = False
     known[vocab_size:] = False

@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from voco_llama.errors import SettingsError
 from voco_llama.layout import CONDITIONS, SEGMENT_ATTENTIONS, Condition, SegmentAttention, SegmentShape
+from voco_llama.vision_config import num_patches
 
 PROJECTORS = ("linear", "mlp2x_gelu")
 COMPRESSORS = ("language_model", "average_pool", "q_former")
@@ -91,7 +92,7 @@ class VoCoLlamaConfig(PreTrainedConfig):
     @property
     def num_vision_tokens(self) -> int:
         """Patch tokens of one image."""
-        return (self.image_size // self.vision_config["vision_cfg"]["patch_size"]) ** 2
+        return num_patches(self.vision_config)
 
     @property
     def compresses_outside(self) -> bool:

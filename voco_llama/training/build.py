@@ -14,12 +14,14 @@ from voco_llama.data.processor import VoCoProcessor, check_tokenizer
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import open_reader
 from voco_llama.errors import CheckpointError
-from voco_llama.model.checkpoints import build_model, read_vision_config, read_vision_weights
+from voco_llama.model.checkpoints import build_model
 from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.language import build_language_model
+from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.settings import CompressionSettings, TrainSettings
 from voco_llama.tokens import add_special_tokens
+from voco_llama.vision_config import read_vision_config
 
 logger = logging.getLogger(__name__)
 
