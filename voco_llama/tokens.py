@@ -21,6 +21,10 @@ IGNORE_INDEX = -100
 """Label of a token that is not trained on; the value PyTorch's cross entropy ignores."""
 
 
+MAX_SPARE_ROWS = 1024
+"""Rows that a table of embeddings may have beyond its tokenizer: tables are padded to round sizes (Qwen2's by 418)."""
+
+
 @dataclass(frozen=True)
 class TokenIds:
     """Ids in one tokenizer. `bos` is None for a tokenizer without one (Qwen)."""
@@ -58,6 +62,26 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
     if missing:
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     return token_ids(tokenizer)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, where: str) -> None:
+    """Refuse a tokenizer that is not the language model's.
+
+    Args:
+        tokenizer: Before or after tokens of ours are added.
+        num_rows: Of the table of embeddings.
+        where: What messages call the two.
+
+    Raises:
+        CheckpointError: Tokens have no row, or more rows have no token than padding explains.
+    """
+    ids = (index for token, index in tokenizer.get_vocab().items() if token not in (IMAGE_TOKEN, VOCO_TOKEN))
+    vocab_size = max(ids) + 1
+    if not 0 <= num_rows - vocab_size <= MAX_SPARE_ROWS:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {vocab_size} tokens and the language model {num_rows} embeddings: they are not"
+            " of the same model; give the tokenizer that it was trained with"
+        )
 
 
 @torch.no_grad()

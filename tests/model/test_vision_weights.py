@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-from tests.tiny import VISION_CONFIG
+from tests.tiny import VISION_CONFIG, unlike_its_start
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.layouts import clip_to_open_clip, open_clip_to_clip
@@ -22,7 +22,7 @@ SHAPE |= dict(patch_size=7, projection_dim=16, initializer_factor=3.0)  # else f
 
 def clip(hidden_act: str = "quick_gelu") -> CLIPVisionModel:
     torch.manual_seed(0)
-    return CLIPVisionModel(CLIPVisionConfig(**SHAPE, hidden_act=hidden_act)).eval()
+    return unlike_its_start(CLIPVisionModel(CLIPVisionConfig(**SHAPE, hidden_act=hidden_act))).eval()
 
 
 def tower_from(name, pretrained=None):
@@ -68,7 +68,7 @@ def test_a_whole_clip_in_a_bin_file_with_its_old_buffers(tmp_path):
     torch.manual_seed(0)
     text = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40)
     config = CLIPConfig(vision_config=SHAPE, text_config=text | {"projection_dim": 16}, projection_dim=16)
-    whole = CLIPModel(config).eval()
+    whole = unlike_its_start(CLIPModel(config)).eval()
     config.save_pretrained(tmp_path)
     ids = {f"{part}_model.embeddings.position_ids": torch.arange(17)[None] for part in ("vision", "text")}
     torch.save(whole.state_dict() | ids, tmp_path / "pytorch_model.bin")

@@ -33,7 +33,9 @@ from voco_llama.layout import (
     lay_out,
     pad_rows,
 )
-from voco_llama.tokens import TokenIds, token_ids
+from voco_llama.llava_folder import is_llava, read_llava_folder
+from voco_llama.tokens import TokenIds, add_special_tokens, token_ids
+from voco_llama.vision_config import num_patches
 
 PROCESSOR_FILE = "voco_processor.json"
 FORMAT_VERSION = 1
@@ -227,12 +229,14 @@ class VoCoProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "VoCoProcessor":
-        """Read what `save_pretrained` wrote.
+        """Read what `save_pretrained` wrote; a LLaVA's folder is read by `from_llava`.
 
         Raises:
             CheckpointError: The folder holds no processor, a damaged one, or one of another format version.
         """
         file = Path(folder) / PROCESSOR_FILE
+        if not file.is_file() and is_llava(folder):
+            return cls.from_llava(folder)
         try:
             described = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
@@ -253,6 +257,36 @@ class VoCoProcessor:
             raise CheckpointError(
                 f"{folder}: its processor is damaged ({one_line(error)}): save the model again"
             ) from error
+
+    @classmethod
+    def from_llava(
+        cls,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        vision_tower: str | None = None,
+        num_voco: int | None = None,
+        condition: Condition | None = None,
+    ) -> "VoCoProcessor":
+        """The processor of a LLaVA's folder; arguments as those of `VoCoLlama.from_llava`.
+
+        Raises:
+            CheckpointError: The folder is no LLaVA, or its tokenizer is missing or of another model.
+        """
+        described = read_llava_folder(folder, vision_tower)
+        tokenizer = described.tokenizer(tokenizer)
+        check_tokenizer(tokenizer)
+        trained = described.condition(tokenizer)
+        condition = condition or trained
+        add_special_tokens(tokenizer)
+        return cls(
+            tokenizer=tokenizer,
+            image_transform=ImageTransform.beside(folder, described.vision_config["vision_cfg"]["image_size"]),
+            style=PromptStyle(order=described.order(trained)),
+            num_vision=num_patches(described.vision_config),
+            num_voco=described.num_voco(condition) if num_voco is None else num_voco,
+            condition=condition,
+            max_length=described.max_length or cls.max_length,
+        )
 
 
 def _with_marks(texts: list[str], num_images: int) -> list[str]:

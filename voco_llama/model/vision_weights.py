@@ -13,7 +13,7 @@ from zipfile import ZipFile, is_zipfile
 
 import torch
 
-from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.errors import CheckpointError, SettingsError, first_line
 from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.layouts import clip_to_open_clip, is_clip
 from voco_llama.model.vision import VisionTower
@@ -98,9 +98,9 @@ def _read_tag(name: str, tag: str, config: dict[str, Any]) -> Weights:
     try:
         return open_clip.create_model(name, pretrained=tag).visual.state_dict()
     except (OSError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(
-            f"model.vision.pretrained: open_clip cannot get {tag} of {name} ({reason}): give a local file or folder"
+            f"model.vision.pretrained: open_clip cannot get {tag} of {name} ({first_line(error)}): give a local"
+            " file or folder"
         ) from error
 
 
@@ -146,5 +146,5 @@ def _read_torchscript(path: Path) -> Weights:
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
         except RuntimeError as error:
             raise CheckpointError(
-                f"{path}: cannot be read as TorchScript ({str(error).strip().splitlines()[0][:200]}): get it again"
+                f"{path}: cannot be read as TorchScript ({first_line(error)}): get it again"
             ) from error

@@ -6,16 +6,17 @@ Tensors are mapped from disk, not copied. Nothing that a file holds is executed:
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from voco_llama.errors import CheckpointError
+from voco_llama.errors import CheckpointError, first_line
 
 Weights = dict[str, Tensor]
 
@@ -97,10 +98,9 @@ def read_file(file: Path) -> Weights:
 
 
 def _damaged(file: Path, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return (
-        f"{file}: cannot be read as weights ({reason}): it is damaged or was not downloaded to its end; get it again,"
-        " or the safetensors file of the same weights"
+        f"{file}: cannot be read as weights ({first_line(error)}): it is damaged or was not downloaded to its end;"
+        " get it again, or the safetensors file of the same weights"
     )
 
 
@@ -161,20 +161,43 @@ def check_fit(
     """
     missing = sorted(set(expected) - set(weights) - set(optional))
     unexpected = sorted(set(weights) - set(expected))
-    other = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
-    if not (missing or unexpected or other):
+    shapes = [
+        (name, weights[name].shape, expected[name].shape)
+        for name in expected
+        if name in weights and expected[name].shape != weights[name].shape
+    ]
+    _refuse(missing, unexpected, shapes, guess_layout(weights), what, advice)
+
+
+def check_loaded(info: Mapping[str, Any], what: str, advice: str) -> None:
+    """`check_fit` for what transformers' `from_pretrained` says of its loading (`output_loading_info=True`)."""
+    unexpected = sorted(info["unexpected_keys"])
+    shapes = sorted(info["mismatched_keys"])
+    _refuse(sorted(info["missing_keys"]), unexpected, shapes, guess_layout(unexpected), what, advice)
+
+
+def _refuse(
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]],
+    guess: str | None,
+    what: str,
+    advice: str,
+) -> None:
+    """Raise if anything differs; `shapes` has name, shape found and shape needed."""
+    count = len(missing) + len(unexpected) + len(shapes)
+    if not count:
         return
     parts = [
         f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
         for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
-    shapes = [f"{name} {list(weights[name].shape)} instead of {list(expected[name].shape)}" for name in other[:SHOWN]]
     if shapes:
-        parts.append(f"{len(other)} of another shape ({', '.join(shapes)})")
-    guess = guess_layout(weights) if missing and unexpected else None
-    parts.append(f"the names look like {guess}") if guess else None
-    count = len(missing) + len(unexpected) + len(other)
+        told = (f"{name} {list(found)} instead of {list(needed)}" for name, found, needed in shapes[:SHOWN])
+        parts.append(f"{len(shapes)} of another shape ({', '.join(told)})")
+    if missing and unexpected and guess:
+        parts.append(f"the names look like {guess}")
     raise CheckpointError(f"{what} do not fit: {count} tensors differ: {'; '.join(parts)}: {advice}")
 
 

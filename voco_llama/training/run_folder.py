@@ -126,6 +126,7 @@ class RunFolder:
                 "model.language.pretrained": model.language.pretrained,
                 "model.language.config": model.language.config,
                 "model.tokenizer": model.tokenizer,
+                "model.projector_weights": model.projector_weights,
             }
         loss = self.settings.loss
         if loss.teacher == "checkpoint":
