@@ -14,7 +14,7 @@ LAYERS = (
     ("tokens", "settings", "composition"),
     ("layout", "visibility", "vision_config", "llava_folder"),
     ("model", "data"),
-    ("training", "evaluation"),
+    ("training", "evaluation", "export"),
     ("sweep",),
     ("__init__", "cli", "__main__"),
 )

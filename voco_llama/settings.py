@@ -265,3 +265,24 @@ class TeacherSettings(TrainSettings):
 
     k: int = MISSING
     records_per_file: int = MISSING
+
+
+@dataclass
+class ExportSettings:
+    """What `voco-llama export` reads.
+
+    Attributes:
+        checkpoint: A model of ours, a LLaVA-1.5 in its own layout or llava-hf's, or a VoCo-LLaMA of the authors.
+        layout: `voco` (ours), `llava` (LLaVA's own, also the authors'), or `llava_hf`, which transformers reads.
+        output: A new or empty folder.
+        vision_tower: For a LLaVA whose `mm_vision_tower` is not here under that name: folder of the tower.
+        num_voco: For a LLaVA, whose folder does not say it: VoCo tokens of a segment.
+        dtype: Of the weights written; `auto`: as read.
+    """
+
+    checkpoint: str = MISSING
+    layout: str = _choice("voco", "llava", "llava_hf")
+    output: str = MISSING
+    vision_tower: str | None = None
+    num_voco: int | None = None
+    dtype: str = _choice("auto", "float32", "bfloat16", "float16", default="auto")

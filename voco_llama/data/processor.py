@@ -5,6 +5,7 @@ left-padded batch (inference).
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -34,7 +35,7 @@ from voco_llama.layout import (
     pad_rows,
 )
 from voco_llama.llava_folder import is_llava, read_llava_folder
-from voco_llama.tokens import TokenIds, add_special_tokens, token_ids
+from voco_llama.tokens import IMAGE_TOKEN, TokenIds, add_special_tokens, token_ids
 from voco_llama.vision_config import num_patches
 
 PROCESSOR_FILE = "voco_processor.json"
@@ -226,6 +227,34 @@ class VoCoProcessor:
             "num_frames": self.num_frames,
         }
         (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+    def export_llava(self, folder: str | Path, with_images: bool) -> None:
+        """Write the tokenizer for LLaVA's own code, or (`with_images`) the whole `LlavaProcessor` of transformers.
+
+        That one pads images to a square as LLaVA does. Its prompts are the caller's to write.
+        """
+        self.tokenizer.save_pretrained(folder)
+        if not with_images:
+            return
+        from transformers import LlavaProcessor
+        from transformers.models.llava.image_processing_llava import LlavaImageProcessor
+
+        size = self.image_transform.image_size
+        image_processor = LlavaImageProcessor(
+            do_pad=True,
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            image_mean=list(self.image_transform.mean),
+            image_std=list(self.image_transform.std),
+        )
+        LlavaProcessor(
+            image_processor=image_processor,
+            tokenizer=self.tokenizer,
+            patch_size=size // math.isqrt(self.num_vision),
+            vision_feature_select_strategy="default",
+            image_token=IMAGE_TOKEN,
+            num_additional_image_tokens=1,
+        ).save_pretrained(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "VoCoProcessor":

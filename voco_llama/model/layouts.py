@@ -102,7 +102,7 @@ def open_clip_to_clip(weights: Mapping[str, Tensor]) -> Weights:
             else:
                 kind = kind.removeprefix("in_proj_")
                 for letter, piece in zip("qkv", tensor.chunk(3), strict=True):
-                    converted[f"{_THEIR_LAYER}{layer}.self_attn.{letter}_proj.{kind}"] = piece.contiguous()
+                    converted[f"{_THEIR_LAYER}{layer}.self_attn.{letter}_proj.{kind}"] = piece.clone()
     return converted
 
 
