@@ -32,7 +32,7 @@ SHOWN = 3
 LAYOUTS = (
     (r"model\.mm_projector\.", "LLaVA's original layout"),
     (r"(model\.)?multi_modal_projector\.", "the llava-hf layout"),
-    (r"language_model\.model\.|projector\.", "a VoCoLlama of ours"),
+    (r"language_model\.model\.|projector\.|vision\.visual\.", "a VoCoLlama of ours"),
     (r"visual\.|transformer\.resblocks\.", "an open_clip model"),
     (r"vision_model\.|encoder\.layers\.", "Hugging Face's CLIP"),
     (r"base_model\.model\.", "adapters of peft"),
