@@ -6,7 +6,7 @@ Names and shapes of every part are held against the model before anything is bui
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from voco_llama.errors import CheckpointError
 from voco_llama.layout import Condition
@@ -81,7 +81,7 @@ def fill_language_model(
         CheckpointError: Names or shapes do not fit; nothing is built then.
     """
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+        skeleton = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)  # from_config would shard it under ZeRO-3
     tied = (skeleton._tied_weights_keys or ()) if config.tie_word_embeddings else ()
     advice = "the config.json is another model's, or the files are damaged; get both again"
     check_fit(skeleton.state_dict(), weights, f"{where}: the language model's weights", advice, optional=tied)
