@@ -101,7 +101,7 @@ def extend_embeddings(
             `<voco>` keeps its row.
     """
     new_tokens = (ids.image, ids.voco) if new_tokens is None else tuple(new_tokens)
-    if language_model.get_input_embeddings().weight.shape[0] < vocab_size:
+    if language_model.get_input_embeddings().num_embeddings < vocab_size:  # ZeRO-3 leaves the weight itself empty
         language_model.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = [language_model.get_input_embeddings().weight]
     head = language_model.get_output_embeddings()
