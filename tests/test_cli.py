@@ -14,7 +14,17 @@ def test_help_lists_the_commands(capsys):
         cli.main(["--help"])
     assert left.value.code == 0
     printed = capsys.readouterr().out
-    for command in ("toyworld", "data-prepare", "train", "evaluate", "evaluate-clips", "sweep", "report", "ask"):
+    for command in (
+        "toyworld",
+        "data-prepare",
+        "train",
+        "evaluate",
+        "evaluate-clips",
+        "sweep",
+        "report",
+        "export",
+        "ask",
+    ):
         assert command in printed
 
 
@@ -35,6 +45,11 @@ def test_help_lists_the_commands(capsys):
         (["sweep"], "error: the sweep has no rows"),
         (["sweep", "plan=table_3"], "error: there is no plan=table_3; did you mean 'table_"),
         (["sweep", "plan=toy", "only=[voco_3]"], "error: only: 'voco_3' names no row"),
+        (
+            ["export", "checkpoint=x", "output=y", "layout=llava-hf"],
+            "error: layout is 'llava-hf': choose one of voco, ",
+        ),
+        (["export", "checkpoint=x", "output=y", "layout=llava"], "error: x/voco_processor.json: cannot be read"),
         (["ask", "checkpoint=x"], "error: name one thing to look at"),
     ],
 )

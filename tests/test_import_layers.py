@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "voco_llama"
 LAYERS = (
     ("_torchvision", "errors", "provenance"),
     ("tokens", "settings", "composition"),
-    ("layout", "visibility"),
+    ("layout", "visibility", "vision_config", "llava_folder"),
     ("model", "data"),
-    ("training", "evaluation"),
+    ("training", "evaluation", "export"),
     ("sweep",),
     ("__init__", "cli", "__main__"),
 )

@@ -42,6 +42,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def unlike_its_start(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
+    """Noise on every parameter: norms and biases, which start at 1 and 0, then differ from each other."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
 def tiny_vision_config(image_size: int = IMAGE_SIZE) -> dict:
     return VISION_CONFIG | {"vision_cfg": VISION_CONFIG["vision_cfg"] | {"image_size": image_size}}
 

@@ -32,7 +32,11 @@ def _compose_flat(overrides: list[str], config_name: str, settings_class: type[T
     from voco_llama.settings import PathsSettings
 
     own = [
-        (entry.name, entry.type, dataclasses.field(default=entry.default, default_factory=entry.default_factory))
+        (
+            entry.name,
+            entry.type,
+            dataclasses.field(default=entry.default, default_factory=entry.default_factory, metadata=entry.metadata),
+        )
         for entry in dataclasses.fields(settings_class)
     ]
     paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings))
@@ -122,6 +126,13 @@ def _ask(overrides: list[str]) -> None:
         sys.stdout.write(f"Q: {question}\nA: {answer}\n")
 
 
+def _export(overrides: list[str]) -> None:
+    from voco_llama.export import export
+    from voco_llama.settings import ExportSettings
+
+    export(_compose_flat(overrides, "export", ExportSettings))
+
+
 def sweep_runners() -> "dict[str, Runner]":
     """The commands that a sweep may run."""
     from voco_llama.composition import compose
@@ -160,6 +171,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
     "sweep": (_sweep, "train and evaluate all rows of a table, over seeds; what is finished is skipped"),
     "report": (_report, "tables and plots over the results of evaluations and their seeds, beside the paper's numbers"),
+    "export": (_export, "write a checkpoint of any layout in another: ours, LLaVA's own, llava-hf's"),
     "ask": (_ask, "compress one image or clip once and answer questions from its cache"),
 }
 """Function and one line of help of each command."""

@@ -5,6 +5,11 @@ status 2; anything else that escapes is a bug and keeps its traceback.
 """
 
 
+def first_line(error: BaseException, length: int = 300) -> str:
+    """The first line of another library's error, cut to a length, or the error's type where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+
+
 class VoCoError(ValueError):
     """A mistake in what the user gave us; its text is one line fit to be shown."""
 

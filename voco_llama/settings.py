@@ -62,8 +62,10 @@ class ModelSettings:
     """What the model is made of. A checkpoint brings its own tower, projector, language model and tokenizer.
 
     Attributes:
-        checkpoint: A VoCoLlama folder to start from; `vision`, `language`, `projector` and `tokenizer` are then not
-            read.
+        checkpoint: A folder to start from: a VoCoLlama of ours, LLaVA-1.5 in its own layout or llava-hf's, or a
+            VoCo-LLaMA of the authors. `vision`, `language`, `projector` and `tokenizer` are then not read.
+        projector_weights: Of a projector that was trained before: a file (LLaVA's `mm_projector.bin`), or a folder of
+            a whole model; null starts with a fresh one.
         tokenizer: Folder or hub name; null takes that of `language.pretrained`.
         attention: How the mask is handed to attention; flash_attention_2 cannot express it and is refused.
         dtype: Of the weights as loaded. Mixed precision is `trainer.bf16`.
@@ -73,6 +75,7 @@ class ModelSettings:
     vision: VisionSettings = field(default_factory=VisionSettings)
     language: LanguageSettings = field(default_factory=LanguageSettings)
     projector: str = _choice("linear", "mlp2x_gelu", default="mlp2x_gelu")
+    projector_weights: str | None = None
     tokenizer: str | None = None
     attention: str = _choice("eager", "sdpa", "flex_attention", "flash_attention_2", default="sdpa")
     dtype: str = _choice("float32", "bfloat16", "float16", default="float32")
@@ -262,3 +265,24 @@ class TeacherSettings(TrainSettings):
 
     k: int = MISSING
     records_per_file: int = MISSING
+
+
+@dataclass
+class ExportSettings:
+    """What `voco-llama export` reads.
+
+    Attributes:
+        checkpoint: A model of ours, a LLaVA-1.5 in its own layout or llava-hf's, or a VoCo-LLaMA of the authors.
+        layout: `voco` (ours), `llava` (LLaVA's own, also the authors'), or `llava_hf`, which transformers reads.
+        output: A new or empty folder.
+        vision_tower: For a LLaVA whose `mm_vision_tower` is not here under that name: folder of the tower.
+        num_voco: For a LLaVA, whose folder does not say it: VoCo tokens of a segment.
+        dtype: Of the weights written; `auto`: as read.
+    """
+
+    checkpoint: str = MISSING
+    layout: str = _choice("voco", "llava", "llava_hf")
+    output: str = MISSING
+    vision_tower: str | None = None
+    num_voco: int | None = None
+    dtype: str = _choice("auto", "float32", "bfloat16", "float16", default="auto")

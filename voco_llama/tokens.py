@@ -5,6 +5,7 @@ that projected vision features fill; its own embedding is never read. Both are a
 are resolved once, here.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,10 @@ IMAGE_TOKEN = "<image>"
 VOCO_TOKEN = "<voco>"
 IGNORE_INDEX = -100
 """Label of a token that is not trained on; the value PyTorch's cross entropy ignores."""
+
+
+MAX_SPARE_ROWS = 1024
+"""Rows that a table of embeddings may have beyond its tokenizer: tables are padded to round sizes (Qwen2's by 418)."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,30 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
     return token_ids(tokenizer)
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, where: str) -> None:
+    """Refuse a tokenizer that is not the language model's.
+
+    Args:
+        tokenizer: Before or after tokens of ours are added.
+        num_rows: Of the table of embeddings.
+        where: What messages call the two.
+
+    Raises:
+        CheckpointError: Tokens have no row, or more rows have no token than padding explains.
+    """
+    ids = (index for token, index in tokenizer.get_vocab().items() if token not in (IMAGE_TOKEN, VOCO_TOKEN))
+    vocab_size = max(ids) + 1
+    if not 0 <= num_rows - vocab_size <= MAX_SPARE_ROWS:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {vocab_size} tokens and the language model {num_rows} embeddings: they are not"
+            " of the same model; give the tokenizer that it was trained with"
+        )
+
+
 @torch.no_grad()
-def extend_embeddings(language_model: PreTrainedModel, ids: TokenIds, vocab_size: int) -> None:
+def extend_embeddings(
+    language_model: PreTrainedModel, ids: TokenIds, vocab_size: int, new_tokens: Collection[int] | None = None
+) -> None:
     """Make room for the added tokens and set their rows to the mean of all other rows.
 
     A language model whose table is already larger than its vocabulary (Qwen pads it) keeps its size. Tied output
@@ -70,8 +97,11 @@ def extend_embeddings(language_model: PreTrainedModel, ids: TokenIds, vocab_size
         language_model: Changed in place.
         ids: The ids of the added tokens.
         vocab_size: Length of the tokenizer, added tokens included.
+        new_tokens: Those of the two that have no row worth keeping; None: both. A checkpoint that already knows
+            `<voco>` keeps its row.
     """
-    if language_model.get_input_embeddings().weight.shape[0] < vocab_size:
+    new_tokens = (ids.image, ids.voco) if new_tokens is None else tuple(new_tokens)
+    if language_model.get_input_embeddings().num_embeddings < vocab_size:  # ZeRO-3 leaves the weight itself empty
         language_model.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = [language_model.get_input_embeddings().weight]
     head = language_model.get_output_embeddings()
@@ -83,13 +113,15 @@ def extend_embeddings(language_model: PreTrainedModel, ids: TokenIds, vocab_size
 
             with deepspeed.zero.GatheredParameters(table, modifier_rank=0):
                 if torch.distributed.get_rank() == 0:
-                    _set_to_mean(table, ids, vocab_size)
+                    _set_to_mean(table, new_tokens, vocab_size)
         else:
-            _set_to_mean(table, ids, vocab_size)
+            _set_to_mean(table, new_tokens, vocab_size)
 
 
-def _set_to_mean(table: nn.Parameter, ids: TokenIds, vocab_size: int) -> None:
-    added = torch.tensor([ids.image, ids.voco], device=table.device)
+def _set_to_mean(table: nn.Parameter, new_tokens: Collection[int], vocab_size: int) -> None:
+    if not new_tokens:
+        return
+    added = torch.tensor(list(new_tokens), device=table.device)
     known = torch.ones(table.shape[0], dtype=torch.bool, device=table.device)
     known[added] = False
     known[vocab_size:] = False

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.launch import STEPS, losses, run
+from tests.parity.llava_files import tiny_llava, write_hub, write_own
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -66,3 +67,17 @@ def test_a_kill_in_the_second_epoch_changes_nothing(overrides, start, one_proces
     assert not (folder / "result.json").exists()
     run(2, settings)
     np.testing.assert_allclose(losses(folder), one_process, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["llava", "llava_hf"])
+def test_zero_3_starts_from_a_llava(overrides, tmp_path, layout):
+    """Its language model is filled from tensors at hand, which divided parameters must take over too."""
+    llava = tiny_llava()
+    folder = write_own(llava, tmp_path / "llava") if layout == "llava" else write_hub(llava, tmp_path / "llava", "old")
+    curves = {}
+    for processes, group in ((1, "trainer=cpu"), (2, "trainer=zero3")):
+        settings, output = overrides(f"{layout}_{processes}", processes, group, start=folder)
+        run(processes, settings)
+        curves[processes] = losses(output)
+    assert len(curves[1]) == STEPS
+    np.testing.assert_allclose(curves[2], curves[1], rtol=1e-4)

@@ -1,23 +1,24 @@
-"""The authors' order under our layout: their masks and their logits."""
+"""The authors' checkpoints in our model: their masks, logits, loss and what they say."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.model.rows import one_pass_logits, two_step_logits
-from tests.parity.convert import below, load_parts, vision_to_open_clip
+from voco_llama import VoCoLlama, VoCoProcessor
 from voco_llama.layout import SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
-from voco_llama.model.checkpoints import build_model
-from voco_llama.tokens import TokenIds
+from voco_llama.tokens import IGNORE_INDEX, TokenIds
 from voco_llama.visibility import TokenFacts, dense_mask
 
 DATA = Path(__file__).parent / "data"
 MASKS = load_file(DATA / "masks.safetensors")
-TOWER = "model.vision_tower.vision_tower.vision_model."
+NO_WEIGHTS = ("embedded_ids", "embedded", "input_ids", "attention_mask", "labels", "pixel_values", "loss", "logits")
+VOCO, NEWLINE = 32000, 13
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -35,65 +36,96 @@ def theirs():
     return load_file(DATA / "authors.safetensors")
 
 
-@pytest.fixture(scope="module")
-def ours(theirs):
-    """Our model with their weights, its tokens and the shape of its segments."""
-    known = theirs["embedded_ids"].tolist()
-    tokens = TokenIds(image=len(known), voco=known.index(32000), bos=known.index(1), eos=2, pad=known.index(0))
-    shape = SegmentShape(16, 2, prefix=(tokens.bos,), infix=(known.index(13),))
-    config = LlamaConfig(
-        vocab_size=len(known) + 1,
-        hidden_size=16,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        rms_norm_eps=1e-5,
-        pad_token_id=tokens.pad,
-        eos_token_id=None,
+def their_tokenizer() -> PreTrainedTokenizerFast:
+    """A word for each id of their vocabulary; what the words are matters to nobody but newline and `<voco>`."""
+    words = [f"word{index}" for index in range(VOCO)]
+    words[:3], words[NEWLINE] = ["<unk>", "<s>", "</s>"], "\n"
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
     )
-    vision = {"image_size": 28, "patch_size": 7, "width": 32, "layers": 3, "head_width": 8, "mlp_ratio": 2.0}
-    vision_config = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": vision}
-    language_model = AutoModelForCausalLM.from_config(config)
-    model = build_model(language_model, vision_config, None, tokens, len(known) + 1, shape).eval()
-    model.set_output_embeddings(nn.Linear(16, 256, bias=False))
-    language = {name: theirs[name] for name in model.language_model.state_dict() if name in theirs}
-    image_row = torch.zeros(1, 16)
-    language["model.embed_tokens.weight"] = torch.cat([theirs["model.embed_tokens.weight"], image_row])
-    projector = tuple(below(theirs, f"model.mm_projector.{place}.") for place in (0, 2))
-    load_parts(model, vision_to_open_clip(below(theirs, TOWER), 3, 16), projector, language)
-    return model, tokens, shape
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<voco>"]})
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
-def batches(theirs, ours):
-    """Their two rows in our layout, whole and as a cache leaves them."""
-    _, tokens, shape = ours
-    known = theirs["embedded_ids"].tolist()
-    texts = []
-    for ids, kept in zip(theirs["input_ids"], theirs["attention_mask"], strict=True):
-        _, image, _, *voco, _ = ids[kept][:6].tolist()
-        assert (image, voco) == (-200, [32000, 32000])
-        text = [known.index(token) for token in ids[kept][5:].tolist()]
-        texts.append([SegmentMark(), TextSpan(tuple(text), (False,) * len(text))])
-    made = []
-    for its_shape in (shape, shape.cached):
-        batch = pad_rows([lay_out(parts, tokens, its_shape, "voco") for parts in texts], tokens, "left")
-        del batch["labels"]
-        made.append(batch)
-    return made
+def folder(theirs, tmp_path_factory):
+    """Their checkpoint as they publish one: LLaVA's layout, the tower named by its folder."""
+    folder = tmp_path_factory.mktemp("authors") / "ckpt"
+    their_tokenizer().save_pretrained(folder)
+    (folder / "clip").mkdir()
+    shutil.copy(DATA / "authors_config.json", folder / "config.json")
+    shutil.copy(DATA / "authors_clip_config.json", folder / "clip" / "config.json")
+    table = torch.zeros(VOCO + 1, 16)
+    table[theirs["embedded_ids"]] = theirs["embedded"]
+    weights = {name: tensor for name, tensor in theirs.items() if name not in (*NO_WEIGHTS, "greedy")}
+    save_file(weights | {"model.embed_tokens.weight": table}, folder / "model.safetensors")
+    return folder
 
 
-def test_logits_of_every_token(theirs, ours, batches):
-    model, batch = ours[0], batches[0]
+@pytest.fixture(scope="module")
+def ours(folder):
+    return VoCoLlama.from_llava(folder, num_voco=2)
+
+
+@pytest.fixture(scope="module")
+def rows(theirs, ours):
+    """Their two rows, text and labels as they are, the segment as our model lays it out."""
+    rows = []
+    for ids, labels, kept in zip(theirs["input_ids"], theirs["labels"], theirs["attention_mask"], strict=True):
+        ids, labels = ids[kept].tolist(), labels[kept].tolist()
+        assert ids[:5] == [1, -200, NEWLINE, VOCO, VOCO]
+        trained = tuple(label != IGNORE_INDEX for label in labels[5:])
+        rows.append([SegmentMark(), TextSpan(tuple(ids[5:]), trained)])
+    return rows
+
+
+def laid_out(rows, shape):
+    batch = pad_rows([lay_out(row, TOKENS, shape, "voco") for row in rows], TOKENS, "left")
+    return batch, batch.pop("labels")
+
+
+TOKENS = TokenIds(image=VOCO + 1, voco=VOCO, bos=1, eos=2, pad=0)
+
+
+def test_what_the_folder_says_of_itself(folder, theirs, ours):
+    processor = VoCoProcessor.from_llava(folder, num_voco=2)
+    assert processor.tokens == TOKENS
+    assert (processor.condition, processor.style.order, processor.max_length) == ("voco", "authors", 512)
+    assert processor.segment_shape() == ours.config.segment_shape() == SegmentShape(16, 2, (1,), (NEWLINE,))
+    assert (ours.config.condition, ours.config.image_token_id, ours.config.voco_token_id) == ("voco", VOCO + 1, VOCO)
+    table = ours.get_input_embeddings().weight
+    assert torch.equal(table[VOCO], theirs["embedded"][-1])  # trained: it keeps its row
+
+
+def test_logits_of_every_token(theirs, ours, rows):
+    batch, _ = laid_out(rows, ours.config.segment_shape())
     real = batch["document"] >= 0
     with torch.no_grad():
-        logits = model(**batch, pixel_values=theirs["pixel_values"], logits_mask=real).logits
-    torch.testing.assert_close(logits, theirs["logits"][real], atol=1e-5, rtol=1e-5)
+        logits = ours(**batch, pixel_values=theirs["pixel_values"], logits_mask=real).logits
+    torch.testing.assert_close(logits[:, :256], theirs["logits"][real], atol=1e-5, rtol=1e-5)
 
 
-def test_logits_after_compression(theirs, ours, batches):
-    model, (whole, cached) = ours[0], batches
-    read = two_step_logits(model, cached, cache=model.compress(theirs["pixel_values"]))
-    torch.testing.assert_close(read, theirs["logits"][:, -1], atol=1e-5, rtol=1e-5)
-    expected = one_pass_logits(model, whole, pixel_values=theirs["pixel_values"])
+def test_loss(theirs, ours, rows):
+    batch, labels = laid_out(rows, ours.config.segment_shape())
+    with torch.no_grad():
+        loss = ours(**batch, pixel_values=theirs["pixel_values"], labels=labels).loss
+    torch.testing.assert_close(loss, theirs["loss"][0], atol=1e-5, rtol=1e-5)
+
+
+def test_logits_after_compression(theirs, ours, rows):
+    shape = ours.config.segment_shape()
+    (whole, _), (cached, _) = (laid_out(rows, its_shape) for its_shape in (shape, shape.cached))
+    read = two_step_logits(ours, cached, cache=ours.compress(theirs["pixel_values"]))
+    torch.testing.assert_close(read[:, :256], theirs["logits"][:, -1], atol=1e-5, rtol=1e-5)
+    expected = one_pass_logits(ours, whole, pixel_values=theirs["pixel_values"])
     torch.testing.assert_close(read, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_greedy_continuations(theirs, ours, rows):
+    batch, _ = laid_out(rows, ours.config.segment_shape())
+    steps = theirs["greedy"].shape[1]
+    said = ours.generate(
+        **batch, pixel_values=theirs["pixel_values"], max_new_tokens=steps, min_new_tokens=steps, do_sample=False
+    )
+    assert torch.equal(said, theirs["greedy"])

@@ -1,62 +1,68 @@
-"""Condition `full` without VoCo tokens is LLaVA: the logits of transformers' own implementation."""
+"""LLaVA-1.5 from its own files, in each layout: the logits of transformers' own implementation."""
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tests.model.rows import asked, batch_of, random_images, two_step_logits
-from tests.parity.convert import below, load_parts, vision_to_open_clip
-from tests.tiny import IMAGE_SIZE, PATCH_SIZE, VISION_CONFIG, tiny_model, tiny_processor, tiny_text_config
+from tests.parity.llava_files import parts_of, tiny_llava, write_hub, write_own
+from tests.tiny import tiny_tokenizer
+from voco_llama import VoCoLlama, VoCoProcessor
 
 TEXTS = ("<image>\nWhat is it?", "<image>\nIs it red, or is it\nblue?")
+LAYOUTS = {
+    "llava": lambda llava, folder: write_own(llava, folder),
+    "llava, its tower elsewhere": lambda llava, folder: write_own(llava, folder, tower="elsewhere"),
+    "llava-hf, old names": lambda llava, folder: write_hub(llava, folder, "old"),
+    "llava-hf, new names": lambda llava, folder: write_hub(llava, folder, "new"),
+    "llava-hf, as transformers saves": lambda llava, folder: write_hub(llava, folder, "saved"),
+}
 
 
 @pytest.fixture(scope="module")
-def processor():
-    return tiny_processor(num_voco=0, condition="full", order="llava")
+def llava():
+    return tiny_llava()
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def folder(request, llava, tmp_path_factory):
+    return LAYOUTS[request.param](llava, tmp_path_factory.mktemp("llava"))
 
 
 @pytest.fixture(scope="module")
-def llava(processor):
-    vision = VISION_CONFIG["vision_cfg"]
-    vision_config = CLIPVisionConfig(
-        hidden_size=vision["width"],
-        intermediate_size=int(vision["width"] * vision["mlp_ratio"]),
-        num_hidden_layers=vision["layers"],
-        num_attention_heads=vision["width"] // vision["head_width"],
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        hidden_act="quick_gelu",
-        projection_dim=VISION_CONFIG["embed_dim"],
-        initializer_factor=10.0,  # else the features hardly depend on the image
-    )
-    config = LlavaConfig(
-        vision_config=vision_config,
-        text_config=tiny_text_config(vocab_size=len(processor.tokenizer)),
-        image_token_id=processor.tokens.image,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    torch.manual_seed(0)
-    return LlavaForConditionalGeneration(config).eval()
+def processor(folder):
+    return VoCoProcessor.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
-def ours(processor, llava):
-    weights = llava.state_dict()
-    model = tiny_model(processor)
-    tower = below(weights, "model.vision_tower.")
-    tower = below(tower, "vision_model.") or tower  # the versions of transformers differ
-    vision = vision_to_open_clip(tower, VISION_CONFIG["vision_cfg"]["layers"], VISION_CONFIG["embed_dim"])
-    projector = tuple(below(weights, f"model.multi_modal_projector.linear_{place}.") for place in (1, 2))
-    language = {f"model.{name}": tensor for name, tensor in below(weights, "model.language_model.").items()}
-    load_parts(model, vision, projector, language | {"lm_head.weight": weights["lm_head.weight"]})
-    return model
+def ours(folder):
+    return VoCoLlama.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def pixels(processor):
     return processor.pixels(random_images(2))
+
+
+@pytest.fixture(scope="module")
+def batch(processor):
+    return batch_of(processor, [processor.lay_out(asked(text)) for text in TEXTS], "left")
+
+
+def their_ids(batch, llava, processor):
+    """Their vocabulary has `<image>` at one place; ours may have it elsewhere."""
+    ids = batch["input_ids"]
+    return torch.where(ids == processor.tokens.image, llava.config.image_token_id, ids)
+
+
+def test_it_is_an_upper_bound_out_of_the_box(folder, processor, ours):
+    assert (processor.condition, processor.style.order, processor.num_voco) == ("full", "llava", 0)
+    assert (ours.config.condition, ours.config.segment_shape()) == ("full", processor.segment_shape())
+    assert (ours.config.image_token_id, ours.config.voco_token_id) == (processor.tokens.image, processor.tokens.voco)
+    config = type(ours.config).from_pretrained(folder)
+    kept = ("text_config", "vision_config", "vision_layer", "condition", "num_voco", "voco_token_id", "projector_type")
+    mine, read = ours.config.to_dict(), config.to_dict()
+    assert {k: mine[k] for k in kept[1:]} == {k: read[k] for k in kept[1:]}
+    assert config.text_config.vocab_size == ours.config.text_config.vocab_size
 
 
 @torch.no_grad()
@@ -66,22 +72,48 @@ def test_patch_features(llava, ours, pixels):
 
 
 @torch.no_grad()
-def test_logits_of_a_batch_padded_left(processor, llava, ours, pixels):
-    batch = batch_of(processor, [processor.lay_out(asked(text)) for text in TEXTS], "left")
+def test_logits_of_a_batch_padded_left(processor, llava, ours, pixels, batch):
     real = batch["document"] >= 0
     assert not real.all()
-    their_logits = llava(input_ids=batch["input_ids"], attention_mask=real.long(), pixel_values=pixels).logits
+    ids = their_ids(batch, llava, processor)
+    their_logits = llava(input_ids=ids, attention_mask=real.long(), pixel_values=pixels).logits
+    known = len(tiny_tokenizer())  # the rows of added tokens are ours
     our_logits = ours(**batch, pixel_values=pixels, logits_mask=real).logits
-    torch.testing.assert_close(our_logits, their_logits[real], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(
-        two_step_logits(ours, batch, pixel_values=pixels), their_logits[:, -1], atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(our_logits[:, :known], their_logits[real][:, :known], atol=1e-4, rtol=1e-4)
+    read = two_step_logits(ours, batch, pixel_values=pixels)
+    torch.testing.assert_close(read[:, :known], their_logits[:, -1, :known], atol=1e-4, rtol=1e-4)
 
 
-def test_generation(processor, llava, ours, pixels):
-    batch = batch_of(processor, [processor.lay_out(asked(text)) for text in TEXTS], "left")
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+def test_generation(processor, llava, ours, pixels, batch):
+    unknown = list(range(len(tiny_tokenizer()), llava.config.text_config.vocab_size))
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "suppress_tokens": unknown}
     attended = (batch["document"] >= 0).long()
-    theirs = llava.generate(input_ids=batch["input_ids"], attention_mask=attended, pixel_values=pixels, **options)
+    ids = their_ids(batch, llava, processor)
+    theirs = llava.generate(input_ids=ids, attention_mask=attended, pixel_values=pixels, **options)
     mine = ours.generate(**batch, pixel_values=pixels, **options)
-    assert torch.equal(mine, theirs[:, batch["input_ids"].shape[1] :])
+    assert torch.equal(mine, theirs[:, ids.shape[1] :])
+
+
+def test_weights_are_theirs_and_added_rows_are_means(llava, ours, processor):
+    theirs, known = parts_of(llava), len(tiny_tokenizer())
+    language = ours.language_model.state_dict()
+    assert language.keys() == theirs.language.keys()
+    for name, tensor in theirs.language.items():
+        rows = known if name in ("model.embed_tokens.weight", "lm_head.weight") else None
+        assert torch.equal(language[name][:rows], tensor[:rows]), name
+    table = ours.get_input_embeddings().weight
+    others = [row for row in range(len(processor.tokenizer)) if row != processor.tokens.voco]
+    if processor.tokens.image >= known and len(table) == known + 2:  # LLaVA's own layout: both tokens are new
+        others.remove(processor.tokens.image)
+    torch.testing.assert_close(table[processor.tokens.voco], table[others].mean(dim=0))
+    assert ours.projector.state_dict().keys() == theirs.projector.keys()
+
+
+def test_it_is_saved_and_loaded_as_one_of_ours(processor, ours, pixels, batch, tmp_path):
+    ours.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, read = VoCoLlama.from_pretrained(tmp_path), VoCoProcessor.from_pretrained(tmp_path)
+    assert read.segment_shape() == processor.segment_shape()
+    with torch.no_grad():
+        mine, theirs = (model(**batch, pixel_values=pixels).logits for model in (again, ours))
+    assert torch.equal(mine, theirs)

@@ -149,6 +149,28 @@ def test_a_finished_run_whose_start_was_trained_anew_is_not_taken_for_its_result
         train(second)
 
 
+def test_the_card_says_what_the_run_did(settings_for):
+    settings = settings_for("toy/voco_1")
+    final = train(settings)
+    card = (final / "README.md").read_text()
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "voco-llama"
+    assert "base_model" not in head  # it started from files of this machine, which nobody else has
+    (source,) = settings.data.sources
+    result = json.loads((final.parent / "result.json").read_text())
+    start = json.loads((final.parent / "environment.json").read_text())[-1]
+    for line in (
+        "condition `voco`, 1 VoCo tokens an image, stage `voco`",
+        f"| `{source.file}` | llava_json | 1.0 | {len(json.loads(Path(source.file).read_text())):,} |",
+        "| parts trained | projector, language |",
+        "| samples a step | 8 |",
+        "| learning rate | 0.003 |",
+        f"| commit | `{start['git_commit']}` |",
+        f"Training loss at step 4: {result['loss_curve'][-1]['loss']:.4f}.",
+    ):
+        assert line in body, line
+
+
 def test_what_a_run_leaves_behind(settings_for):
     settings = settings_for("toy/instruct")
     final = train(settings)

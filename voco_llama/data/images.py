@@ -8,6 +8,7 @@ Colors follow LLaVA: a plain `convert("RGB")`. So an alpha channel is dropped (n
 repeated, CMYK converted without its profile, and the EXIF orientation ignored.
 """
 
+import json
 import os
 import struct
 import warnings
@@ -190,3 +191,21 @@ class ImageTransform:
         if unknown:
             raise SettingsError(f"image transform: unknown key {unknown[0]!r}; known: image_size, mean, std")
         return cls(**values)
+
+    @classmethod
+    def beside(cls, folder: str | os.PathLike[str], image_size: int) -> "ImageTransform":
+        """With the mean and standard deviation of a folder's `preprocessor_config.json`, where there is one.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        file = Path(folder) / "preprocessor_config.json"
+        if not file.is_file():
+            return cls(image_size)
+        try:
+            described = json.loads(file.read_text(encoding="utf-8"))
+            return cls(image_size, tuple(described["image_mean"]), tuple(described["image_std"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{file}: cannot be read as an image processor ({one_line(error)}); get it again"
+            ) from error

@@ -46,6 +46,9 @@ class Mixture(Sequence[Record]):
         skip_bad_records: What `try_load` does with a bad record: replace it, or raise.
         bad_records_folder: Where the processes list the bad records they replaced; None = they are only logged.
 
+    Attributes:
+        num_records: Of each source in an epoch.
+
     Raises:
         SettingsError: Weights or limits that do not fit the readers, or are not positive.
         DataError: No readers, or a fraction so small that a source contributes nothing.
@@ -84,6 +87,7 @@ class Mixture(Sequence[Record]):
         if shuffle:
             order = np.random.default_rng([seed, len(self.readers)]).permutation(len(self._record))
             self._source, self._record = self._source[order], self._record[order]
+        self.num_records = np.bincount(self._source, minlength=len(self.readers)).tolist()
         self._bad: dict[tuple[int, int], str] = {}
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ left-padded batch (inference).
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -33,7 +34,9 @@ from voco_llama.layout import (
     lay_out,
     pad_rows,
 )
-from voco_llama.tokens import TokenIds, token_ids
+from voco_llama.llava_folder import is_llava, read_llava_folder
+from voco_llama.tokens import IMAGE_TOKEN, TokenIds, add_special_tokens, token_ids
+from voco_llama.vision_config import num_patches
 
 PROCESSOR_FILE = "voco_processor.json"
 FORMAT_VERSION = 1
@@ -225,14 +228,44 @@ class VoCoProcessor:
         }
         (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
+    def export_llava(self, folder: str | Path, with_images: bool) -> None:
+        """Write the tokenizer for LLaVA's own code, or (`with_images`) the whole `LlavaProcessor` of transformers.
+
+        That one pads images to a square as LLaVA does. Its prompts are the caller's to write.
+        """
+        self.tokenizer.save_pretrained(folder)
+        if not with_images:
+            return
+        from transformers import LlavaProcessor
+        from transformers.models.llava.image_processing_llava import LlavaImageProcessor
+
+        size = self.image_transform.image_size
+        image_processor = LlavaImageProcessor(
+            do_pad=True,
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            image_mean=list(self.image_transform.mean),
+            image_std=list(self.image_transform.std),
+        )
+        LlavaProcessor(
+            image_processor=image_processor,
+            tokenizer=self.tokenizer,
+            patch_size=size // math.isqrt(self.num_vision),
+            vision_feature_select_strategy="default",
+            image_token=IMAGE_TOKEN,
+            num_additional_image_tokens=1,
+        ).save_pretrained(folder)
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "VoCoProcessor":
-        """Read what `save_pretrained` wrote.
+        """Read what `save_pretrained` wrote; a LLaVA's folder is read by `from_llava`.
 
         Raises:
             CheckpointError: The folder holds no processor, a damaged one, or one of another format version.
         """
         file = Path(folder) / PROCESSOR_FILE
+        if not file.is_file() and is_llava(folder):
+            return cls.from_llava(folder)
         try:
             described = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
@@ -253,6 +286,36 @@ class VoCoProcessor:
             raise CheckpointError(
                 f"{folder}: its processor is damaged ({one_line(error)}): save the model again"
             ) from error
+
+    @classmethod
+    def from_llava(
+        cls,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        vision_tower: str | None = None,
+        num_voco: int | None = None,
+        condition: Condition | None = None,
+    ) -> "VoCoProcessor":
+        """The processor of a LLaVA's folder; arguments as those of `VoCoLlama.from_llava`.
+
+        Raises:
+            CheckpointError: The folder is no LLaVA, or its tokenizer is missing or of another model.
+        """
+        described = read_llava_folder(folder, vision_tower)
+        tokenizer = described.tokenizer(tokenizer)
+        check_tokenizer(tokenizer)
+        trained = described.condition(tokenizer)
+        condition = condition or trained
+        add_special_tokens(tokenizer)
+        return cls(
+            tokenizer=tokenizer,
+            image_transform=ImageTransform.beside(folder, described.vision_config["vision_cfg"]["image_size"]),
+            style=PromptStyle(order=described.order(trained)),
+            num_vision=num_patches(described.vision_config),
+            num_voco=described.num_voco(condition) if num_voco is None else num_voco,
+            condition=condition,
+            max_length=described.max_length or cls.max_length,
+        )
 
 
 def _with_marks(texts: list[str], num_images: int) -> list[str]:

@@ -1,101 +1,31 @@
-"""Building a model from its parts: an open_clip tower, a language model, a fresh projector."""
+"""Building a model from its parts: an open_clip tower, a language model, a projector."""
 
-import json
-from pathlib import Path
-from pickle import UnpicklingError
+from collections.abc import Collection
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.errors import CheckpointError
 from voco_llama.layout import Condition, SegmentShape
 from voco_llama.model.configuration import VoCoLlamaConfig
-from voco_llama.model.vision import VisionTower
+from voco_llama.model.vision_weights import load_vision_tower
 from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.model.weights import Weights, check_fit
 from voco_llama.tokens import TokenIds, extend_embeddings
-
-CLIP_CONFIG_FILE = "open_clip_config.json"
-CLIP_WEIGHTS_FILE = "open_clip_model.safetensors"
-
-
-def read_vision_config(name: str) -> dict[str, Any]:
-    """The open_clip configuration of a tower.
-
-    Args:
-        name: Name of an open_clip model (`ViT-L-14-336-quickgelu`), a JSON file, or a folder that holds
-            `open_clip_config.json`.
-
-    Raises:
-        SettingsError: There is no such model.
-    """
-    path = Path(name)
-    if path.is_dir():
-        path = path / CLIP_CONFIG_FILE
-    if path.suffix == ".json":
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise SettingsError(
-                f"model.vision.name: {path} cannot be read as an open_clip configuration ({error})"
-            ) from error
-        return config.get("model_cfg", config)
-    import open_clip
-
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise SettingsError(f"model.vision.name: open_clip has no model {name!r}: see open_clip.list_models()")
-    return config
-
-
-def read_vision_weights(name: str, pretrained: str | None) -> dict[str, torch.Tensor]:
-    """Weights of the vision transformer (`conv1.weight`, ...), without the text tower.
-
-    Args:
-        name: As in `read_vision_config`.
-        pretrained: A tag of open_clip (`openai`), a weights file (.safetensors, or .pt read with
-            `weights_only=True`), or None for the weights file in the folder `name`.
-
-    Raises:
-        CheckpointError: The file cannot be read or holds no vision transformer.
-        SettingsError: There are no weights to read.
-    """
-    if pretrained is None and (Path(name) / CLIP_WEIGHTS_FILE).is_file():
-        pretrained = str(Path(name) / CLIP_WEIGHTS_FILE)
-    if pretrained is None:
-        raise SettingsError(
-            f"model.vision.pretrained: no weights are given for {name}: name an open_clip tag or a file"
-        )
-    if not Path(pretrained).is_file():
-        import open_clip
-
-        if pretrained not in open_clip.list_pretrained_tags_by_model(name):
-            raise SettingsError(f"model.vision.pretrained: {pretrained!r} is neither a file nor a tag of {name}")
-        return open_clip.create_model(name, pretrained=pretrained).visual.state_dict()
-    from open_clip.factory import load_state_dict
-
-    try:
-        weights = load_state_dict(pretrained, weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{pretrained}: cannot be read as weights ({reason}): give a safetensors file") from error
-    visual = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
-    if not visual:
-        raise CheckpointError(f"{pretrained}: holds no open_clip vision transformer (keys 'visual.*')")
-    return visual
 
 
 def build_model(
     language_model: PreTrainedModel,
     vision_config: dict[str, Any],
-    vision_weights: dict[str, torch.Tensor] | None,
+    vision_weights: Weights | None,
     tokens: TokenIds,
     vocab_size: int,
     segment: SegmentShape,
     projector: str = "mlp2x_gelu",
     vision_layer: int = -2,
     condition: Condition = "voco",
+    new_tokens: Collection[int] | None = None,
+    projector_weights: Weights | None = None,
     **compression: Any,
 ) -> VoCoLlama:
     """Join the parts.
@@ -110,12 +40,14 @@ def build_model(
         projector: `linear` or `mlp2x_gelu`.
         vision_layer: Layer whose patch tokens are used.
         condition: Visibility the model will be trained with.
+        new_tokens: Ids that get a mean embedding; None: both added tokens. Others keep theirs.
+        projector_weights: Under our names (`voco_llama.model.layouts.projector_weights`); None: a fresh projector.
         **compression: `segment_attention`, `voco_embeddings`, `compressor`, `q_former` of `VoCoLlamaConfig`.
 
     Raises:
-        CheckpointError: The vision weights do not fit the tower.
+        CheckpointError: The weights of a part do not fit it.
     """
-    extend_embeddings(language_model, tokens, vocab_size)
+    extend_embeddings(language_model, tokens, vocab_size, new_tokens)
     config = VoCoLlamaConfig(
         text_config=language_model.config,
         vision_config=vision_config,
@@ -136,25 +68,20 @@ def build_model(
             f"the rows have {segment.num_vision} vision tokens an image and the model {expected}: build the processor"
             " for this tower"
         )
-    return VoCoLlama(config, language_model, load_vision_tower(config, vision_weights))
+    model = VoCoLlama(config, language_model, load_vision_tower(config, vision_weights))
+    if projector_weights is not None:
+        load_projector(model, projector_weights)
+    return model
 
 
-def load_vision_tower(config: VoCoLlamaConfig, weights: dict[str, torch.Tensor] | None) -> VisionTower:
-    """The tower of a configuration with its weights.
+def load_projector(model: VoCoLlama, weights: Weights) -> None:
+    """Fill the projector.
 
     Raises:
         CheckpointError: Names or shapes do not fit; nothing is loaded then.
     """
-    tower = VisionTower(config.vision_config, config.vision_layer)
-    if weights is None:
-        return tower
-    expected = tower.visual.state_dict()
-    wrong = sorted(set(expected) ^ set(weights))
-    wrong += [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
-    if wrong:
-        raise CheckpointError(
-            f"the vision weights do not fit the tower: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}:"
-            " check model.vision.name and model.vision.pretrained"
-        )
-    tower.visual.load_state_dict(weights)
-    return tower
+    advice = (
+        "check model.projector (linear or mlp2x_gelu) and that tower and language model are those it was trained with"
+    )
+    check_fit(model.projector.state_dict(), weights, "the projector's weights", advice)
+    model.projector.load_state_dict(weights)

@@ -1,11 +1,15 @@
 """Configuration of `VoCoLlama`: the language model's, the vision tower's, and what joins them."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from voco_llama.errors import SettingsError
 from voco_llama.layout import CONDITIONS, SEGMENT_ATTENTIONS, Condition, SegmentAttention, SegmentShape
+from voco_llama.llava_folder import is_llava, read_llava_folder
+from voco_llama.tokens import add_special_tokens
+from voco_llama.vision_config import num_patches
 
 PROJECTORS = ("linear", "mlp2x_gelu")
 COMPRESSORS = ("language_model", "average_pool", "q_former")
@@ -83,6 +87,31 @@ class VoCoLlamaConfig(PreTrainedConfig):
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Any:
+        """As in transformers; of a LLaVA's folder, the configuration that the model made of it will have."""
+        if not is_llava(folder):
+            return super().from_pretrained(folder, **kwargs)
+        described = read_llava_folder(folder)
+        tokenizer = described.tokenizer()
+        condition = described.condition(tokenizer)
+        tokens = add_special_tokens(tokenizer)
+        shape = described.segment_shape(tokenizer, described.num_voco(condition), described.order(condition))
+        text_config = described.text_config
+        text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+        return cls(
+            text_config=text_config,
+            vision_config=described.vision_config,
+            vision_layer=described.vision_layer,
+            projector_type=described.projector,
+            num_voco=shape.num_voco,
+            condition=condition,
+            image_token_id=tokens.image,
+            voco_token_id=tokens.voco,
+            segment_prefix_ids=shape.prefix,
+            segment_infix_ids=shape.infix,
+        )
+
     @property
     def image_size(self) -> int:
         """Side of the square input image in pixels."""
@@ -91,7 +120,7 @@ class VoCoLlamaConfig(PreTrainedConfig):
     @property
     def num_vision_tokens(self) -> int:
         """Patch tokens of one image."""
-        return (self.image_size // self.vision_config["vision_cfg"]["patch_size"]) ** 2
+        return num_patches(self.vision_config)
 
     @property
     def compresses_outside(self) -> bool:

@@ -1,11 +1,18 @@
 """The language model: any causal language model of transformers with plain rotary attention."""
 
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
-from voco_llama.errors import SettingsError
+from voco_llama.errors import CheckpointError, SettingsError, first_line
+from voco_llama.llava_folder import is_llava
+from voco_llama.model.weights import check_loaded, has_weights, read_weights
 from voco_llama.visibility import check_backend
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -14,12 +21,42 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 def build_language_model(
     pretrained: str | None, config: str | None, attention: str, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """A causal language model with its weights (`pretrained`), or a fresh one from a configuration folder."""
+    """A causal language model with its weights (`pretrained`), or a fresh one from a configuration folder.
+
+    Raises:
+        CheckpointError: The weights are missing, damaged, or not those of the configuration beside them.
+        OSError: There is no such folder or name.
+    """
     if pretrained is not None:
-        return AutoModelForCausalLM.from_pretrained(pretrained, attn_implementation=attention, dtype=dtype)
+        return _load(pretrained, attn_implementation=attention, dtype=dtype)
     return AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(config), attn_implementation=attention, dtype=dtype
     )
+
+
+def _load(name: str, **options: Any) -> PreTrainedModel:
+    """`from_pretrained` of a folder or hub name; what it only warns of is an error."""
+    if is_llava(name):
+        raise CheckpointError(f"model.language.pretrained: {name} is a LLaVA: set model.checkpoint to it")
+    if Path(name).is_dir() and has_weights(Path(name)):
+        read_weights(name)  # maps all files: absent, damaged and unsafe ones are named before anything is built
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # our one line says what its table of names says
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except UnpicklingError as error:
+        raise CheckpointError(f"{name}: a file of its weights holds more than tensors: get the safetensors") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"model.language.pretrained: {name} cannot be loaded ({first_line(error)}): give a causal language model of"
+            " transformers"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(level)
+    check_loaded(info, f"{name}: the language model's weights", "get config.json and weights of the same model")
+    return model
 
 
 def check_language_config(config: Any) -> None:

@@ -13,12 +13,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME, ModelOutput
 
 from voco_llama.errors import CheckpointError, VoCoError
 from voco_llama.layout import Condition, voco_index
+from voco_llama.llava_folder import is_llava
 from voco_llama.model.compression import compress
 from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.external import build_compressor
@@ -105,6 +106,8 @@ class VoCoLlama(PreTrainedModel):
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "VoCoLlama":
         """Load what `save_pretrained` wrote; keyword arguments as in transformers (`dtype`, `attn_implementation`).
 
+        A LLaVA's folder is read by `from_llava`.
+
         Raises:
             CheckpointError: The folder holds no `VoCoLlama`, or its weights are not this model's: a tensor is
                 missing, unexpected, or of another shape.
@@ -113,6 +116,8 @@ class VoCoLlama(PreTrainedModel):
             raise CheckpointError(f"{folder}: has no {CONFIG_NAME}: give a folder that save_pretrained wrote")
         if kwargs.get("attn_implementation") is not None:
             check_backend(kwargs["attn_implementation"])
+        if is_llava(folder):
+            return cls.from_llava(folder, **kwargs)
         try:
             model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
         except VoCoError:
@@ -127,6 +132,37 @@ class VoCoLlama(PreTrainedModel):
                 f" another shape, first {', '.join(wrong[:3])}: the folder is damaged or its config.json was edited"
             )
         return model
+
+    @classmethod
+    def from_llava(
+        cls,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        vision_tower: str | None = None,
+        num_voco: int | None = None,
+        condition: Condition | None = None,
+        dtype: str | torch.dtype = "auto",
+        attn_implementation: str = "sdpa",
+    ) -> "VoCoLlama":
+        """LLaVA-1.5, in its own layout or llava-hf's, or a VoCo-LLaMA of the authors.
+
+        The processor that goes with it is `VoCoProcessor.from_llava` of the same folder and `num_voco`.
+
+        Args:
+            folder: With `config.json`, weights and tokenizer.
+            tokenizer: In place of the folder's, as it was trained with; left as it is.
+            vision_tower: In place of the tower that the folder names, if that is neither a known one nor a folder.
+            num_voco: VoCo tokens of a segment; None: 1 where the folder is of condition `voco`, else 0.
+            condition: None: `voco` where the tokenizer has `<voco>` (the authors' checkpoints), else `full`.
+            dtype: Of the weights; `auto`: as stored.
+            attn_implementation: One of `voco_llama.visibility.BACKENDS`.
+
+        Raises:
+            CheckpointError: The folder is no such model, is damaged, or is one that ours cannot be.
+        """
+        from voco_llama.model.llava import load_llava
+
+        return load_llava(folder, tokenizer, vision_tower, num_voco, condition, dtype, attn_implementation)
 
     # ---- the language model's parts
 

@@ -13,13 +13,17 @@ from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor, check_tokenizer
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import open_reader
-from voco_llama.errors import CheckpointError
-from voco_llama.model.checkpoints import build_model, read_vision_config, read_vision_weights
+from voco_llama.errors import CheckpointError, first_line
+from voco_llama.model.checkpoints import build_model
 from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.language import build_language_model
+from voco_llama.model.layouts import projector_weights
+from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.model.weights import Weights, read_weights
 from voco_llama.settings import CompressionSettings, TrainSettings
-from voco_llama.tokens import add_special_tokens
+from voco_llama.tokens import add_special_tokens, check_vocabulary
+from voco_llama.vision_config import read_vision_config
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +60,7 @@ def build_processor(settings: TrainSettings) -> VoCoProcessor:
         try:
             num_patches = VoCoLlamaConfig.from_pretrained(model.checkpoint).num_vision_tokens
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"model.checkpoint: {model.checkpoint} ({_first_line(error)})") from error
+            raise CheckpointError(f"model.checkpoint: {model.checkpoint} ({first_line(error)})") from error
         return _with_settings(processor, settings, num_patches)
     shape = read_vision_config(model.vision.name)["vision_cfg"]
     tokenizer = load_tokenizer(model.tokenizer or model.language.pretrained)
@@ -82,7 +86,10 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         language_model = build_language_model(model.language.pretrained, model.language.config, model.attention, dtype)
     except OSError as error:
         name = model.language.pretrained or model.language.config
-        raise CheckpointError(f"model.language: {name} cannot be loaded ({_first_line(error)})") from error
+        raise CheckpointError(f"model.language: {name} cannot be loaded ({first_line(error)})") from error
+    check_vocabulary(
+        processor.tokenizer, language_model.get_input_embeddings().num_embeddings, "model.tokenizer and model.language"
+    )
     vision_weights = None
     if not model.vision.name.endswith(".json"):
         vision_weights = read_vision_weights(model.vision.name, model.vision.pretrained)
@@ -96,6 +103,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         projector=model.projector,
         vision_layer=model.vision.layer,
         condition=settings.compression.condition,
+        projector_weights=_projector(model.projector_weights),
         **_compression(settings.compression),
     )
     return built.to(dtype), processor
@@ -111,7 +119,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"model.tokenizer: {name} cannot be loaded ({_first_line(error)})") from error
+        raise CheckpointError(f"model.tokenizer: {name} cannot be loaded ({first_line(error)})") from error
     check_tokenizer(tokenizer)
     return tokenizer
 
@@ -120,6 +128,13 @@ def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
     folder = settings.model.checkpoint
     dtype = getattr(torch, settings.model.dtype)
     model = VoCoLlama.from_pretrained(folder, dtype=dtype, attn_implementation=settings.model.attention)
+    ids = (processor.tokens.image, processor.tokens.voco)
+    if ids != (model.config.image_token_id, model.config.voco_token_id):
+        raise CheckpointError(
+            f"model.checkpoint: {folder}: <image> and <voco> are {ids[0]} and {ids[1]} to its tokenizer and"
+            f" {model.config.image_token_id} and {model.config.voco_token_id} to its model: the files are of different"
+            " models"
+        )
     shape = processor.segment_shape()
     _set_compression(model, _compression(settings.compression) | {"num_voco": shape.num_voco}, folder)
     model.to(dtype)
@@ -127,6 +142,10 @@ def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
     model.config.segment_prefix_ids = list(shape.prefix)
     model.config.segment_infix_ids = list(shape.infix)
     return model
+
+
+def _projector(path: str | None) -> Weights | None:
+    return None if path is None else projector_weights(read_weights(path), f"model.projector_weights: {path}")
 
 
 def _compression(compression: CompressionSettings) -> dict[str, Any]:
@@ -166,7 +185,3 @@ def _with_settings(processor: VoCoProcessor, settings: TrainSettings, num_patche
         max_length=settings.data.max_length,
         num_frames=settings.data.num_frames,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -186,6 +186,8 @@ def _check_paths(settings: TrainSettings) -> None:
         )
     else:
         names = {"model.vision.name": model.vision.name, "model.tokenizer": model.tokenizer}
+        if model.projector_weights is not None:
+            require_path("model.projector_weights", model.projector_weights, settings)
         if settings.stage.name != "clip":
             names |= {
                 "model.language.pretrained": model.language.pretrained,

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from voco_llama.data.images import ImageTransform, load_image
 from voco_llama.data.records import Record
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.model.checkpoints import CLIP_CONFIG_FILE, CLIP_WEIGHTS_FILE, read_vision_config
+from voco_llama.model.weights import OPEN_CLIP_WEIGHTS_FILE
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
 from voco_llama.training.build import load_tokenizer, open_mixture
@@ -31,6 +31,7 @@ from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import GroupedSampler
 from voco_llama.training.stages import count_parameters, format_table
 from voco_llama.training.trainer import VoCoTrainer, loss_curve
+from voco_llama.vision_config import OPEN_CLIP_CONFIG_FILE, read_vision_config
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +126,11 @@ def save_clip(clip: CLIP, config: dict[str, Any], folder: Path) -> None:
     """Write what `open_clip.create_model('local-dir:<folder>')` and `model.vision.name=<folder>` read."""
     transform = ImageTransform(config["vision_cfg"]["image_size"])
     preprocess = {"mean": list(transform.mean), "std": list(transform.std), "resize_mode": "longest"}
-    (folder / CLIP_CONFIG_FILE).write_text(
+    (folder / OPEN_CLIP_CONFIG_FILE).write_text(
         json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n", encoding="utf-8"
     )
     weights = {name: value.detach().cpu().contiguous() for name, value in clip.state_dict().items()}
-    save_file(weights, str(folder / CLIP_WEIGHTS_FILE))
+    save_file(weights, str(folder / OPEN_CLIP_WEIGHTS_FILE))
 
 
 def read_pairs(

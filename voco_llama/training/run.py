@@ -15,6 +15,7 @@ from voco_llama.errors import DataError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
+from voco_llama.training.card import write_card
 from voco_llama.training.checks import check_settings
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
@@ -97,16 +98,16 @@ def train(settings: TrainSettings) -> Path:
     if arguments.should_save:
         bad_records = summarize_bad_records(run.bad_records)
         log_bad_records(bad_records)
-        run.finish(
-            {
-                "stage": settings.stage.name,
-                "steps": trainer.state.global_step,
-                "seconds": time.perf_counter() - started,
-                "loss_curve": loss_curve(trainer.state.log_history),
-                "parameters": [vars(count) for count in table],
-                "bad_records": bad_records,
-            }
-        )
+        result = {
+            "stage": settings.stage.name,
+            "steps": trainer.state.global_step,
+            "seconds": time.perf_counter() - started,
+            "loss_curve": loss_curve(trainer.state.log_history),
+            "parameters": [vars(count) for count in table],
+            "bad_records": bad_records,
+        }
+        write_card(run.final, settings, mixture.num_records, result, run.starts())
+        run.finish(result)
         logger.info("trained: %s", run.final)
     return run.final
 

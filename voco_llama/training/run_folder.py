@@ -6,7 +6,7 @@ environment.json  git commit, package versions, command line's start time, seed
 checkpoint-N/     Trainer checkpoints (resume)
 runs/             tensorboard
 bad_records/      what each process skipped
-final/            the trained model and its processor
+final/            the trained model, its processor and its card (README.md)
 result.json       written last: loss curve, table of what trained, skipped records, times
 """
 
@@ -126,6 +126,7 @@ class RunFolder:
                 "model.language.pretrained": model.language.pretrained,
                 "model.language.config": model.language.config,
                 "model.tokenizer": model.tokenizer,
+                "model.projector_weights": model.projector_weights,
             }
         loss = self.settings.loss
         if loss.teacher == "checkpoint":
@@ -150,7 +151,7 @@ class RunFolder:
         write_atomically(self.path / INPUTS_FILE, json.dumps(self._inputs(), indent=2) + "\n")
         write_atomically(self.path / SETTINGS_FILE, yaml.safe_dump(to_plain(self.settings), sort_keys=False))
         file = self.path / ENVIRONMENT_FILE
-        starts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        starts = self.starts() if file.is_file() else []
         here = {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": self.settings.seed,
@@ -165,10 +166,12 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any]:
         """How a finished run went: its result, the loss curve's end alone, and each of its starts."""
-        result, starts = (
-            json.loads((self.path / name).read_text(encoding="utf-8")) for name in (RESULT_FILE, ENVIRONMENT_FILE)
-        )
-        return result | {"loss_curve": result.get("loss_curve", [])[-1:], "starts": starts}
+        result = json.loads((self.path / RESULT_FILE).read_text(encoding="utf-8"))
+        return result | {"loss_curve": result.get("loss_curve", [])[-1:], "starts": self.starts()}
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Environment of each start of the run, the last one's at the end."""
+        return json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
 
 
 def _is_json(file: Path) -> bool:

@@ -1,0 +1,128 @@
+"""Language models of the kinds that are used, from the files that they come in; what does not fit is refused."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
+
+from tests.model.rows import answered, batch_of, one_pass_logits, random_images, two_step_logits
+from tests.parity.llava_files import tiny_llava, write_hub
+from tests.tiny import VISION_CONFIG, tiny_processor, tiny_text_config, tiny_tokenizer
+from voco_llama import VoCoLlama
+from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.model.checkpoints import build_model
+from voco_llama.model.language import build_language_model
+from voco_llama.tokens import MAX_SPARE_ROWS, check_vocabulary
+
+SHAPE = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+SHAPE |= dict(num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.3)
+CONFIGS = {
+    "llama": lambda: tiny_text_config(),
+    "qwen2": lambda: Qwen2Config(**SHAPE, tie_word_embeddings=True),
+    "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=8),
+    "mistral": lambda: MistralConfig(**SHAPE, sliding_window=None),
+}
+
+
+def written(folder, kind: str, files: str = "shards"):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
+    model.save_pretrained(folder, max_shard_size="20KB" if files == "shards" else "1GB")
+    if files == "bin":
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    return model
+
+
+def load(folder):
+    return build_language_model(str(folder), None, "sdpa", torch.float32)
+
+
+@pytest.mark.parametrize("files", ["shards", "bin"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_folder_is_read_whatever_its_files(tmp_path, kind, files):
+    model = written(tmp_path, kind, files)
+    read = load(tmp_path)
+    assert read.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in read.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_it_compresses_and_reads(tmp_path, kind):
+    """The central equality, with each kind of language model from its files; then saved and loaded as one of ours."""
+    written(tmp_path / "language", kind)
+    processor = tiny_processor(num_voco=2)
+    model = build_model(
+        load(tmp_path / "language"),
+        VISION_CONFIG,
+        None,
+        processor.tokens,
+        len(processor.tokenizer),
+        processor.segment_shape(),
+    ).eval()
+    rows = [processor.lay_out(answered(text)) for text in ("<image>\nWhat?", "<image>\nIs it\nblue?")]
+    batch, pixels = batch_of(processor, rows), processor.pixels(random_images(2))
+    expected = one_pass_logits(model, batch, pixel_values=pixels)
+    torch.testing.assert_close(two_step_logits(model, batch, pixel_values=pixels), expected, atol=1e-5, rtol=1e-5)
+    model.save_pretrained(tmp_path / "ours")
+    again = VoCoLlama.from_pretrained(tmp_path / "ours")
+    assert torch.equal(one_pass_logits(again, batch, pixel_values=pixels), expected)
+
+
+def edit(folder, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda w: w.pop("model.norm.weight"), "1 tensors differ: 1 missing \\(model.norm.weight\\)"),
+        (lambda w: w.update(stray=torch.zeros(1)), "1 unexpected \\(stray\\)"),
+        (lambda w: w.update({"model.norm.weight": torch.zeros(7)}), "model.norm.weight \\[7\\] instead of \\[32\\]"),
+    ],
+)
+def test_weights_of_another_model_are_refused(tmp_path, caplog, change, complaint):
+    written(tmp_path, "llama", "one")
+    edit(tmp_path, change)
+    with pytest.raises(CheckpointError) as refused:
+        load(tmp_path)
+    assert re.search(complaint, str(refused.value)), str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert "LOAD REPORT" not in caplog.text
+
+
+def test_other_folders_are_refused(tmp_path):
+    write_hub(tiny_llava(), tmp_path / "llava", "old")
+    with pytest.raises(CheckpointError, match="is a LLaVA: set model.checkpoint to it"):
+        load(tmp_path / "llava")
+    written(tmp_path, "llama")
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(CheckpointError, match="1 of the .* files that it names are not there"):
+        load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "no_such"}))
+    with pytest.raises(CheckpointError):
+        load(tmp_path)
+
+
+def test_sliding_windows_are_refused_with_the_setting(tmp_path):
+    processor = tiny_processor(num_voco=2)
+    language_model = AutoModelForCausalLM.from_config(MistralConfig(**SHAPE, sliding_window=4))
+    with pytest.raises(SettingsError, match="sliding_window to null"):
+        build_model(language_model, VISION_CONFIG, None, processor.tokens, 261, processor.segment_shape())
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    tokenizer = tiny_tokenizer()
+    size = len(tokenizer)
+    for rows in (size, size + 3, size + MAX_SPARE_ROWS):
+        check_vocabulary(tokenizer, rows, "here")
+    for rows in (size - 1, size + MAX_SPARE_ROWS + 1):
+        with pytest.raises(CheckpointError, match=f"here: the tokenizer has {size} tokens .* {rows} embeddings"):
+            check_vocabulary(tokenizer, rows, "here")
+    check_vocabulary(tiny_processor().tokenizer, size, "here")  # with tokens of ours, which are not counted

@@ -1,0 +1,128 @@
+"""The model card: `README.md` of a trained model, written from the records of its run and nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from voco_llama.settings import TrainSettings
+
+CARD_FILE = "README.md"
+TAGS = ["voco-llama", "vision-language", "image-text-to-text"]
+
+
+def write_card(
+    folder: Path,
+    settings: TrainSettings,
+    num_records: list[int],
+    result: dict[str, Any],
+    starts: list[dict[str, Any]],
+) -> None:
+    """Write the card beside the model.
+
+    Args:
+        folder: Of the trained model.
+        settings: Of the run.
+        num_records: Seen of each source in an epoch.
+        result: What `result.json` will hold.
+        starts: `RunFolder.starts`.
+    """
+    head = {"library_name": "voco-llama", "pipeline_tag": "image-text-to-text", "tags": TAGS}
+    start = _start_of(settings)
+    if all(not Path(name).exists() for name in start.values()):
+        head["base_model"] = sorted(set(start.values()))
+    sections = (
+        _opening(folder, settings),
+        ["## Data", "", *_data(settings, num_records)],
+        ["## Recipe", "", *_recipe(settings, start, result, starts[-1])],
+        ["## Results", "", *_results(result)],
+    )
+    body = "\n".join(line for section in sections for line in (*section, ""))
+    (folder / CARD_FILE).write_text(f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{body}", encoding="utf-8")
+
+
+def _start_of(settings: TrainSettings) -> dict[str, str]:
+    """What the run started from: setting -> folder or hub name."""
+    model = settings.model
+    if model.checkpoint is not None:
+        return {"model.checkpoint": model.checkpoint}
+    named = {
+        "model.language": model.language.pretrained or model.language.config,
+        "model.vision": model.vision.name,
+        "model.projector_weights": model.projector_weights,
+    }
+    return {key: name for key, name in named.items() if name is not None}
+
+
+def _opening(folder: Path, settings: TrainSettings) -> list[str]:
+    compression = settings.compression
+    what = f"{compression.num_voco} VoCo tokens an image" if compression.condition == "voco" else "images seen in full"
+    return [
+        f"# {folder.parent.name}",
+        "",
+        f"A model of voco-llama (VoCo-LLaMA, arXiv 2406.12275): condition `{compression.condition}`, {what}, stage"
+        f" `{settings.stage.name}`.",
+        "",
+        "```python",
+        "from voco_llama import VoCoLlama, VoCoProcessor",
+        "",
+        'model, processor = VoCoLlama.from_pretrained("."), VoCoProcessor.from_pretrained(".")',
+        "```",
+    ]
+
+
+def _data(settings: TrainSettings, num_records: list[int]) -> Iterator[str]:
+    yield from _table(
+        ("file", "format", "weight", "records an epoch"),
+        (
+            (f"`{source.file}`", source.format, source.weight, f"{count:,}")
+            for source, count in zip(settings.data.sources, num_records, strict=True)
+        ),
+    )
+
+
+def _recipe(
+    settings: TrainSettings, start: dict[str, str], result: dict[str, Any], last: dict[str, Any]
+) -> Iterator[str]:
+    trainer = settings.trainer
+    rows = {
+        **{f"started from `{key}`": f"`{name}`" for key, name in start.items()},
+        "parts trained": ", ".join(settings.stage.trains),
+        "low-rank adapters": f"rank {settings.model.lora.rank}" if settings.model.lora.rank else "none",
+        "loss": f"{settings.loss.lm} x LM + {settings.loss.kl} x KL"
+        + (", scheduled" if settings.loss.schedule else ""),
+        "steps": result["steps"],
+        "samples a step": _samples_a_step(trainer, last),
+        "learning rate": trainer.get("learning_rate", "the Trainer's default"),
+        "prompt": f"{settings.prompt.template}, images {settings.prompt.order}",
+        "seed": settings.seed,
+        "time": f"{result['seconds'] / 3600:.2f} h on {last['processes']} x"
+        f" {last['hardware']['accelerator'] or last['hardware']['machine']}",
+        "commit": f"`{last['git_commit']}`",
+        "versions": ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version),
+    }
+    yield from _table(("", ""), rows.items())
+    yield ""
+    yield "All settings stand in `settings.yaml` of the run."
+
+
+def _samples_a_step(trainer: dict[str, Any], start: dict[str, Any]) -> int | str:
+    per_process = trainer.get("per_device_train_batch_size")
+    if per_process is None:
+        return "the Trainer's default"
+    return per_process * trainer.get("gradient_accumulation_steps", 1) * start["processes"]
+
+
+def _results(result: dict[str, Any]) -> Iterator[str]:
+    curve, bad = result["loss_curve"], len(result["bad_records"])
+    if curve:
+        yield f"Training loss at step {curve[-1].get('step', result['steps'])}: {curve[-1]['loss']:.4f}."
+    yield f"Records that could not be used: {bad}. Benchmarks: `voco-llama evaluate row=NAME checkpoint=FOLDER`."
+
+
+def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(str(cell) for cell in row)} |"

@@ -1,0 +1,141 @@
+"""Configuration of a vision tower, in open_clip's form (`embed_dim`, `quick_gelu`, `vision_cfg`).
+
+It is read from wherever a tower may come from, and translated from and to that of Hugging Face's CLIP. No weights are
+read here.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from voco_llama.errors import SettingsError
+
+OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
+CLIP_CONFIG_FILE = "config.json"
+CLIP_MODEL_TYPES = ("clip", "clip_vision_model")
+
+LAYER_NORM_EPS = 1e-5
+"""Of open_clip's layer norms, which have no setting for it."""
+
+HIDDEN_ACTS = {"quick_gelu": True, "gelu": False}
+"""Hugging Face's `hidden_act` -> open_clip's `quick_gelu`."""
+
+HEAD_WIDTH, MLP_RATIO = 64, 4.0
+"""open_clip's own values where a configuration has none."""
+
+_CLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "num_channels": 3,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": LAYER_NORM_EPS,
+}
+"""Of `transformers.CLIPVisionConfig`; a config.json leaves out what equals them."""
+
+
+def read_vision_config(name: str) -> dict[str, Any]:
+    """The open_clip configuration of a tower.
+
+    Args:
+        name: Name of an open_clip model (`ViT-L-14-336-quickgelu`), a JSON file, or a folder that holds
+            `open_clip_config.json` or, in the Hugging Face layout of CLIP, `config.json`.
+
+    Raises:
+        SettingsError: There is no such model.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / (OPEN_CLIP_CONFIG_FILE if (path / OPEN_CLIP_CONFIG_FILE).is_file() else CLIP_CONFIG_FILE)
+    if path.suffix == ".json":
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise SettingsError(
+                f"model.vision.name: {path} cannot be read as an open_clip configuration ({error})"
+            ) from error
+        return config_in_file(config, str(path))
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise SettingsError(f"model.vision.name: open_clip has no model {name!r}: see open_clip.list_models()")
+    return config
+
+
+def config_in_file(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a JSON file holds, as an open_clip configuration.
+
+    Raises:
+        SettingsError: It describes neither an open_clip model nor a CLIP of Hugging Face.
+    """
+    if config.get("model_type") in CLIP_MODEL_TYPES:
+        return from_clip_config(config, where)
+    config = config.get("model_cfg", config)
+    if "vision_cfg" not in config:
+        raise SettingsError(
+            f"{where} describes no vision tower: give an open_clip configuration (with vision_cfg) or the config.json"
+            f" of a CLIP (model_type {' or '.join(CLIP_MODEL_TYPES)})"
+        )
+    return config
+
+
+def from_clip_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Hugging Face's configuration of CLIP, or of its vision tower alone, in open_clip's form.
+
+    Args:
+        config: `CLIPConfig` or `CLIPVisionConfig` as a dictionary; what is missing has transformers' default.
+        where: What messages call it.
+
+    Raises:
+        SettingsError: open_clip's vision transformer cannot be such a tower.
+    """
+    vision = _CLIP_DEFAULTS | (config.get("vision_config") or config)
+    if vision["hidden_act"] not in HIDDEN_ACTS:
+        raise SettingsError(
+            f"{where}: hidden_act {vision['hidden_act']!r} is not one of {', '.join(HIDDEN_ACTS)}: use another tower"
+        )
+    if vision["layer_norm_eps"] != LAYER_NORM_EPS or vision["num_channels"] != _CLIP_DEFAULTS["num_channels"]:
+        raise SettingsError(
+            f"{where}: a tower with layer_norm_eps {vision['layer_norm_eps']} and {vision['num_channels']} channels is"
+            f" none of open_clip's ({LAYER_NORM_EPS}, {_CLIP_DEFAULTS['num_channels']}): use another one"
+        )
+    width = vision["hidden_size"]
+    return {
+        "embed_dim": config.get("projection_dim") or vision["projection_dim"],
+        "quick_gelu": HIDDEN_ACTS[vision["hidden_act"]],
+        "vision_cfg": {
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "layers": vision["num_hidden_layers"],
+            "width": width,
+            "head_width": width // vision["num_attention_heads"],
+            "mlp_ratio": vision["intermediate_size"] / width,
+        },
+    }
+
+
+def to_clip_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `transformers.CLIPVisionConfig` for a tower in open_clip's form; `from_clip_config` backwards."""
+    vision = config["vision_cfg"]
+    width = vision["width"]
+    return {
+        "hidden_size": width,
+        "intermediate_size": round(width * vision.get("mlp_ratio", MLP_RATIO)),
+        "projection_dim": config["embed_dim"],
+        "num_hidden_layers": vision["layers"],
+        "num_attention_heads": width // vision.get("head_width", HEAD_WIDTH),
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "hidden_act": {quick: name for name, quick in HIDDEN_ACTS.items()}[config.get("quick_gelu", False)],
+    }
+
+
+def num_patches(config: dict[str, Any]) -> int:
+    """Patch tokens of one image."""
+    vision = config["vision_cfg"]
+    return (vision["image_size"] // vision["patch_size"]) ** 2
