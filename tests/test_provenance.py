@@ -19,7 +19,7 @@ def test_provenance_names_versions_and_commit(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/home/someone/voco_llama/cli.py", "ask", "questions=[a b]"])
     facts = provenance()
     assert facts["command"] == "cli.py ask 'questions=[a b]'"
-    assert set(facts) == {"command", "git_commit", "versions", "hardware"}
+    assert set(facts) == {"date", "command", "git_commit", "versions", "hardware"}
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", facts["git_commit"] or "0" * 40)
     assert facts["versions"]["torch"].startswith("2.")
 
