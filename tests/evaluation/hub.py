@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from voco_llama.data.toyworld.tables import IMAGE, INT, TEXT, write_card, write_table
@@ -111,6 +113,16 @@ def write_pope(hub: Path) -> None:
     tables |= {("Full", split): rows for split, rows in splits.items()}
     texts = ("id", "question_id", "question", "answer", "image_source", "category")
     write_set(hub / "lmms-lab-encoder/POPE", tables, dict.fromkeys(texts, TEXT) | {"image": IMAGE})
+
+
+def change_pope_image(hub: Path, row: int, change: Callable[[bytes], bytes]) -> None:
+    """Change the PNG file of one of POPE's rows."""
+    file = hub / "lmms-lab-encoder/POPE/default/test-00000-of-00001.parquet"
+    table = pq.read_table(file)
+    field = table.schema.field("image")
+    cells = table.column("image").to_pylist()
+    cells[row]["bytes"] = change(cells[row]["bytes"])
+    pq.write_table(table.set_column(table.schema.get_field_index("image"), field, pa.array(cells, field.type)), file)
 
 
 def write_vqav2(hub: Path) -> None:

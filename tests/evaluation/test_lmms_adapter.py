@@ -1,12 +1,22 @@
 """Our model as one of lmms-eval's: how it is found, made from arguments, told apart, and how generation is read."""
 
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from tests.tiny import tiny_model, tiny_processor
-from voco_llama.errors import SettingsError
-from voco_llama.evaluation.lmms_adapter import DEFAULT_NEW_TOKENS, VoCoLlamaAdapter, read_generation
+from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.evaluation.harness import Harness
+from voco_llama.evaluation.lmms_adapter import (
+    DEFAULT_NEW_TOKENS,
+    TIMED_QUESTIONS,
+    VoCoLlamaAdapter,
+    find_tasks,
+    gathered_counts,
+    read_generation,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +68,8 @@ def test_its_name_tells_apart_all_that_answers_depend_on(checkpoint, tmp_path):
         str(VoCoLlamaAdapter(folder, **same, **changes))
         for folder, changes in [
             (checkpoint, {}), (str(tmp_path), {}), (checkpoint, {"num_voco": 1}), (checkpoint, {"condition": "full"}),
-            (checkpoint, {"max_new_tokens": 4}), (checkpoint, {"dtype": "bfloat16"}),
+            (checkpoint, {"condition": "blind"}), (checkpoint, {"max_new_tokens": 4}),
+            (checkpoint, {"dtype": "bfloat16"}),
         ]
     ]  # fmt: skip
     assert len(set(names)) == len(names)
@@ -102,3 +113,38 @@ def test_generation_is_as_the_task_says(given, limit, generation, until):
 def test_generation_that_is_not_understood_is_refused():
     with pytest.raises(SettingsError, match="generation keyword 'penalty_alpha' is not understood"):
         read_generation({"penalty_alpha": 0.6}, None)
+
+
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no saved model"):
+        VoCoLlamaAdapter(str(tmp_path))
+
+
+def test_requests_are_answered_one_after_the_other(checkpoint):
+    """Documents are looked up when their turn comes, in the task and the split that the request names."""
+    adapter = VoCoLlamaAdapter(checkpoint, device="cpu", batch_size=1, max_new_tokens=2)
+    seen = []
+    pictures = [Image.new("RGB", (16, 16), color) for color in ("red", "green")]
+    adapter.task_dict = {"gqa": {"test": pictures}, "text": {"test": [None]}}
+    look = lambda document: seen.append(document) or (document and [document])  # noqa: E731
+    asked = [("gqa", 1), ("text", 0), ("gqa", 0), ("gqa", 1), ("gqa", 1), ("gqa", 1)]
+    arguments = [("What?", {"max_new_tokens": 9}, look, number, task, "test") for task, number in asked]
+    requests = [SimpleNamespace(args=args) for args in arguments]
+    questions = adapter.questions(requests)
+    assert [q.id for q in questions[:3]] == ["gqa document 1", "text document 0", "gqa document 0"]
+    assert {(q.prompt, q.generation["max_new_tokens"]) for q in questions} == {("What?", 2)}
+    assert seen == []
+    answers = list(adapter.generate_until(requests))
+    assert len(answers) == 6
+    assert len({answers[i] for i in (0, 3, 4, 5)}) == 1
+    assert seen == [pictures[1], None, pictures[0], *[pictures[1]] * 3]
+    assert [q.id for q in adapter.timed_questions] == [q.id for q in questions[:TIMED_QUESTIONS]]
+    counts = gathered_counts(adapter)
+    assert (counts.answers, counts.visuals, counts.compressed) == (6, 5, 2)
+    assert counts == adapter.answerer.counts
+
+
+def test_a_task_that_lmms_eval_does_not_know(tmp_path):
+    harness = Harness(None, tmp_path, tmp_path, None, tmp_path)
+    with pytest.raises(SettingsError, match="lmms-eval knows no task 'gqaa'"):
+        find_tasks(["gqaa"], harness)

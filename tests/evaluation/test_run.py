@@ -1,6 +1,8 @@
 """A saved checkpoint through lmms-eval's tasks and clips to result files that describe themselves, and to a report."""
 
 import json
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.evaluation.hub import write_hub, write_pope
+from tests.evaluation.hub import change_pope_image, write_hub, write_pope
 from tests.evaluation.lmms import JUDGE_NAME, JUDGED, UNJUDGED
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.errors import CheckpointError, DataError, SettingsError
@@ -116,6 +118,52 @@ def test_a_judge_is_asked_and_named(settings_for, tiny_hub, monkeypatch):
     assert result["judge"] == JUDGE_NAME
     assert len(tiny_hub.judge.asked) - asked == sum(d["questions"] for d in result["benchmarks"].values())
     assert {d["full"] for d in result["benchmarks"].values()} == {100.0}
+
+
+def test_answers_to_judged_tasks_do_not_depend_on_batches_either(settings_for, tiny_hub, monkeypatch):
+    """Most are on clips; nothing is scored by chance, or the second evaluation would differ."""
+    for name, value in (("URL", tiny_hub.judge.address), ("KEY", "key")):
+        monkeypatch.setenv(f"OPENAI_API_{name}", value)
+    monkeypatch.setenv("MODEL_VERSION", JUDGE_NAME)
+    batched, one_by_one = (
+        evaluate(settings_for(row=row, tasks=JUDGED, batch_size=size)) for row, size in (("all", 7), ("one", 1))
+    )
+    assert {line["benchmark"] for line in lines_of(batched)} == set(JUDGED)
+    assert lines_of(batched) == lines_of(one_by_one)
+    assert read_result(batched)["benchmarks"] == read_result(one_by_one)["benchmarks"]
+    assert read_result(batched)["judge"] == JUDGE_NAME
+
+
+def with_size(width, height):
+    """A PNG file whose header says that it is so large."""
+
+    def change(whole):
+        header = b"IHDR" + struct.pack(">II", width, height) + whole[24:29]
+        return whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda whole: b"GIF" + whole[3:], id="header"),
+        pytest.param(lambda whole: whole[:50] + b"\xff" * 3 + whole[53:], id="content"),
+        pytest.param(lambda whole: whole[:50], id="cut"),
+        pytest.param(with_size(100_000, 100_000), id="huge"),
+        pytest.param(lambda whole: b"", id="empty"),
+    ],
+)
+def test_a_damaged_image_is_named(settings_for, tmp_path, damage):
+    """Whatever is wrong with the file, and wherever it is noticed: when rows are read or when pixels are."""
+    hub = tmp_path / "hub"
+    write_pope(hub)
+    change_pope_image(hub, 1, damage)
+    with pytest.raises(DataError, match=r"^pope document 1: cannot be answered \(") as caught:
+        evaluate(settings_for(tasks=["pope"], hub=hub))
+    assert "\n" not in str(caught.value)
+    result = read_result(evaluate(settings_for(tasks=["pope"], hub=hub, go_on=True)))
+    assert [failure["id"] for failure in result["failures"]] == ["pope document 1"]
 
 
 def test_an_external_compressor_is_evaluated_and_described(settings_for, tmp_path):
@@ -233,6 +281,34 @@ def test_failing_questions_are_listed_and_the_report_says_so(settings_for, tmp_p
     with pytest.raises(DataError, match="left 1 questions unanswered"):
         report(ReportSettings(results, tmp_path / "report"))
     assert "INCOMPLETE: upper" in report(ReportSettings(results, tmp_path / "report", allow_limited=True))
+
+
+def test_a_question_that_failed_before_the_cut_is_still_listed(settings_for, monkeypatch):
+    """Its empty answer is not taken for one, neither where the run goes on nor by a run that allows no failure."""
+    monkeypatch.setattr("voco_llama.evaluation.answering.WINDOW_BATCHES", 1)
+    look, window = Answerer._look, Answerer._window
+    settings = settings_for(tasks=["pope"], keep_answers=True, go_on=True, batch_size=1)
+
+    def break_one(self, question):
+        if question.id == "pope document 1":
+            raise OSError("broken image")
+        return look(self, question)
+
+    def stop(self, asked):
+        if asked[0].id == "pope document 3":
+            raise KeyboardInterrupt
+        return window(self, asked)
+
+    monkeypatch.setattr(Answerer, "_look", break_one)
+    monkeypatch.setattr(Answerer, "_window", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(settings)
+    monkeypatch.setattr(Answerer, "_window", window)
+    with pytest.raises(DataError, match="pope document 1: cannot be answered"):
+        evaluate(replace(settings, go_on=False))
+    result = read_result(evaluate(settings))
+    assert [failure["id"] for failure in result["failures"]] == ["pope document 1"]
+    assert result["num_answers"] == 9 - 2
 
 
 def test_a_task_without_a_result_leaves_no_file(settings_for, tmp_path, monkeypatch):

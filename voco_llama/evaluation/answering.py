@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.questions import Question, Visual, cut, see, with_marks
@@ -29,8 +30,8 @@ CONDITIONS = ("full", "voco", "blind")
 WINDOW_BATCHES = 16
 REUSE_BYTES = 2**31
 """Keys and values that are kept beyond their window."""
-FAILURES = (RuntimeError, OSError, DataError)
-"""What a question can fail with; running out of memory is a RuntimeError."""
+FAILURES = (RuntimeError, OSError, DataError, Image.DecompressionBombError)
+"""What a question can fail with: running out of memory is a RuntimeError, a damaged image file an OSError."""
 
 
 @dataclass(frozen=True)

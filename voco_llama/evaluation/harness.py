@@ -3,13 +3,14 @@
 import contextlib
 import hashlib
 import io
+import json
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from voco_llama.provenance import fingerprint_data, fingerprint_files
+from voco_llama.provenance import fingerprint_data, fingerprint_files, write_atomically
 
 TABLES = (".parquet", ".json", ".jsonl", ".csv", ".md")
 
@@ -80,6 +81,25 @@ def surroundings(harness: Harness, run_id: str) -> Iterator[None]:
                 datasets.enable_progress_bars()
             for name, value in before.items():
                 os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def forget_empty_answers(responses: Path) -> None:
+    """Take empty answers out of the logs that a run which was cut off left: questions that failed are among them.
+
+    lmms-eval keeps no empty answer, but it takes those of its logs for answers when it goes on.
+    """
+    for file in sorted(responses.rglob("*.jsonl")):
+        lines = [f"{line}\n" for line in file.read_text(encoding="utf-8").split("\n") if line]
+        answered = [line for line in lines if _holds_an_answer(line)]
+        if answered != lines:
+            write_atomically(file, "".join(answered))
+
+
+def _holds_an_answer(line: str) -> bool:
+    try:
+        return bool(json.loads(json.loads(line)["response"]).strip())
+    except json.JSONDecodeError:  # cut off while it was written
+        return False
 
 
 def state_of_files(folder: Path) -> str:

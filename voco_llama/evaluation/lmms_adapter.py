@@ -5,12 +5,13 @@ Through our command (`voco-llama evaluate`), or, where torchvision is whole, thr
     lmms_eval --model voco_llama --model_args pretrained=runs/voco_1/final,num_voco=1 --tasks gqa --batch_size 32
 """
 
-import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from PIL import ImageFile
 
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.answering import Answerer, Counts, first_token_seconds
@@ -138,6 +139,7 @@ class VoCoLlamaAdapter(lmms):
 
     def generate_until(self, requests: "list[Instance]") -> Iterator[str]:
         """Answer in request order; what was answered before a crash has been given."""
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it: what is missing of an image would be black
         questions = self.questions(requests)
         self.timed_questions = questions[:TIMED_QUESTIONS]
         return (text.translate(_CONTROL_CHARACTERS) for text in self.answerer.answer(questions))
@@ -161,7 +163,7 @@ def read_generation(gen_kwargs: Mapping[str, Any], limit: int | None) -> tuple[d
     Raises:
         SettingsError: A keyword is not understood.
     """
-    given = {key: value for key, value in copy.deepcopy(dict(gen_kwargs)).items() if key not in _IGNORED_GENERATION}
+    given = {key: value for key, value in gen_kwargs.items() if key not in _IGNORED_GENERATION}
     until = given.pop("until", None) or ()
     unknown = [key for key in given if key not in _PASSED_GENERATION]
     if unknown:
@@ -244,7 +246,9 @@ def run_tasks(
             process_docs_parallel=1,
             verbosity="WARNING",
         )
-        adapter.first_token_seconds = first_token_seconds(adapter.answerer, adapter.timed_questions)
+        failed = {failure.id for failure in adapter.answerer.counts.failures}
+        timed = [question for question in adapter.timed_questions if question.id not in failed]
+        adapter.first_token_seconds = first_token_seconds(adapter.answerer, timed)
     return results
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from voco_llama.evaluation.answering import Counts
 from voco_llama.evaluation.efficiency import kv_bytes
 from voco_llama.evaluation.evaluate_settings import EvaluateSettings, rows_of
-from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_data_set, state_of_files
+from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_data_set, forget_empty_answers, state_of_files
 from voco_llama.evaluation.results import (
     BENCHMARKS_KIND,
     checkpoint_fingerprint,
@@ -59,6 +59,8 @@ def evaluate(settings: EvaluateSettings) -> Path:
 
     harness = _harness(settings, suite)
     found = lmms_adapter.find_tasks(tasks, harness)
+    if harness.responses is not None:
+        forget_empty_answers(harness.responses)  # by every process, before the adapter joins them and any goes on
     adapter = lmms_adapter.VoCoLlamaAdapter(
         str(settings.checkpoint), settings.condition, settings.num_voco, settings.batch_size, settings.device,
         settings.dtype, settings.reuse, settings.go_on, suite.max_new_tokens,
