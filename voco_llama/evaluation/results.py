@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voco_llama.errors import CheckpointError, DataError, SettingsError
-from voco_llama.provenance import fingerprint_files, write_atomically
+from voco_llama.provenance import SAMPLED, fingerprint_files, write_atomically
 
 if TYPE_CHECKING:
     from voco_llama.data.processor import VoCoProcessor
@@ -106,4 +106,4 @@ def load_checkpoint(folder: Path, device: str | None, dtype: str = "auto") -> "t
 
 def checkpoint_fingerprint(folder: Path) -> str:
     """A hash of the saved weights and of the configuration and processor files beside them."""
-    return fingerprint_files(f for f in Path(folder).iterdir() if f.suffix in (".json", ".safetensors"))
+    return fingerprint_files(f for f in Path(folder).iterdir() if f.suffix in SAMPLED)
