@@ -5,6 +5,7 @@ Through our command (`voco-llama evaluate`), or, where torchvision is whole, thr
     lmms_eval --model voco_llama --model_args pretrained=runs/voco_1/final,num_voco=1 --tasks gqa --batch_size 32
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import ImageFile
 
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.evaluation.answering import Answerer, Counts, first_token_seconds
+from voco_llama.evaluation.answering import FAILURES, Answerer, Counts, first_token_seconds
 from voco_llama.evaluation.harness import Harness, TaskFiles, quiet, surroundings
 from voco_llama.evaluation.questions import Question
 from voco_llama.evaluation.results import checkpoint_fingerprint, load_checkpoint
+
+logger = logging.getLogger(__name__)
 
 MODEL_NAME = "voco_llama"
 
@@ -248,7 +251,10 @@ def run_tasks(
         )
         failed = {failure.id for failure in adapter.answerer.counts.failures}
         timed = [question for question in adapter.timed_questions if question.id not in failed]
-        adapter.first_token_seconds = first_token_seconds(adapter.answerer, timed)
+        try:
+            adapter.first_token_seconds = first_token_seconds(adapter.answerer, timed)
+        except FAILURES as error:  # the answers are there; a timing is not worth losing them
+            logger.warning("the time to the first token was not measured (%s)", error)
     return results
 
 
