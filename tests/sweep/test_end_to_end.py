@@ -43,7 +43,7 @@ def overrides(root: Path, *more: str) -> list[str]:
         f"results={root}/results",
         f"base=[{world}]",
         f"++rows={{voco_1:{{train:{listed(['compression=voco_1', *TRAIN])}}},voco_2:{two}}}",
-        "evaluate=['benchmarks=[GQA,POPE]','batch_size=8','max_new_tokens=4','device=cpu']",
+        "evaluate=['tasks=[\"gqa\",\"pope\"]','batch_size=8','max_new_tokens=4','device=cpu']",
         *more,
     ]
 
