@@ -5,6 +5,7 @@ What a question's answer must be is worked out by hand here: its own images, its
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -262,6 +263,14 @@ def test_an_image_that_cannot_be_compressed_fails_every_question_on_it(model, pr
     assert given == [*expected[:3], "", *expected[4:6], ""]
     assert [failure.id for failure in counts.failures] == ["gqa 3", "gqa 6"]
     assert counts.compressed == 2
+
+
+def test_a_checkpoint_without_voco_tokens_is_not_read_through_none():
+    llava = SimpleNamespace(config=SimpleNamespace(num_voco=0, compressor="language_model"))
+    with pytest.raises(SettingsError, match="made without VoCo tokens .*condition=full, or num_voco"):
+        Answerer(llava, None, "voco")
+    assert Answerer(llava, None, "voco", num_voco=1).num_voco == 1
+    assert Answerer(llava, None, "full").num_voco == 0
 
 
 def test_unknown_condition(model, processor):

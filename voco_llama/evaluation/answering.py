@@ -93,6 +93,11 @@ class Answerer:
             raise SettingsError(f"condition {self.condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
         most = self.model.config.num_voco
         self.num_voco = self.num_voco or most
+        if self.condition == "voco" and not self.num_voco:
+            raise SettingsError(
+                "the checkpoint was made without VoCo tokens (a LLaVA): set condition=full, or num_voco for the lower"
+                " bound"
+            )
         if self.condition == "voco" and self.model.config.compressor != "language_model" and self.num_voco != most:
             raise SettingsError(
                 f"num_voco={self.num_voco}: a {self.model.config.compressor} was made for {most} tokens an image and"
@@ -280,6 +285,8 @@ def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> di
         if condition == "voco" and images:
             cache = model.compress(processor.pixels(images).to(model.device), num_voco=answerer.num_voco)
             images = None
+        if model.device.type != "cpu":
+            torch.accelerator.synchronize()  # a device works on after the call has returned
         compressed = time.perf_counter()
         shown = "full" if condition == "full" else "voco"
         laid_out = processor(text=prompt, images=images, condition=shown, num_voco=answerer.num_voco)

@@ -115,9 +115,9 @@ class VoCoLlamaAdapter(lmms):
             model, processor, condition, num_voco, batch_size=int(batch_size), reuse=bool(reuse), go_on=bool(go_on)
         )
         cap = "" if max_new_tokens is None else f", at most {max_new_tokens} new tokens"
+        self.checkpoint_fingerprint = checkpoint_fingerprint(Path(pretrained))
         self._identity = (
-            f"{MODEL_NAME}({checkpoint_fingerprint(Path(pretrained))}, {condition}, {self.answerer.num_voco}{cap},"
-            f" {model.dtype})"
+            f"{MODEL_NAME}({self.checkpoint_fingerprint}, {condition}, {self.answerer.num_voco}{cap}, {model.dtype})"
         )
 
     @property

@@ -16,7 +16,6 @@ from voco_llama.evaluation.evaluate_settings import EvaluateSettings, rows_of
 from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_data_set, forget_empty_answers, state_of_files
 from voco_llama.evaluation.results import (
     BENCHMARKS_KIND,
-    checkpoint_fingerprint,
     write_result,
 )
 from voco_llama.evaluation.suites import TASKS_DIR, Suite
@@ -91,7 +90,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
         "suite": {name: value for name, value in dataclasses.asdict(suite).items() if name != "rows"},
         "judge": judge,
         "task_files": {task: fingerprint_files(files.files) for task, files in found.items()},
-        "checkpoint_fingerprint": checkpoint_fingerprint(settings.checkpoint),
+        "checkpoint_fingerprint": adapter.checkpoint_fingerprint,
         **describe_run(settings, started),
     }
     lines = [line for column, task in suite.columns.items() for line in _answer_lines(column, task, results)]
