@@ -199,7 +199,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: a training goes on from its last checkpoint by the same command\n")
         return 130
+    _leave_process_group()
     return 0
+
+
+def _leave_process_group() -> None:
+    """Stop the threads of torch.distributed: one that still runs while Python ends aborts the process (SIGABRT)."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _join_words(arguments: Sequence[str]) -> list[str]:
