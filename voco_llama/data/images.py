@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from voco_llama.data.media import StoredFile
 from voco_llama.errors import DataError, SettingsError
 
 MAX_IMAGE_PIXELS = 2**26
@@ -74,11 +75,11 @@ def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") ->
     return path
 
 
-def load_image(path: str | os.PathLike[str]) -> Image.Image:
+def load_image(path: str | os.PathLike[str] | StoredFile) -> Image.Image:
     """Decodes an image file (of several frames the first), fully, into RGB.
 
     Args:
-        path: The file.
+        path: The file, or where it is stored.
 
     Returns:
         A `PIL.Image` in mode RGB that holds no open file.
@@ -88,6 +89,9 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
             `MAX_IMAGE_PIXELS` pixels when padded to a square.
     """
     where = f"image {path}"
+    if isinstance(path, StoredFile):
+        with path.open() as file:
+            return decode_image(file, where)
     if not Path(path).is_file():
         raise DataError(f"{where}: no such file; fetch it, or take the record out")
     return decode_image(path, where)

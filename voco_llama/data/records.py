@@ -5,8 +5,9 @@ turn's text stands where an image (or, for a clip, all its frames) belongs.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+from voco_llama.data.media import MediaFile
 
 IMAGE_MARK = "<image>"
 
@@ -35,8 +36,8 @@ class Record:
 
     id: str
     turns: tuple[Turn, ...]
-    images: tuple[Path, ...] = ()
-    video: Path | None = None
+    images: tuple[MediaFile, ...] = ()
+    video: MediaFile | None = None
     source: str = ""
 
     @property

@@ -7,12 +7,14 @@ long the clip. The container's rotation note is ignored, as EXIF orientation is 
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from voco_llama.data.images import one_line
+from voco_llama.data.media import StoredFile
 from voco_llama.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -65,11 +67,11 @@ def frame_indices(total: int, num_frames: int) -> list[int]:
     return [i * (total - 1) // max(num_frames - 1, 1) for i in range(num_frames)]
 
 
-def read_frames(path: str | os.PathLike[str], num_frames: int) -> list[Image.Image]:
+def read_frames(path: str | os.PathLike[str] | StoredFile, num_frames: int) -> list[Image.Image]:
     """Decodes `num_frames` frames of a clip, sampled by `frame_indices` over the whole of it.
 
     Args:
-        path: The clip (mp4, mov, mkv, webm, avi).
+        path: The clip (mp4, mov, mkv, webm, avi), or where it is stored.
         num_frames: How many frames to return, at least 1.
 
     Returns:
@@ -84,7 +86,7 @@ def read_frames(path: str | os.PathLike[str], num_frames: int) -> list[Image.Ima
     if num_frames < 1:
         raise SettingsError(f"num_frames must be at least 1, not {num_frames}")
     where = f"clip {path}"
-    if not Path(path).is_file():
+    if not isinstance(path, StoredFile) and not Path(path).is_file():
         raise DataError(f"{where}: no such file; fetch it, or take the record out")
     try:
         total = _count_frames(path, where)
@@ -98,11 +100,14 @@ def read_frames(path: str | os.PathLike[str], num_frames: int) -> list[Image.Ima
     return frames
 
 
-def _open(path: str | os.PathLike[str]) -> "InputContainer":
+@contextmanager
+def _open(path: str | os.PathLike[str] | StoredFile) -> Iterator["InputContainer"]:
     import av
 
     options = {"format_whitelist": _FORMATS}
-    return av.open(str(Path(path).absolute()), metadata_errors="ignore", options=options)
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open()) if isinstance(path, StoredFile) else str(Path(path).absolute())
+        yield opened.enter_context(av.open(file, metadata_errors="ignore", options=options))
 
 
 def _video_stream(container: "InputContainer", where: str) -> "VideoStream":
@@ -122,7 +127,7 @@ def _check_size(width: int, height: int, where: str) -> None:
         raise DataError(f"{where}: frames too large ({width} x {height}; at most {side} on a side); scale it down")
 
 
-def _count_frames(path: str | os.PathLike[str], where: str) -> int:
+def _count_frames(path: str | os.PathLike[str] | StoredFile, where: str) -> int:
     """Counts the packets that are shown, without decoding; refuses clips that end long before they say they do."""
     count, first, last = 0, None, None
     with _open(path) as container:
@@ -159,7 +164,7 @@ def _announced_seconds(container: "InputContainer", stream: "VideoStream") -> fl
     return None if container.duration is None else container.duration / 1_000_000
 
 
-def _decode(path: str | os.PathLike[str], indices: list[int], where: str) -> tuple[list[Image.Image], int]:
+def _decode(path: str | os.PathLike[str] | StoredFile, indices: list[int], where: str) -> tuple[list[Image.Image], int]:
     """Decodes up to the last of `indices` (ascending); returns the frames reached and how many were decoded."""
     frames: list[Image.Image] = []
     decoded = 0
@@ -173,7 +178,7 @@ def _decode(path: str | os.PathLike[str], indices: list[int], where: str) -> tup
     return frames, decoded
 
 
-def _stream_frames(path: str | os.PathLike[str], where: str) -> Iterator:
+def _stream_frames(path: str | os.PathLike[str] | StoredFile, where: str) -> Iterator:
     with _open(path) as container:
         for frame in container.decode(_video_stream(container, where)):
             _check_size(frame.width, frame.height, where)
