@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "voco_llama"
 
 # Lowest first. A unit is a module or a folder right below the package; it may import its own layer and those before it.
 LAYERS = (
-    ("_torchvision", "errors", "provenance"),
+    ("_torchvision", "errors", "provenance", "hub"),
     ("tokens", "settings", "composition"),
     ("layout", "visibility", "vision_config", "llava_folder"),
     ("model", "data"),

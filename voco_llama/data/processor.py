@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import PushToHubMixin
 
 from voco_llama.data.images import ImageTransform, load_image, one_line
 from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.data.video import read_frames
 from voco_llama.errors import CheckpointError, DataError, SettingsError
+from voco_llama.hub import DESCRIPTIONS, local_folder
 from voco_llama.layout import (
     ROW_FIELDS,
     Condition,
@@ -43,7 +45,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class VoCoProcessor:
+class VoCoProcessor(PushToHubMixin):
     """See the module.
 
     Attributes:
@@ -260,10 +262,13 @@ class VoCoProcessor:
     def from_pretrained(cls, folder: str | Path) -> "VoCoProcessor":
         """Read what `save_pretrained` wrote; a LLaVA's folder is read by `from_llava`.
 
+        A name `user/model` where no such folder is: a model of the hub.
+
         Raises:
             CheckpointError: The folder holds no processor, a damaged one, or one of another format version.
         """
-        file = Path(folder) / PROCESSOR_FILE
+        folder = local_folder(folder, DESCRIPTIONS)
+        file = folder / PROCESSOR_FILE
         if not file.is_file() and is_llava(folder):
             return cls.from_llava(folder)
         try:
@@ -301,6 +306,7 @@ class VoCoProcessor:
         Raises:
             CheckpointError: The folder is no LLaVA, or its tokenizer is missing or of another model.
         """
+        folder = local_folder(folder, DESCRIPTIONS)
         described = read_llava_folder(folder, vision_tower)
         tokenizer = described.tokenizer(tokenizer)
         check_tokenizer(tokenizer)
