@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from voco_llama.data.images import ImageTransform
 from voco_llama.data.mixture import Mixture
-from voco_llama.data.processor import VoCoProcessor, check_tokenizer
+from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import open_reader
 from voco_llama.errors import CheckpointError, first_line
@@ -22,7 +22,7 @@ from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.model.weights import Weights, read_weights
 from voco_llama.settings import CompressionSettings, TrainSettings
-from voco_llama.tokens import add_special_tokens, check_vocabulary
+from voco_llama.tokens import add_special_tokens, check_tokenizer, check_vocabulary
 from voco_llama.vision_config import read_vision_config
 
 logger = logging.getLogger(__name__)
