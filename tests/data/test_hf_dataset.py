@@ -156,6 +156,14 @@ def test_an_image_is_bytes_or_a_path(reader, kind, tmp_path):
             reader(file)[0]
 
 
+def test_a_struct_with_nothing_in_it_is_no_image(tmp_path):
+    nothing, named = {"bytes": None, "path": None}, {"bytes": None, "path": "a.png"}
+    columns = {"image": [nothing, named, None, stored(0)], "conversations": [turns("Hi", "Hello.")] * 4}
+    records = HfDataset(written(tmp_path, columns, {"image": IMAGE, "conversations": TURNS}))
+    assert records[0].is_text_only
+    assert records.sizes.media.tolist() == [0, 1, 0, 1]
+
+
 @READERS
 def test_the_cauldron(reader, tmp_path):
     pairs = [{"user": f"Q{i}?", "assistant": f"A{i}.", "source": "x"} for i in range(2)]

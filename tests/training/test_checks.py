@@ -129,6 +129,15 @@ def test_what_is_there_passes(disk, tmp_path):
     check_settings(compose(as_overrides(disk | {"model.checkpoint": tmp_path / "final"})))
 
 
+def test_a_set_on_the_hub_is_no_path(disk):
+    on_hub = disk | {"data.sources.0.file": "owner/name"}
+    check_settings(compose([*as_overrides(on_hub), "data.sources.0.format=hf_dataset"]))
+    for file, format in (("owner/name", "llava_json"), ("owner/rows.parquet", "hf_dataset")):
+        missing = disk | {"data.sources.0.file": file}
+        with pytest.raises(SettingsError, match=f"data.sources.0.file: {file} does not exist"):
+            check_settings(compose([*as_overrides(missing), f"data.sources.0.format={format}"]))
+
+
 @pytest.mark.parametrize(
     "key",
     [

@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader
 
 from tests.data.test_hf_dataset import LLAVA_TYPES, llava_rows, written
 from tests.training.conftest import losses
+from voco_llama.data import parquet_stream
 from voco_llama.data.collate import Collator
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.training.build import open_mixture
 from voco_llama.training.run import order_of, train
+from voco_llama.training.sampling import StreamSampler
 from voco_llama.training.trainer import VoCoTrainer
 
 RECORDS, BATCH, ACCUMULATION = 23, 3, 2
@@ -126,6 +128,16 @@ def test_a_killed_run_goes_on_with_the_record_it_would_have_seen(settings_of, se
         assert before == [entry for entry in whole if entry[0] < killed]
         after = seen(settings_of(f"killed{saved}", *saving))
         assert after == [entry for entry in whole if entry[0] >= saved]
+
+
+def test_an_epoch_of_a_stream_reads_each_row_group_once(settings_of, monkeypatch):
+    settings = settings_of("any", *ORDERS["stream"], "data.sources.0.weight=0.8")
+    read, group = [], parquet_stream._read_group
+    monkeypatch.setattr(parquet_stream, "_read_group", lambda *args: read.append(args[1]) or group(*args))
+    mixture = open_mixture(settings)
+    seen = [int(mixture[i].id) for i in StreamSampler(mixture, settings.data.shuffle_buffer, settings.seed)]
+    assert len(set(seen)) == len(seen) == 18
+    assert sorted(read) == sorted({number // 2 for number in seen})
 
 
 def test_the_number_of_workers_changes_nothing(settings_of, seen):
