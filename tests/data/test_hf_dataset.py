@@ -1,6 +1,5 @@
 """Tables as records, map-style and streamed: the same rows either way, and the same as from LLaVA's own files."""
 
-import io
 import json
 import pickle
 from pathlib import Path
@@ -8,11 +7,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
+from tests.data.tables import IMAGE, LLAVA_TYPES, TEXTS, TURNS, llava_rows, png, stored, turns, written
 from tests.tiny import tiny_processor
 from voco_llama.data import hf_dataset, parquet_stream
 from voco_llama.data.hf_dataset import HfDataset, is_hub_name
@@ -23,48 +21,8 @@ from voco_llama.data.records import Turn
 from voco_llama.errors import DataError, SettingsError
 
 READERS = pytest.mark.parametrize("reader", [HfDataset, ParquetStream])
-IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-TURNS = pa.list_(pa.struct({"from": pa.string(), "value": pa.string()}))
-TEXTS = pa.list_(pa.struct({"user": pa.string(), "assistant": pa.string(), "source": pa.string()}))
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
-
-
-def png(number: int, size: tuple[int, int] = (20, 14)) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def stored(number: int) -> dict:
-    return {"bytes": png(number), "path": f"{number}.png"}
-
-
-def turns(*texts: str) -> list[dict]:
-    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-
-
-def written(folder: Path, columns: dict[str, list], types: dict[str, pa.DataType], name: str = "rows.parquet") -> Path:
-    file = folder / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {key: pa.array(values, types[key]) for key, values in columns.items()}
-    pq.write_table(pa.table(arrays), file, row_group_size=2)
-    return file
-
-
-def llava_rows(number: int = 5) -> dict[str, list]:
-    """Every third is text-only."""
-    has_image = [i % 3 != 2 for i in range(number)]
-    marks = ["<image>\n" if there else "" for there in has_image]
-    return {
-        "id": [f"r{i}" for i in range(number)],
-        "image": [stored(i) if there else None for i, there in enumerate(has_image)],
-        "conversations": [turns(f"{mark}What é{i}?", f"It is {i}.", "Why?", "So.") for i, mark in enumerate(marks)],
-    }
-
-
-LLAVA_TYPES = {"id": pa.string(), "image": IMAGE, "conversations": TURNS}
 
 
 @pytest.fixture
@@ -231,6 +189,19 @@ def test_a_folder_of_save_to_disk(llava, tmp_path):
         ParquetStream(tmp_path / "one")
 
 
+def test_a_set_of_the_hub_is_taken_from_the_library_s_cache(llava, arrow_cache):
+    (llava.parent / "name").mkdir()
+    llava.rename(llava.parent / "name" / "train.parquet")
+    HfDataset(llava.parent / "name")
+    (arrow_cache / "name").rename(arrow_cache / "owner___name")
+    records = HfDataset("owner/name")
+    assert [record.id for record in records] == [f"r{i}" for i in range(5)]
+    assert str(records[0].images[0]) == "owner/name row 0 column image"
+    assert records[0].images[0].open().read() == png(0)
+    with pytest.raises(SettingsError, match=r"owner/name: only Parquet files can be streamed"):
+        ParquetStream("owner/name")
+
+
 def test_json_lines_are_not_streamed(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"id": "a", "conversations": turns("Hi", "Hello.")}) + "\n")
@@ -335,79 +306,6 @@ def test_a_stream_whose_file_changes(llava, tmp_path):
     written(tmp_path, columns, LLAVA_TYPES)
     with pytest.raises(DataError, match=r"rows\.parquet: changed since it was opened"):
         records[0]
-
-
-@READERS
-@pytest.mark.parametrize(
-    ("image", "conversation", "expected"),
-    [
-        (stored(0), None, "no 'conversations' list"),
-        (stored(0), [], "'conversations' is empty"),
-        (stored(0), turns("<image>", "B", "C?"), "ends with a user turn"),
-        (stored(0), turns("<image>", " "), "the answer in turn 1 is empty"),
-        (stored(0), turns("A?", "B"), "0 <image> marks but 1 image; write one mark"),
-        (None, turns("<image>", "B"), "1 <image> mark but 0 images"),
-        ({"bytes": None, "path": None}, turns("<image>", "B"), "1 <image> mark but 0 images"),
-        ({"bytes": None, "path": "../a.png"}, turns("<image>", "B"), "'../a.png' leaves the folder"),
-        ({"bytes": None, "path": "/etc/hostname"}, turns("<image>", "B"), "'/etc/hostname' leaves the folder"),
-    ],
-)
-def test_bad_rows(reader, image, conversation, expected, tmp_path):
-    columns = {"id": ["a", "b"], "image": [stored(0), image], "conversations": [turns("<image>", "B"), conversation]}
-    records = reader(written(tmp_path, columns, LLAVA_TYPES), tmp_path)
-    assert records[0].id == "a"
-    with pytest.raises(DataError) as caught:
-        records[1]
-    assert str(caught.value).startswith(f"{records.file} record 1 (id 'b'): ")
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@READERS
-@pytest.mark.parametrize(
-    ("columns", "types", "expected"),
-    [
-        ({"caption": [" "]}, {"caption": pa.string()}, "record 0: the caption is empty"),
-        ({"caption": [None]}, {"caption": pa.string()}, "record 0: the caption is None"),
-        ({"texts": [None]}, {"texts": TEXTS}, "record 0: no 'texts' list"),
-        (
-            {"texts": [[{"user": None, "assistant": "A", "source": ""}]]},
-            {"texts": TEXTS},
-            "record 0: turn 0 is not an object",
-        ),
-        (
-            {"images": [[stored(0), None]], "texts": [[{"user": "Q", "assistant": "A", "source": ""}]]},
-            {"images": pa.list_(IMAGE), "texts": TEXTS},
-            "record 0: 'images' 1 is empty",
-        ),
-        (
-            {"video": ["a.mp4"], "conversations": [turns("<image>", "A")]},
-            {"video": pa.string(), "conversations": TURNS},
-            "record 0: has a 'video', which this format does not read",
-        ),
-    ],
-)
-def test_bad_rows_of_other_forms(reader, columns, types, expected, tmp_path):
-    with pytest.raises(DataError) as caught:
-        reader(written(tmp_path, columns, types))[0]
-    assert expected in str(caught.value)
-
-
-@READERS
-def test_text_that_is_not_utf8(reader, tmp_path):
-    raw = pa.array([b"good", b"lux\xfcry"]).cast(pa.binary()).view(pa.string())
-    pq.write_table(pa.table({"caption": raw, "image": pa.array([png(0), png(1)])}), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"not UTF-8|cannot be read"):
-        reader(tmp_path / "rows.parquet")[1]
-
-
-@READERS
-def test_an_image_that_cannot_be_decoded_names_its_cell(reader, tmp_path):
-    columns = {"image": [{"bytes": b"nothing", "path": None}], "conversations": [turns("<image>", "A.")]}
-    records = reader(written(tmp_path, columns, {"image": IMAGE, "conversations": TURNS}))
-    with pytest.raises(DataError, match=r"rows\.parquet row 0 column image: not an image that can be read"):
-        load_image(records[0].images[0])
-    assert records[0].images[0].name == "image"
 
 
 def test_no_code_of_a_set_is_run():

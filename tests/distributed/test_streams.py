@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.test_hf_dataset import LLAVA_TYPES, written
+from tests.data.tables import LLAVA_TYPES, written
 from tests.distributed.launch import STEPS, losses, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

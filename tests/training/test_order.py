@@ -11,7 +11,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from tests.data.test_hf_dataset import LLAVA_TYPES, llava_rows, written
+from tests.data.tables import LLAVA_TYPES, llava_rows, written
 from tests.training.conftest import losses
 from voco_llama.data import parquet_stream
 from voco_llama.data.collate import Collator

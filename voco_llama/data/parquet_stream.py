@@ -44,7 +44,10 @@ class ParquetStream(TableReader):
             )
         builder = find_builder(self.file, split, name)
         if type(builder).__module__.split(".")[-1] != "parquet":
-            raise SettingsError(f"{self.file}: only Parquet files can be streamed; set data.streaming=false")
+            raise SettingsError(
+                f"{self.file}: only Parquet files can be streamed, not what is in the library's cache; set"
+                " data.streaming=false"
+            )
         self._files = [str(file) for file in builder.config.data_files[split]]
         self._groups: list[tuple[int, int]] = []
         names, sizes = [], [0]
