@@ -163,6 +163,10 @@ class DataSettings:
         num_frames: Frames taken from a clip.
         skip_bad_records: Replace a record that cannot be used by the next one, and list it at the end.
         grouping: Rows of like length (`length`), or besides of like kind (`modality`), in one global batch.
+        streaming: Read `hf_dataset` sources of Parquet files in place, a row group at a time: for sets too large for a
+            copy of their own on disk, or on the hub.
+        shuffle_buffer: Streaming shuffles row groups, and rows among so many; each process holds so many, and those
+            of a row group besides.
         keep_in_memory: Prepare each row once and keep it: for small data seen many times, without worker processes.
     """
 
@@ -171,6 +175,8 @@ class DataSettings:
     num_frames: int = 8
     skip_bad_records: bool = False
     grouping: str = _choice("none", "length", "modality", default="none")
+    streaming: bool = False
+    shuffle_buffer: int = 1000
     keep_in_memory: bool = False
 
 

@@ -11,6 +11,8 @@ from voco_llama.training import checks
 from voco_llama.training.checks import check_settings
 
 ZERO = "trainer.deepspeed.zero_optimization"
+TABLE = "data.sources=[{format: hf_dataset, file: rows.parquet}]"
+STREAM = ("data.streaming=true", "data.grouping=none")
 RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/folder")
 
 
@@ -55,6 +57,17 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["data.sources.0.weight=0"], "data.sources.0.weight is 0"),
         (["data.sources.0.limit=0"], "data.sources.0.limit is 0"),
         (["data.keep_in_memory=true"], "set trainer.dataloader_num_workers=0"),
+        (["data.streaming=true"], "is not streamed, only hf_dataset (Parquet) is"),
+        ([TABLE, "data.streaming=true", "data.grouping=length"], "set data.grouping=none"),
+        (
+            [TABLE, *STREAM, "data.keep_in_memory=true", "trainer.dataloader_num_workers=0"],
+            "data.streaming and data.keep_in_memory contradict",
+        ),
+        (
+            [TABLE, *STREAM, "stage=clip", "model.vision.name=tiny.json", "model.checkpoint=null"],
+            "stage clip trains on the toy world: set data.streaming=false",
+        ),
+        ([TABLE, *STREAM, "data.shuffle_buffer=0"], "data.shuffle_buffer is 0: give 1 or more"),
         (["data.max_length=0"], "data.max_length is 0"),
         (["trainer.learnin_rate=1"], "'trainer.learnin_rate'; did you mean 'learning_rate'"),
         (["trainer.seed=1"], "decided by the setting seed"),
@@ -114,6 +127,15 @@ def as_overrides(values):
 def test_what_is_there_passes(disk, tmp_path):
     check_settings(compose(as_overrides(disk)))
     check_settings(compose(as_overrides(disk | {"model.checkpoint": tmp_path / "final"})))
+
+
+def test_a_set_on_the_hub_is_no_path(disk):
+    on_hub = disk | {"data.sources.0.file": "owner/name"}
+    check_settings(compose([*as_overrides(on_hub), "data.sources.0.format=hf_dataset"]))
+    for file, format in (("owner/name", "llava_json"), ("owner/rows.parquet", "hf_dataset")):
+        missing = disk | {"data.sources.0.file": file}
+        with pytest.raises(SettingsError, match=f"data.sources.0.file: {file} does not exist"):
+            check_settings(compose([*as_overrides(missing), f"data.sources.0.format={format}"]))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ The clip of a row is `<video_folder>/<page_dir>/<videoid>.mp4`, as WebVid's own 
 import codecs
 import csv
 import io
-import random
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from voco_llama.data.conversations import caption_turns, check_instructions
 from voco_llama.data.images import one_line, resolve_inside
 from voco_llama.data.record_files import Sizes, check_file, check_folder, check_marks, name_record, shown
-from voco_llama.data.records import IMAGE_MARK, Record, Turn
+from voco_llama.data.records import Record
 from voco_llama.data.video import CLIP_ENDINGS
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError
 
 INSTRUCTIONS = (
     "Describe the video concisely.",
@@ -62,11 +62,7 @@ class CaptionCsv(Sequence[Record]):
         folder_column: str = "page_dir",
     ) -> None:
         self.file, self.video_folder, self.seed = Path(file), Path(video_folder), seed
-        self.instructions = (instruction,) if isinstance(instruction, str) else tuple(instruction)
-        if not self.instructions or not all(text.strip() for text in self.instructions):
-            raise SettingsError("caption_csv: instruction is empty; give one or several, or leave the setting out")
-        if any(IMAGE_MARK in text for text in self.instructions):
-            raise SettingsError(f"caption_csv: an instruction holds {IMAGE_MARK}; leave it out, it is put before it")
+        self.instructions = check_instructions(instruction, "caption_csv")
         check_file(self.file)
         check_folder(self.video_folder, self.file)
         with self.file.open("rb") as stream:
@@ -121,8 +117,7 @@ class CaptionCsv(Sequence[Record]):
         if not caption:
             raise DataError(f"{source}: the caption is empty; fill it in, or take the row out")
         folder = row[folder_column] if folder_column is not None and folder_column < len(row) else ""
-        instruction = random.Random(f"{self.seed}:{index}").choice(self.instructions)
-        turns = (Turn("user", f"{IMAGE_MARK}\n{instruction}"), Turn("assistant", caption))
+        turns = caption_turns(self.instructions, self.seed, index, caption)
         check_marks(turns, 1, source, "clip")
         return Record(id=row[id_column], turns=turns, video=self._clip(row[id_column], folder, source), source=source)
 

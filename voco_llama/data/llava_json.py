@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from voco_llama.data.conversations import read_turns
 from voco_llama.data.images import resolve_inside
 from voco_llama.data.record_files import JsonRecords, Sizes, check_folder, check_marks, name_record, shown
-from voco_llama.data.records import Record, Role, Turn
+from voco_llama.data.records import Record
 from voco_llama.errors import DataError
-
-ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 class LlavaJson(Sequence[Record]):
@@ -54,7 +53,7 @@ class LlavaJson(Sequence[Record]):
             raise DataError(
                 f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
             )
-        turns = _turns(raw, source)
+        turns = read_turns(raw.get("conversations"), source)
         names = _image_names(raw, source)
         check_marks(turns, len(names), source)
         if names and self.image_folder is None:
@@ -70,36 +69,6 @@ def _image_names(raw: dict[str, Any], source: str) -> list[str]:
         if not isinstance(name, str):
             raise DataError(f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names")
     return names
-
-
-def _turns(raw: dict[str, Any], source: str) -> tuple[Turn, ...]:
-    conversations = raw.get("conversations")
-    if not isinstance(conversations, list):
-        raise DataError(f"{source}: no 'conversations' list; each record needs one")
-    if not conversations:
-        raise DataError(f"{source}: 'conversations' is empty; give it a question and an answer, or take the record out")
-    turns = tuple(_turn(entry, number, source) for number, entry in enumerate(conversations))
-    if turns[-1].role == "user":
-        raise DataError(f"{source}: ends with a user turn; add its answer, or take the turn out")
-    return turns
-
-
-def _turn(entry: Any, number: int, source: str) -> Turn:
-    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str):
-        raise DataError(f"{source}: turn {number} is not an object with 'from' and a text in 'value'; write it so")
-    name = entry.get("from")
-    role = ROLES.get(name) if isinstance(name, str) else None
-    if role is None:
-        raise DataError(f"{source}: turn {number} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}")
-    expected = "assistant" if number % 2 else "user"
-    if role != expected:
-        raise DataError(
-            f"{source}: turn {number} is from {shown(name)} where the {expected}'s turn belongs; "
-            "user and assistant take turns, the user first"
-        )
-    if role == "assistant" and not entry["value"].strip():
-        raise DataError(f"{source}: the answer in turn {number} is empty; fill it in, or take the record out")
-    return Turn(role, entry["value"])
 
 
 def _measure(raw: Any) -> tuple[int, int]:

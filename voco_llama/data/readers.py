@@ -3,10 +3,12 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from voco_llama.data.caption_csv import CaptionCsv
+from voco_llama.data.hf_dataset import HfDataset
 from voco_llama.data.llava_json import LlavaJson
+from voco_llama.data.parquet_stream import ParquetStream
 from voco_llama.data.record_files import Sizes
 from voco_llama.data.records import Record
 from voco_llama.data.video_chatgpt import VideoChatGpt
@@ -30,11 +32,20 @@ class Reader(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+R = TypeVar("R", bound=Reader)
+
 FORMATS: dict[str, Callable[..., Reader]] = {
     "llava_json": LlavaJson,
     "caption_csv": CaptionCsv,
     "video_chatgpt": VideoChatGpt,
+    "hf_dataset": HfDataset,
 }
+
+MEDIA_INSIDE = ("llava_json", "hf_dataset")
+"""Formats that need no folder of media: some of their records are text-only, or hold their images."""
+
+STREAMS: dict[str, type[ParquetStream]] = {"hf_dataset": ParquetStream}
+"""What reads a format where `data.streaming` is on."""
 
 
 def open_reader(format: str, file: str | Path, media_folder: str | Path | None = None, **options: Any) -> Reader:
@@ -43,7 +54,7 @@ def open_reader(format: str, file: str | Path, media_folder: str | Path | None =
     Args:
         format: One of `FORMATS`.
         file: The file of its records.
-        media_folder: The folder of its images or clips; None only for text-only `llava_json`.
+        media_folder: The folder of its images or clips; None only for those of `MEDIA_INSIDE`.
         **options: What the reader takes besides (`caption_csv`: `instruction`, `seed`, column names).
 
     Raises:
@@ -52,13 +63,44 @@ def open_reader(format: str, file: str | Path, media_folder: str | Path | None =
     """
     if format not in FORMATS:
         raise SettingsError(f"data format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
-    factory = FORMATS[format]
+    return _open(FORMATS[format], format, file, media_folder, options)
+
+
+def open_stream(
+    format: str, file: str | Path, media_folder: str | Path | None, shuffle_buffer: int, **options: Any
+) -> ParquetStream:
+    """Opens a data set that is read in place, nearly in order; the rest as `open_reader`.
+
+    Args:
+        shuffle_buffer: Rows from whose range rows are asked for at the same time.
+
+    Raises:
+        SettingsError: Besides: the format cannot be streamed.
+    """
+    check_streamed(format, file)
+    stream = _open(STREAMS[format], format, file, media_folder, options)
+    stream.shuffle_buffer = shuffle_buffer
+    return stream
+
+
+def check_streamed(format: str, file: str | Path) -> None:
+    """Raises a `SettingsError` where a format cannot be streamed."""
+    if format not in STREAMS:
+        raise SettingsError(
+            f"data.streaming: format {format!r} of {file} is not streamed, only {', '.join(STREAMS)} (Parquet) is;"
+            " set data.streaming=false"
+        )
+
+
+def _open(
+    factory: Callable[..., R], format: str, file: str | Path, media_folder: str | Path | None, options: dict[str, Any]
+) -> R:
     known = list(inspect.signature(factory).parameters)[2:]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise SettingsError(
             f"data format {format!r} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}"
         )
-    if media_folder is None and format != "llava_json":
+    if media_folder is None and format not in MEDIA_INSIDE:
         raise SettingsError(f"data format {format!r} of {file} needs media_folder, the folder of its clips; set it")
     return factory(file, media_folder, **options)

@@ -12,7 +12,7 @@ from voco_llama.data.images import ImageTransform
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
-from voco_llama.data.readers import open_reader
+from voco_llama.data.readers import open_reader, open_stream
 from voco_llama.errors import CheckpointError, first_line
 from voco_llama.model.checkpoints import build_model
 from voco_llama.model.configuration import VoCoLlamaConfig
@@ -36,11 +36,18 @@ def open_mixture(settings: TrainSettings, bad_records_folder: Path | None = None
         SettingsError: A source's settings do not fit its format.
     """
     sources = settings.data.sources
+    streaming, buffer = settings.data.streaming, settings.data.shuffle_buffer
     return Mixture(
-        [open_reader(source.format, source.file, source.media_folder, **source.options) for source in sources],
+        [
+            open_stream(source.format, source.file, source.media_folder, buffer, **source.options)
+            if streaming
+            else open_reader(source.format, source.file, source.media_folder, **source.options)
+            for source in sources
+        ],
         weights=[source.weight for source in sources],
         limits=[source.limit for source in sources],
         seed=settings.seed,
+        shuffle=not streaming,  # the order then is the sampler's alone
         skip_bad_records=settings.data.skip_bad_records,
         bad_records_folder=bad_records_folder,
     )
