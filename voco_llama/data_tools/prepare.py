@@ -5,7 +5,6 @@ it is told to (`download=true`), and says what is left for a person to do. Run a
 """
 
 import dataclasses
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +16,12 @@ from tqdm import tqdm
 
 from voco_llama.data.video_qa import CLIP_NAMES, OWNER, PrepareVideoQaSettings, prepare_video_qa
 from voco_llama.data_tools.download import check_online, download
+from voco_llama.data_tools.members import TEMPORARY, UnpackLimits
 from voco_llama.data_tools.report import BROKEN, MISSING, PARTLY, READY, PartReport, PrepareReport, SetReport
 from voco_llama.data_tools.sets import SETS_DIR, DataSet, Part, choose, names_elsewhere, read_sets
-from voco_llama.data_tools.unpack import TEMPORARY, UnpackLimits, unpack
+from voco_llama.data_tools.unpack import unpack
 from voco_llama.data_tools.verify import STATE_FILE, State, verify
 from voco_llama.errors import DataError, SettingsError
-
-logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".voco-llama-prepare.lock"
 UNPACKED = "unpacked"

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from voco_llama.data_tools.members import check_structure
 from voco_llama.data_tools.sets import Part
-from voco_llama.data_tools.unpack import CHUNK_BYTES, check_structure
+from voco_llama.data_tools.unpack import CHUNK_BYTES
 from voco_llama.errors import DataError, first_line
 from voco_llama.provenance import write_atomically
 
