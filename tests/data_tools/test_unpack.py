@@ -1,6 +1,5 @@
 """Archives of strangers: what comes out lies inside the folder and is whole; everything else is refused in one line."""
 
-import io
 import stat
 import struct
 import tarfile
@@ -8,6 +7,7 @@ import zipfile
 
 import pytest
 
+from tests.data_tools.archives import contents, write_tar, write_zip
 from voco_llama.data_tools import members
 from voco_llama.data_tools import unpack as unpacking
 from voco_llama.data_tools.members import HARMLESS_BYTES, TEMPORARY, UnpackLimits, check_structure
@@ -16,27 +16,6 @@ from voco_llama.errors import DataError
 
 LIMITS = UnpackLimits(members=100, ratio=100)
 FILES = {"train2017/1.jpg": b"one", "train2017/2.jpg": b"two two", "train2017/deep/3.jpg": b""}
-
-
-def write_zip(file, files, method=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(file, "w", method) as opened:
-        for name, content in files:
-            opened.writestr(name, content)
-    return file
-
-
-def write_tar(file, files, mode="w"):
-    with tarfile.open(file, mode) as opened:
-        for info, content in files:
-            if isinstance(info, str):
-                info = tarfile.TarInfo(info)
-                info.size = len(content)
-            opened.addfile(info, io.BytesIO(content))
-    return file
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(params=["a.zip", "deflated.zip", "a.tar", "a.tar.gz", "a.tgz"])

@@ -86,12 +86,11 @@ def _check_disk(part: Part, folder: Path) -> None:
 
 def _from_hub(part: Part, name: str, folder: Path) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError as HubError
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError  # of the HTTP library that it uses
 
     try:
         file = hf_hub_download(part.repository, name, repo_type="dataset", revision=part.revision, local_dir=folder)
-    except (HubError, EntryNotFoundError, OSError) as error:
+    except (HTTPError, EntryNotFoundError, OSError) as error:
         raise DataError(
             f"{part.source}: cannot be fetched ({first_line(error)}); try again, or fetch it by hand"
         ) from error
@@ -106,6 +105,7 @@ def _from_url(url: str, staged: Path, retries: int, progress: Callable[[int], No
         before = _size(part_file)
         try:
             if _fetch(url, part_file, progress):
+                _tag_file(part_file).unlink(missing_ok=True)
                 return part_file.replace(staged)
             problem = "the connection broke off"
         except urllib.error.HTTPError as error:
@@ -124,7 +124,7 @@ def _from_url(url: str, staged: Path, retries: int, progress: Callable[[int], No
 
 def _fetch(url: str, file: Path, progress: Callable[[int], None] | None) -> bool:
     """Fetch what is missing of a file; False if the connection ended before the file did."""
-    tag_file = file.with_name(f"{file.name}.etag")
+    tag_file = _tag_file(file)
     have = _size(file)
     headers = {}
     if have and tag_file.exists():  # without it nobody knows whether the server still has the same file
@@ -152,10 +152,7 @@ def _fetch(url: str, file: Path, progress: Callable[[int], None] | None) -> bool
                 target.write(chunk)
                 if progress is not None:
                     progress(len(chunk))
-    if expected is not None and _size(file) < expected:
-        return False
-    tag_file.unlink(missing_ok=True)
-    return True
+    return expected is None or _size(file) >= expected
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -176,6 +173,10 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
+
+
+def _tag_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.etag")
 
 
 def _total(headers: Message) -> int | None:

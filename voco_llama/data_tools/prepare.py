@@ -21,7 +21,7 @@ from voco_llama.data_tools.report import BROKEN, MISSING, PARTLY, READY, PartRep
 from voco_llama.data_tools.sets import SETS_DIR, DataSet, Part, choose, names_elsewhere, read_sets
 from voco_llama.data_tools.unpack import unpack
 from voco_llama.data_tools.verify import STATE_FILE, State, verify
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError, SettingsError, first_line
 
 LOCK_FILE = ".voco-llama-prepare.lock"
 UNPACKED = "unpacked"
@@ -124,7 +124,8 @@ class _Work:
         """Verify, fetch, and unpack a part, as the settings ask for; what is wrong with it is reported."""
         try:
             file = self._find(part)
-            if file is None and part.fills and self._is_filled(part, None):
+            is_linked = (self.settings.folder / (part.fills or "")).is_symlink()
+            if part.fills and (file is None or is_linked) and self._is_filled(part, None):
                 there = _count(self.settings.folder / part.fills, at_most=None)
                 return self._part(part, READY, f"{there} files ({part.count or 'no number is'} published)")
             if file is None and part.place and part.source and self.settings.download:
@@ -143,6 +144,8 @@ class _Work:
             return self._unpack(file, part, found)
         except DataError as error:
             return self._part(part, BROKEN, str(error))
+        except OSError as error:
+            return self._part(part, BROKEN, f"cannot be read or written ({first_line(error)}); mend its rights")
 
     def _unpack(self, file: Path, part: Part, found: str) -> PartReport:
         folder = self.settings.folder / str(part.unpack)
@@ -247,6 +250,8 @@ def _alone(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise SettingsError(f"{folder}: another data prepare is at work there; wait for it, or stop it") from error
+    except OSError as error:
+        raise SettingsError(f"{folder}: cannot be written to ({first_line(error)}); set paths.data=...") from error
 
 
 @contextmanager
