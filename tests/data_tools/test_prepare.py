@@ -10,6 +10,7 @@ from tests.data_tools.archives import contents, write_zip
 from tests.data_tools.server import Server
 from voco_llama import cli
 from voco_llama.data_tools import prepare as preparing
+from voco_llama.data_tools.members import TEMPORARY
 from voco_llama.data_tools.prepare import LOCK_FILE, DataPrepareSettings, prepare
 from voco_llama.data_tools.sets import SETS_DIR
 from voco_llama.data_tools.verify import STATE_FILE
@@ -236,6 +237,26 @@ def test_a_kill_while_unpacking(run, tmp_path, monkeypatch):
     listed = next(found for found in run(None).sets if found.name == "cc3m_595k")
     assert (listed.state, listed.parts[1].state) == ("partly", "partly")
     assert "2 files unpacked, 3 were there already" in str(run("cc3m_595k"))
+
+
+def test_contents_are_compared_until_the_archive_was_wholly_unpacked(run, tmp_path):
+    put_mixture(tmp_path / "data")
+    run("mix665k")
+    image = tmp_path / "data" / MIX / "images/gqa/images/1.jpg"
+    image.write_bytes(bytes(image.stat().st_size))
+    assert "1 files unpacked" not in str(run("mix665k"))  # sizes alone: quick
+    (tmp_path / "data" / STATE_FILE).unlink()
+    assert "1 files unpacked" in str(run("mix665k"))
+    assert image.read_bytes() == b"images/1.jpg"
+
+
+def test_what_a_kill_left_is_no_complete_folder(run, tmp_path):
+    images = tmp_path / "data/LLaVA-Pretrain/images"
+    images.mkdir(parents=True)
+    (images / "1.jpg").touch()
+    assert states(run("lcs_558k"))[1] == "ready"
+    (images / TEMPORARY).touch()
+    assert states(run("lcs_558k"))[1] == "partly"
 
 
 def test_the_list(run, tmp_path):

@@ -1,5 +1,6 @@
 """Archives of strangers: what comes out lies inside the folder and is whole; everything else is refused in one line."""
 
+import io
 import stat
 import struct
 import tarfile
@@ -10,7 +11,7 @@ import pytest
 from tests.data_tools.archives import contents, write_tar, write_zip
 from voco_llama.data_tools import members
 from voco_llama.data_tools import unpack as unpacking
-from voco_llama.data_tools.members import HARMLESS_BYTES, TEMPORARY, UnpackLimits, check_structure
+from voco_llama.data_tools.members import HARMLESS_BYTES, TEMPORARY, Member, UnpackLimits, check_structure
 from voco_llama.data_tools.unpack import Unpacked, unpack
 from voco_llama.errors import DataError
 
@@ -149,7 +150,7 @@ def test_a_name_with_a_zero_byte(tmp_path):
     refuses(archive, tmp_path / "out", "is no path inside")
 
 
-@pytest.mark.parametrize("kind", ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE"])
+@pytest.mark.parametrize("kind", ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE", "GNUTYPE_SPARSE"])
 def test_links_and_devices_of_a_tar(kind, tmp_path):
     info = tarfile.TarInfo("link")
     info.type, info.linkname = getattr(tarfile, kind), "/etc/passwd"
@@ -178,6 +179,13 @@ def test_a_link_that_stands_in_the_folder_is_not_followed(tmp_path):
     unpack(tmp_path / "a.zip", tmp_path / "out", LIMITS)
     assert (tmp_path / "victim").read_bytes() == b"one"
     assert not (tmp_path / "out/train2017/2.jpg").is_symlink()
+
+
+def test_a_link_as_long_as_a_member_is_not_taken_for_it(tmp_path):
+    (tmp_path / "out/train2017").mkdir(parents=True)
+    (tmp_path / "out/train2017/2.jpg").symlink_to("x" * len(FILES["train2017/2.jpg"]))
+    unpack(write_zip(tmp_path / "a.zip", FILES.items()), tmp_path / "out", LIMITS, trust_sizes=True)
+    assert contents(tmp_path / "out") == FILES
 
 
 def test_a_name_that_comes_twice(tmp_path):
@@ -230,6 +238,15 @@ def test_a_size_that_lies(size, tmp_path):
     declare(archive, size)
     refuses(archive, tmp_path / "out", "a.zip: (broken|member)")
     assert contents(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("content", [b"four", b"2 "])
+def test_never_more_than_declared_is_written(content, tmp_path):
+    """The archive libraries see to it too; this is for those that do not."""
+    member = Member("a", 3, None, lambda: io.BytesIO(content))
+    with pytest.raises(DataError, match="has not the 3 bytes that the archive declares"):
+        unpacking._write(member, tmp_path / "a", tmp_path / "a.zip")
+    assert (tmp_path / "a").stat().st_size <= 3
 
 
 def test_members_that_overlap(tmp_path):
