@@ -86,7 +86,7 @@ def test_a_set_of_one_archive(run, tmp_path):
     (data / "images.zip").unlink()
     again = run("lcs_558k")
     again.check()
-    assert "images (tiny): 2 files (no number is published)" in str(again)
+    assert "images (tiny): 2 files (no number is known)" in str(again)
 
 
 def test_the_mixture(run, tmp_path):
@@ -131,7 +131,7 @@ def test_only_verify(run, tmp_path):
     (downloads / "llava_v1_5_mix665k.json").write_text(RECORDS)
     report = run("mix665k", archives=downloads, unpack=False)
     assert states(report) == ["ready"] * 6 + ["missing"]
-    assert f"{downloads}/gqa_images.zip: whole, no size or checksum is published" in str(report)
+    assert f"{downloads}/gqa_images.zip: whole, no exact size or checksum is known" in str(report)
     assert {path.name for path in (tmp_path / "data").iterdir()} <= {LOCK_FILE, STATE_FILE}
 
 

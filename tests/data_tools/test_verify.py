@@ -38,8 +38,8 @@ def part(**published):
         ({"size": len(CONTENT), "sha256": SHA256}, "size and sha256 as published"),
         ({"md5": MD5}, "md5 as published"),
         ({"sha256": SHA256, "md5": "0" * 32}, "sha256 as published"),
-        ({"size": len(CONTENT)}, "size as published, no checksum is published"),
-        ({}, "whole, no size or checksum is published"),
+        ({"size": len(CONTENT)}, "size as published, no checksum is known"),
+        ({}, "whole, no exact size or checksum is known"),
     ],
 )
 def test_as_published(published, found, file, state):
@@ -70,7 +70,7 @@ def test_records_that_are_not_whole(content, file, state):
 def test_an_archive_that_is_not_whole(tmp_path, state):
     archive = write_zip(tmp_path / "images.zip", [("1.jpg", b"1")])
     described = Part(place="images.zip", unpack="images", fills="images")
-    assert verify(archive, described, state) == "whole, no size or checksum is published"
+    assert verify(archive, described, state) == "whole, no exact size or checksum is known"
     archive.write_bytes(archive.read_bytes()[:-1])
     with pytest.raises(DataError, match="images.zip: broken, perhaps a download that was cut off"):
         verify(archive, described, state)

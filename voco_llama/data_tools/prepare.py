@@ -5,6 +5,7 @@ it is told to (`download=true`), and says what is left for a person to do. Run a
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from voco_llama.data_tools.sets import SETS_DIR, DataSet, Part, choose, names_el
 from voco_llama.data_tools.unpack import unpack
 from voco_llama.data_tools.verify import STATE_FILE, State, verify
 from voco_llama.errors import DataError, SettingsError, first_line
+
+logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".voco-llama-prepare.lock"
 UNPACKED = "unpacked"
@@ -127,10 +130,11 @@ class _Work:
             is_linked = (self.settings.folder / (part.fills or "")).is_symlink()
             if part.fills and (file is None or is_linked) and self._is_filled(part, None):
                 there = _count(self.settings.folder / part.fills, at_most=None)
-                return self._part(part, READY, f"{there} files ({part.count or 'no number is'} published)")
+                wanted = f"{part.count} published" if part.count else "no number is known"
+                return self._part(part, READY, f"{there} files ({wanted})")
             if file is None and part.place and part.source and self.settings.download:
                 file = self.settings.folder / part.place
-                with _bar(file.name, part.size) as bar:
+                with _bar(f"download {file.name}", part.size) as bar:
                     download(part, file, self.state, self.settings.retries, bar)
             if file is None:
                 return self._missing(part)
@@ -256,6 +260,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _bar(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar in bytes, shown on a terminal once there is progress to show."""
-    with tqdm(total=total, desc=text, unit="B", unit_scale=True, leave=False, delay=1) as bar:
+    """A line in the log, and on a terminal a progress bar in bytes."""
+    logger.info("%s", text)
+    with tqdm(total=total, desc=text, unit="B", unit_scale=True, leave=False, disable=None) as bar:
         yield bar.update

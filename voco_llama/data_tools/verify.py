@@ -96,7 +96,7 @@ def verify(file: Path, part: Part, state: State, progress: Callable[[int], None]
     elif file.suffix == ".json":
         _check_json_ends(file, size)
     if part.checksum is None:
-        return "size as published, no checksum is published" if part.size else "whole, no size or checksum is published"
+        return "size as published, no checksum is known" if part.size else "whole, no exact size or checksum is known"
     algorithm, published = part.checksum
     found = state.get(file, algorithm)
     if found is None:
