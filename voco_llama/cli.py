@@ -107,9 +107,11 @@ def _evaluate_clips(overrides: list[str]) -> None:
 
 
 def _data_prepare(overrides: list[str]) -> None:
-    from voco_llama.data.video_qa import PrepareVideoQaSettings, prepare_video_qa
+    from voco_llama.data_tools.prepare import DataPrepareSettings, prepare
 
-    prepare_video_qa(_compose_flat(overrides, "data_prepare", PrepareVideoQaSettings))
+    report = prepare(_compose_flat(overrides, "data_prepare", DataPrepareSettings))
+    sys.stdout.write(str(report))
+    report.check()
 
 
 def _report(overrides: list[str]) -> None:
@@ -161,7 +163,7 @@ def _sweep(overrides: list[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
-    "data-prepare": (_data_prepare, "make a data set for lmms-eval of questions on clips: MSVD-QA or MSRVTT-QA"),
+    "data-prepare": (_data_prepare, "list the public data sets; verify, unpack and, if asked to, download one of them"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
     "evaluate": (
