@@ -59,18 +59,26 @@ def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") ->
     where = f"{source}: " if source else ""
     name_shown = repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
     if not name:
-        raise DataError(f"{where}the file name is empty; name a file inside {root}, or leave the entry out")
+        raise DataError(
+            f"{where}the file name is empty; name a file inside {root}, or leave the entry out", kind="bad_file_name"
+        )
     path = Path(root, name)
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(f"{where}{name_shown} leaves the folder {root}; name a file inside it by a relative path")
+        raise DataError(
+            f"{where}{name_shown} leaves the folder {root}; name a file inside it by a relative path",
+            kind="bad_file_name",
+        )
     try:
         inside = path.resolve().is_relative_to(Path(root).resolve())
     except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{where}{name_shown} is no usable file name: {one_line(error)}") from error
+        raise DataError(
+            f"{where}{name_shown} is no usable file name: {one_line(error)}", kind="bad_file_name"
+        ) from error
     if not inside:
         raise DataError(
             f"{where}{name_shown} leaves the folder {root} through a symbolic link; put the files inside it, "
-            "or name the folder that they really are in"
+            "or name the folder that they really are in",
+            kind="bad_file_name",
         )
     return path
 

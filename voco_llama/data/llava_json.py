@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.data.images import resolve_inside
-from voco_llama.data.record_files import JsonRecords, Sizes, check_folder, check_marks, name_record, shown
+from voco_llama.data.record_files import (
+    JsonRecords,
+    Report,
+    Sizes,
+    check_folder,
+    check_marks,
+    name_record,
+    shown,
+    stop,
+)
 from voco_llama.data.records import Record, Role, Turn
 from voco_llama.errors import DataError
 
@@ -47,58 +56,84 @@ class LlavaJson(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def raw(self, index: int) -> bytes:
+        """One record as it stands in the file."""
+        return self._records.raw(index)
+
     def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
         raw = self._records.read(index)
         source = name_record(self.file, index, "id", raw.get("id"))
         if raw.get("video") is not None:
-            raise DataError(
-                f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
-            )
-        turns = _turns(raw, source)
-        names = _image_names(raw, source)
-        check_marks(turns, len(names), source)
+            message = f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
+            report(DataError(message, "wrong_type"))
+        turns = _turns(raw, source, report)
+        names = _image_names(raw, source, report)
+        if turns and len(turns) == len(raw["conversations"]):
+            check_marks(turns, len(names), source, report=report)
         if names and self.image_folder is None:
-            raise DataError(f"{source}: names an image but the data set has no image folder; set media_folder")
-        images = tuple(resolve_inside(self.image_folder, name, source) for name in names)
+            message = f"{source}: names an image but the data set has no image folder; set media_folder"
+            report(DataError(message, "no_media_folder"))
+            names = []
+        images = tuple(resolve_inside(self.image_folder, name, source) for name in names if isinstance(name, str))
         return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
 
 
-def _image_names(raw: dict[str, Any], source: str) -> list[str]:
+def _image_names(raw: dict[str, Any], source: str, report: Report = stop) -> list[Any]:
     value = raw.get("image")
     names = [] if value is None else value if isinstance(value, list) else [value]
     for name in names:
         if not isinstance(name, str):
-            raise DataError(f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names")
+            message = f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names"
+            report(DataError(message, "wrong_type"))
     return names
 
 
-def _turns(raw: dict[str, Any], source: str) -> tuple[Turn, ...]:
+def _turns(raw: dict[str, Any], source: str, report: Report = stop) -> tuple[Turn, ...]:
     conversations = raw.get("conversations")
     if not isinstance(conversations, list):
-        raise DataError(f"{source}: no 'conversations' list; each record needs one")
+        report(DataError(f"{source}: no 'conversations' list; each record needs one", "wrong_type"))
+        return ()
     if not conversations:
-        raise DataError(f"{source}: 'conversations' is empty; give it a question and an answer, or take the record out")
-    turns = tuple(_turn(entry, number, source) for number, entry in enumerate(conversations))
-    if turns[-1].role == "user":
-        raise DataError(f"{source}: ends with a user turn; add its answer, or take the turn out")
-    return turns
+        message = f"{source}: 'conversations' is empty; give it a question and an answer, or take the record out"
+        report(DataError(message, "no_turns"))
+        return ()
+    turns: list[Turn] = []
+    expected: Role = "user"
+    for number, entry in enumerate(conversations):
+        turn = _turn(entry, number, expected, source, report)
+        if turn is not None:
+            turns.append(turn)
+        role = expected if turn is None else turn.role
+        expected = "user" if role == "assistant" else "assistant"
+    if turns and turns[-1].role == "user":
+        report(DataError(f"{source}: ends with a user turn; add its answer, or take the turn out", "roles"))
+    return tuple(turns)
 
 
-def _turn(entry: Any, number: int, source: str) -> Turn:
+def _turn(entry: Any, number: int, expected: Role, source: str, report: Report) -> Turn | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("value"), str):
-        raise DataError(f"{source}: turn {number} is not an object with 'from' and a text in 'value'; write it so")
+        message = f"{source}: turn {number} is not an object with 'from' and a text in 'value'; write it so"
+        report(DataError(message, "wrong_type"))
+        return None
     name = entry.get("from")
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise DataError(f"{source}: turn {number} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}")
-    expected = "assistant" if number % 2 else "user"
+        message = f"{source}: turn {number} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}"
+        report(DataError(message, "roles"))
+        return None
     if role != expected:
-        raise DataError(
+        message = (
             f"{source}: turn {number} is from {shown(name)} where the {expected}'s turn belongs; "
             "user and assistant take turns, the user first"
         )
+        report(DataError(message, "roles"))
     if role == "assistant" and not entry["value"].strip():
-        raise DataError(f"{source}: the answer in turn {number} is empty; fill it in, or take the record out")
+        message = f"{source}: the answer in turn {number} is empty; fill it in, or take the record out"
+        report(DataError(message, "empty_answer"))
     return Turn(role, entry["value"])
 
 
