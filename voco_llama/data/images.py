@@ -34,7 +34,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def one_line(error: BaseException) -> str:
@@ -130,7 +130,7 @@ def decode_image(file: str | os.PathLike[str] | BinaryIO, where: str) -> Image.I
         raise DataError(_too_large(where, one_line(error))) from error
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{where}: not an image that can be read ({', '.join(IMAGE_FORMATS)}); replace it") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise DataError(f"{where}: corrupt or truncated ({one_line(error)}); fetch it again") from error
 
 

@@ -58,9 +58,7 @@ def name_record(file: Path, index: int, key: str = "", value: object = None) -> 
     return f"{file} record {index}" + (f" ({key} {shown(value)})" if value is not None else "")
 
 
-def check_marks(
-    turns: Sequence[Turn], num_media: int, source: str, kind: str = "image", report: Report = stop
-) -> None:
+def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = "image", report: Report = stop) -> None:
     """Makes sure that each image or clip has its `<image>` mark, in a user turn, and each mark its image.
 
     Raises:
