@@ -170,9 +170,7 @@ def _identity(record: Record, reader: Reader) -> Iterator[str]:
     """What makes two records the same: not their ids, nor an instruction that the reader drew."""
     drawn = {f"{IMAGE_MARK}\n{text}" for text in getattr(reader, "instructions", ())}
     yield from (str(file) for file in (*record.images, record.video or ""))
-    for turn in record.turns:
-        yield turn.role
-        yield "" if turn.text in drawn else turn.text
+    yield from ("" if turn.text in drawn else turn.text for turn in record.turns)
 
 
 def _digest(*parts: str) -> int:
