@@ -1,6 +1,6 @@
 """`data check`: read every record and every image or clip of a training's data, and report all that is wrong.
 
-Memory is bounded: problems go to a temporary file as they are found, and of a record 17 bytes are kept. The findings
+Memory is bounded: problems go to a temporary file as they are found, and of a record 18 bytes are kept. The findings
 are a function of the data and the settings, not of the number of processes.
 """
 
@@ -10,7 +10,8 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -89,16 +90,18 @@ class Findings:
         """Records that a training refuses."""
         return sum(int(bad.sum()) for bad in self.bad)
 
-    def add(self, problem: Problem, drop: Sequence[str]) -> None:
-        """Count a problem."""
-        self.counts[problem.kind] += 1
-        examples = self.examples.setdefault(problem.kind, [])
-        if len(examples) < EXAMPLES:
-            examples.append(problem.message)
-        if not is_note(problem.kind):
-            self.bad[problem.source][problem.record] = True
-        if not is_note(problem.kind) or problem.kind in drop:
-            self.dropped[problem.source][problem.record] = True
+    def add(self, problems: Iterable[Problem], drop: Sequence[str], spool: TextIO) -> None:
+        """Count problems, and write each to a line of `spool`."""
+        for problem in problems:
+            self.counts[problem.kind] += 1
+            examples = self.examples.setdefault(problem.kind, [])
+            if len(examples) < EXAMPLES:
+                examples.append(problem.message)
+            if not is_note(problem.kind):
+                self.bad[problem.source][problem.record] = True
+            if not is_note(problem.kind) or problem.kind in drop:
+                self.dropped[problem.source][problem.record] = True
+            spool.write(json.dumps(asdict(problem)) + "\n")
 
     def keep_digests(self, examined: Examined) -> None:
         """Remember what a chunk's records are, to find them again."""
@@ -124,23 +127,26 @@ def check_data(settings: DataCheckSettings) -> Findings:
     findings = Findings.of(readers, lengths)
     examiner = Examiner(readers, processor, settings.media, settings.data.num_frames)
     chunks = chunks_of([range(len(reader)) for reader in readers])
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
+    with ExitStack() as opened:
+        spools = [opened.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(2)]
         for examined in in_order(examiner, chunks, settings.workers, "data check"):
             findings.keep_digests(examined)
-            for problem in examined.problems:
-                findings.add(problem, settings.drop)
-                spool.write(json.dumps(asdict(problem)) + "\n")
-        repetitions = list(find_repetitions(readers, findings.contents, findings.ids))
-        for problem in repetitions:
-            findings.add(problem, settings.drop)
-        spool.seek(0)
+            findings.add(examined.problems, settings.drop, spools[0])
+        findings.add(find_repetitions(readers, findings.contents, findings.ids), settings.drop, spools[1])
         if settings.report is not None:
-            found = (Problem(**json.loads(line)) for line in spool)
-            write_report(settings, findings, heapq.merge(found, repetitions, key=lambda problem: problem.place))
+            write_report(settings, findings, _in_order_of_records(spools))
     if settings.cleaned is not None:
         kept = [~dropped for dropped in findings.dropped]
         findings.cleaned = write_cleaned(Path(settings.cleaned), readers, kept, settings.data)
     return findings
+
+
+def _in_order_of_records(spools: Sequence[TextIO]) -> Iterator[Problem]:
+    """The problems of several files, each of them in order."""
+    for spool in spools:
+        spool.seek(0)
+    parts = [(Problem(**json.loads(line)) for line in spool) for spool in spools]
+    return heapq.merge(*parts, key=lambda problem: problem.place)
 
 
 def find_processor(settings: TrainSettings) -> tuple[VoCoProcessor | None, str]:

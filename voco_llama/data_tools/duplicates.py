@@ -1,6 +1,8 @@
 """Records that a data set holds twice, found by digests of all of them: 16 bytes a record, whatever its size."""
 
+import heapq
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -61,20 +63,19 @@ def find_repetitions(
         own = copies[here] - starts[source]
         counted = contents[source] != UNREAD
         counted[own] = False
-        notes = [
-            _duplicate(readers, source, record, starts, first) for record, first in zip(own, firsts[here], strict=True)
-        ]
-        for second, first, number in zip(*repeated_ids(ids[source], counted), strict=True):
-            notes.append(_repeated_id(reader, source, int(second), int(first), int(number)))
-        yield from sorted(notes, key=lambda problem: problem.place)
+        duplicates = map(partial(_duplicate, readers, source, starts), own.tolist(), firsts[here].tolist())
+        shared = map(
+            partial(_repeated_id, reader, source), *(part.tolist() for part in repeated_ids(ids[source], counted))
+        )
+        yield from heapq.merge(duplicates, shared, key=lambda problem: problem.place)
 
 
-def _duplicate(readers: Sequence[Reader], source: int, record: int, starts: np.ndarray, first: int) -> Problem:
+def _duplicate(readers: Sequence[Reader], source: int, starts: np.ndarray, record: int, first: int) -> Problem:
     other = int(np.searchsorted(starts, first, side="right")) - 1
     name, record_id = _named(readers[source], record)
     twin = name_record(readers[other].file, int(first - starts[other]))
     message = f"{name}: the same conversation on the same media as {twin}; take one of them out"
-    return Problem("duplicate", source, int(record), record_id, message)
+    return Problem("duplicate", source, record, record_id, message)
 
 
 def _repeated_id(reader: Reader, source: int, second: int, first: int, number: int) -> Problem:
@@ -87,4 +88,4 @@ def _repeated_id(reader: Reader, source: int, second: int, first: int, number: i
 
 def _named(reader: Reader, index: int) -> tuple[str, str | None]:
     record, _ = inspect(reader, index)
-    return (name_record(reader.file, int(index)), None) if record is None else (record.source, record.id)
+    return (name_record(reader.file, index), None) if record is None else (record.source, record.id)
