@@ -6,7 +6,6 @@ are a function of the data and the settings, not of the number of processes.
 
 import heapq
 import json
-import logging
 import os
 import tempfile
 from collections import Counter
@@ -19,20 +18,17 @@ from typing import Any, TextIO
 import numpy as np
 
 from voco_llama.composition import did_you_mean, to_plain
-from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.readers import Reader
 from voco_llama.data_tools.chunks import chunks_of, in_order
 from voco_llama.data_tools.cleaned import check_cleaned, write_cleaned
 from voco_llama.data_tools.duplicates import find_repetitions
 from voco_llama.data_tools.examine import Examined, Examiner
 from voco_llama.data_tools.kinds import NOTES, Problem, is_note
+from voco_llama.data_tools.processor import find_processor
 from voco_llama.data_tools.settings import DataCheckSettings
-from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.errors import SettingsError
 from voco_llama.provenance import provenance
-from voco_llama.settings import TrainSettings
-from voco_llama.training.build import build_processor, open_mixture
-
-logger = logging.getLogger(__name__)
+from voco_llama.training.build import open_mixture
 
 EXAMPLES = 3
 """Problems of a kind that the summary shows."""
@@ -147,17 +143,6 @@ def _in_order_of_records(spools: Sequence[TextIO]) -> Iterator[Problem]:
         spool.seek(0)
     parts = [(Problem(**json.loads(line)) for line in spool) for spool in spools]
     return heapq.merge(*parts, key=lambda problem: problem.place)
-
-
-def find_processor(settings: TrainSettings) -> tuple[VoCoProcessor | None, str]:
-    """The training's processor, if its tokenizer is here, and one line on what lengths are measured by."""
-    model = settings.model
-    name = model.checkpoint or model.tokenizer or model.language.pretrained
-    try:
-        return build_processor(settings), f"measured by the tokenizer of {name}, at most {settings.data.max_length}"
-    except (CheckpointError, SettingsError) as error:
-        logger.warning("lengths in tokens are left out: %s", error)
-        return None, f"not measured: {error}"
 
 
 def _check_report(settings: DataCheckSettings) -> None:

@@ -6,7 +6,6 @@ as it contributes.
 """
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,15 +21,13 @@ from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.readers import Reader
 from voco_llama.data.records import Record
-from voco_llama.data_tools.check import find_processor
 from voco_llama.data_tools.chunks import chunks_of, in_order
+from voco_llama.data_tools.processor import find_processor
 from voco_llama.data_tools.settings import DataStatsSettings
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.provenance import provenance, write_atomically
 from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.training.build import open_mixture
-
-logger = logging.getLogger(__name__)
 
 TOKEN_MEASURES = ("prompt_tokens", "answer_tokens", "vision_tokens", "voco_tokens", "row_tokens")
 MEASURES = ("turns", *TOKEN_MEASURES)
