@@ -181,7 +181,7 @@ def test_clips(settings, tmp_path):
 def test_repetitions(settings, images, tmp_path):
     """Copies within a source and across, whatever their ids; an id is named once, at its second record."""
     a, b = record("a"), record("b")
-    first = write_json(tmp_path / "first.json", [a, b, a, record("a", answer="Else."), record("a", answer="More.")])
+    first = write_json(tmp_path / "first.json", [a, b, record("a", answer="Else."), a, record("a", answer="More.")])
     second = write_json(
         tmp_path / "second.json", [record("a", answer="Fourth."), b | {"id": "c"}, record("b", image="gif.jpg")]
     )
@@ -194,11 +194,11 @@ def test_repetitions(settings, images, tmp_path):
         )
     )
     assert [(Path(problem["file"]).name, problem["record"], problem["kind"]) for problem in found] == [
-        ("first.json", 2, "duplicate"),
-        ("first.json", 3, "repeated_id"),
+        ("first.json", 2, "repeated_id"),
+        ("first.json", 3, "duplicate"),
         ("second.json", 1, "duplicate"),
     ]
-    assert "3 records of different content have the id 'a', the first is record 0;" in found[1]["message"]
+    assert "3 records of different content have the id 'a', the first is record 0;" in found[0]["message"]
     assert f"as {first} record 1;" in found[2]["message"]
 
 

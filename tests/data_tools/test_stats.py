@@ -104,7 +104,7 @@ def test_a_sample_stands_for_the_whole(stats, images, tmp_path):
     assert len({*others, many_counted["answer_tokens"]["mean"]}) > 1
 
 
-def test_limits_and_steps(stats, files, monkeypatch):
+def test_limits_and_steps(stats, files):
     trainer = {
         "trainer.per_device_train_batch_size": 2,
         "trainer.gradient_accumulation_steps": 3,
@@ -116,6 +116,8 @@ def test_limits_and_steps(stats, files, monkeypatch):
     expected = {"records_a_batch": 2, "batches_a_step": 3, "records_a_step": 6, "steps_an_epoch": 2, "processes": 1}
     assert result["steps"] == expected
     assert result["sources"][0]["records_a_step"] == pytest.approx(6 * 2 / 11)
+    whole_batches = stats(*files, sample=0, **{"data.sources.0.limit": 2, "data.sources.1.weight": 9})["steps"]
+    assert (whole_batches["records_a_batch"], whole_batches["steps_an_epoch"]) == (8, 1)
     two = stats(*files, sample=0, processes=2, **trainer)
     assert (two["steps"]["batches_a_step"], two["steps"]["records_a_step"]) == (6, 12)
 
