@@ -30,6 +30,8 @@ def test_nothing_ships_untested():
         "evaluate.yaml",
         "evaluate_clips.yaml",
         "data_prepare.yaml",
+        "data_check.yaml",
+        "data_stats.yaml",
         "report.yaml",
         "ask.yaml",
         "export.yaml",

@@ -84,6 +84,14 @@ def test_weights(sources):
     assert len(mixture) == 28
 
 
+def test_records_of_a_source(sources):
+    mixture = Mixture(sources, weights=[1.5, 0.5], limits=[4, None])
+    for source in (0, 1):
+        expected = sorted(record for place, record in map(mixture.origin, range(len(mixture))) if place == source)
+        assert mixture.records_of(source).tolist() == expected
+        assert len(expected) == mixture.num_records[source]
+
+
 def test_limits_come_before_weights(sources):
     counts = Counter(record.id for record in Mixture(sources, weights=[2, 1], limits=[4, 100]))
     assert sorted(counts[f"a{i}"] for i in range(10)) == [0] * 6 + [2] * 4

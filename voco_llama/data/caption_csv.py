@@ -19,7 +19,16 @@ import numpy as np
 
 from voco_llama.data.conversations import caption_turns, check_instructions
 from voco_llama.data.images import one_line, resolve_inside
-from voco_llama.data.record_files import Sizes, check_file, check_folder, check_marks, name_record, shown
+from voco_llama.data.record_files import (
+    Report,
+    Sizes,
+    check_file,
+    check_folder,
+    check_marks,
+    name_record,
+    shown,
+    stop,
+)
 from voco_llama.data.records import Record
 from voco_llama.data.video import CLIP_ENDINGS
 from voco_llama.errors import DataError
@@ -105,9 +114,26 @@ class CaptionCsv(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._spans)
 
-    def __getitem__(self, index: int) -> Record:
+    @property
+    def header(self) -> bytes:
+        """What stands before the first row."""
+        with self.file.open("rb") as stream:
+            return stream.read(int(self._spans[0, 0]))
+
+    def raw(self, index: int) -> bytes:
+        """One row as it stands in the file."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+        begin, end = self._spans[index].tolist()
+        with self.file.open("rb") as stream:
+            stream.seek(begin)
+            return stream.read(end - begin)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
         id_column, caption_column, folder_column = self._columns
         row = self._row(index)
         source = name_record(self.file, index, "videoid", row[id_column] if id_column < len(row) else None)
@@ -115,37 +141,39 @@ class CaptionCsv(Sequence[Record]):
             raise DataError(f"{source}: the row has only {len(row)} columns; complete it, or take it out")
         caption = row[caption_column].strip()
         if not caption:
-            raise DataError(f"{source}: the caption is empty; fill it in, or take the row out")
+            report(DataError(f"{source}: the caption is empty; fill it in, or take the row out", "empty_answer"))
         folder = row[folder_column] if folder_column is not None and folder_column < len(row) else ""
         turns = caption_turns(self.instructions, self.seed, index, caption)
-        check_marks(turns, 1, source, "clip")
-        return Record(id=row[id_column], turns=turns, video=self._clip(row[id_column], folder, source), source=source)
+        check_marks(turns, 1, source, "clip", report)
+        video = self._clip(row[id_column], folder, source, report)
+        return Record(id=row[id_column], turns=turns, video=video, source=source)
 
     def _row(self, index: int) -> list[str]:
-        begin, end = self._spans[index].tolist()
-        with self.file.open("rb") as stream:
-            stream.seek(begin)
-            data = stream.read(end - begin)
+        data = self.raw(index)
         source = name_record(self.file, index)
         try:
             return next(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
         except UnicodeDecodeError as error:
-            raise DataError(f"{source}: not UTF-8 at byte {begin + error.start}; save the file as UTF-8") from error
+            place = int(self._spans[index, 0]) + error.start
+            raise DataError(f"{source}: not UTF-8 at byte {place}; save the file as UTF-8") from error
         except (csv.Error, StopIteration) as error:
             raise DataError(f"{source}: the file changed since it was opened; start again") from error
 
-    def _clip(self, video_id: str, folder: str, source: str) -> Path:
+    def _clip(self, video_id: str, folder: str, source: str, report: Report) -> Path | None:
         if not video_id:
-            raise DataError(f"{source}: the clip's id is empty; fill it in, or take the row out")
+            report(DataError(f"{source}: the clip's id is empty; fill it in, or take the row out", "bad_file_name"))
+            return None
         for part in (f"{folder}/", "") if folder else ("",):
             for ending in CLIP_ENDINGS:
                 path = resolve_inside(self.video_folder, f"{part}{video_id}{ending}", source)
                 if path.is_file():
                     return path
-        raise DataError(
+        message = (
             f"{source}: no clip of this name in {self.video_folder} (looked for {', '.join(CLIP_ENDINGS)}"
             f"{f', also in {shown(folder)}' if folder else ''}); fetch it, or take the row out"
         )
+        report(DataError(message, "missing_file"))
+        return None
 
 
 class _Lines(Iterator[str]):

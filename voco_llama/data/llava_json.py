@@ -15,7 +15,16 @@ from typing import Any
 
 from voco_llama.data.conversations import read_turns
 from voco_llama.data.images import resolve_inside
-from voco_llama.data.record_files import JsonRecords, Sizes, check_folder, check_marks, name_record, shown
+from voco_llama.data.record_files import (
+    JsonRecords,
+    Report,
+    Sizes,
+    check_folder,
+    check_marks,
+    name_record,
+    shown,
+    stop,
+)
 from voco_llama.data.records import Record
 from voco_llama.errors import DataError
 
@@ -46,28 +55,39 @@ class LlavaJson(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def raw(self, index: int) -> bytes:
+        """One record as it stands in the file."""
+        return self._records.raw(index)
+
     def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
         raw = self._records.read(index)
         source = name_record(self.file, index, "id", raw.get("id"))
         if raw.get("video") is not None:
-            raise DataError(
-                f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
-            )
-        turns = read_turns(raw.get("conversations"), source)
-        names = _image_names(raw, source)
-        check_marks(turns, len(names), source)
+            message = f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
+            report(DataError(message, "wrong_type"))
+        turns = read_turns(raw.get("conversations"), source, report=report)
+        names = _image_names(raw, source, report)
+        if turns and len(turns) == len(raw["conversations"]):
+            check_marks(turns, len(names), source, report=report)
         if names and self.image_folder is None:
-            raise DataError(f"{source}: names an image but the data set has no image folder; set media_folder")
-        images = tuple(resolve_inside(self.image_folder, name, source) for name in names)
+            message = f"{source}: names an image but the data set has no image folder; set media_folder"
+            report(DataError(message, "no_media_folder"))
+            names = []
+        images = tuple(resolve_inside(self.image_folder, name, source) for name in names if isinstance(name, str))
         return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
 
 
-def _image_names(raw: dict[str, Any], source: str) -> list[str]:
+def _image_names(raw: dict[str, Any], source: str, report: Report = stop) -> list[Any]:
     value = raw.get("image")
     names = [] if value is None else value if isinstance(value, list) else [value]
     for name in names:
         if not isinstance(name, str):
-            raise DataError(f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names")
+            message = f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names"
+            report(DataError(message, "wrong_type"))
     return names
 
 

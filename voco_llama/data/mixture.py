@@ -100,6 +100,10 @@ class Mixture(Sequence[Record]):
             raise IndexError(f"the mixture has {len(self)} entries, no entry {index}")
         return int(self._source[index]), int(self._record[index])
 
+    def records_of(self, source: int) -> np.ndarray:
+        """`[entries]` int64 ascending: the records that a source puts into an epoch, each as often as it is seen."""
+        return np.sort(self._record[self._source == source])
+
     def __getitem__(self, index: int) -> Record:
         source, record = self.origin(index)
         return self.readers[source][record]

@@ -9,7 +9,7 @@ from voco_llama.data.caption_csv import CaptionCsv
 from voco_llama.data.hf_dataset import HfDataset
 from voco_llama.data.llava_json import LlavaJson
 from voco_llama.data.parquet_stream import ParquetStream
-from voco_llama.data.record_files import Sizes
+from voco_llama.data.record_files import Report, Sizes, stop
 from voco_llama.data.records import Record
 from voco_llama.data.video_chatgpt import VideoChatGpt
 from voco_llama.errors import SettingsError
@@ -18,7 +18,8 @@ from voco_llama.errors import SettingsError
 class Reader(Protocol):
     """What every reader is: a sequence of records, picklable, with their sizes known beforehand.
 
-    `[index]` raises a `DataError` where the record is not valid and an `IndexError` where there is none.
+    `[index]` raises a `DataError` where the record is not valid and an `IndexError` where there is none. `read` hands
+    each problem that need not end the reading to `report`, which by default raises it.
     """
 
     file: Path
@@ -30,6 +31,8 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+    def read(self, index: int, report: Report = stop) -> Record: ...
 
 
 R = TypeVar("R", bound=Reader)

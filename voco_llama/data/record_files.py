@@ -25,6 +25,15 @@ from voco_llama.errors import DataError
 _BLOCK = 2**24
 
 
+Report = Callable[[DataError], None]
+"""Takes what is wrong with a record: raises it (`stop`), or collects it, and reading goes on."""
+
+
+def stop(error: DataError) -> None:
+    """The `Report` of a reader that reads: the first problem ends it."""
+    raise error
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much there is in each record, known without decoding or even validating it.
@@ -49,20 +58,23 @@ def name_record(file: Path, index: int, key: str = "", value: object = None) -> 
     return f"{file} record {index}" + (f" ({key} {shown(value)})" if value is not None else "")
 
 
-def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = "image") -> None:
+def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = "image", report: Report = stop) -> None:
     """Makes sure that each image or clip has its `<image>` mark, in a user turn, and each mark its image.
 
     Raises:
-        DataError: The numbers differ, or an answer holds a mark.
+        DataError: The numbers differ, or an answer holds a mark; unless `report` takes it.
     """
     marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role == "user")
     if any(IMAGE_MARK in turn.text for turn in turns if turn.role == "assistant"):
-        raise DataError(f"{source}: an answer holds an {IMAGE_MARK} mark; marks belong in user turns")
+        report(
+            DataError(f"{source}: an answer holds an {IMAGE_MARK} mark; marks belong in user turns", "mark_in_answer")
+        )
     if marks != num_media:
-        raise DataError(
+        message = (
             f"{source}: {marks} {IMAGE_MARK} mark{'' if marks == 1 else 's'} but {num_media} {kind}"
             f"{'' if num_media == 1 else 's'}; write one mark for each, where it belongs in the text"
         )
+        report(DataError(message, "missing_mark" if marks < num_media else "too_many_marks"))
 
 
 def check_file(file: Path) -> None:
@@ -110,6 +122,19 @@ class JsonRecords:
     def __len__(self) -> int:
         return len(self._spans)
 
+    def raw(self, index: int) -> bytes:
+        """One record as it stands in the file.
+
+        Raises:
+            IndexError: There is no such record.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+        start, end = self._spans[index].tolist()
+        with self.file.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(end - start)
+
     def read(self, index: int) -> dict[str, Any]:
         """Parses one record.
 
@@ -117,12 +142,8 @@ class JsonRecords:
             IndexError: There is no such record.
             DataError: It is not an object, is not UTF-8, or the file changed since it was opened.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
-        start, end = self._spans[index].tolist()
-        with self.file.open("rb") as stream:
-            stream.seek(start)
-            data = stream.read(end - start)
+        data = self.raw(index)
+        start = int(self._spans[index, 0])
         source = name_record(self.file, index)
         try:
             value = json.loads(data.decode("utf-8"))

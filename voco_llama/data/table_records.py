@@ -21,7 +21,7 @@ import numpy as np
 from voco_llama.data.conversations import caption_turns, check_instructions, read_turns
 from voco_llama.data.images import resolve_inside
 from voco_llama.data.media import MediaFile, StoredFile
-from voco_llama.data.record_files import Sizes, check_folder, check_marks, name_record, shown
+from voco_llama.data.record_files import Report, Sizes, check_folder, check_marks, name_record, shown, stop
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.errors import DataError
 
@@ -130,6 +130,10 @@ class TableReader(Sequence[Record]):
         return np.concatenate([_count(chunk, _are_there) for chunk in table[self.image_column].chunks])
 
     def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """The record; problems of its turns and marks go to `report`, others are raised."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
         columns = (self.id_column, self.text_column, self.image_column, self.video_column)
@@ -143,25 +147,29 @@ class TableReader(Sequence[Record]):
         if self.video_column is not None and row[self.video_column][0].is_valid:
             raise DataError(f"{source}: has a 'video', which this format does not read; use video_chatgpt")
         images = () if self.image_column is None else tuple(self._images(row[self.image_column][0], index, source))
-        turns = self._turns(text, len(images), index, source)
-        check_marks(turns, len(images), source)
+        turns = self._turns(text, len(images), index, source, report)
+        if turns:
+            check_marks(turns, len(images), source, report=report)
         return Record(str(index if record_id is None else record_id), turns, images, source=source)
 
-    def _turns(self, text: Any, num_images: int, index: int, source: str) -> tuple[Turn, ...]:
+    def _turns(self, text: Any, num_images: int, index: int, source: str, report: Report) -> tuple[Turn, ...]:
         if self.form == "conversations":
-            return read_turns(text, source, self.text_column)
+            return read_turns(text, source, self.text_column, report)
         if self.form == "caption":
             if not isinstance(text, str) or not text.strip():
-                raise DataError(f"{source}: the caption is {'empty' if text else shown(text)}; fill it in")
+                message = f"{source}: the caption is {'empty' if text else shown(text)}; fill it in"
+                report(DataError(message, "empty_answer"))
+                return ()
             return caption_turns(self.instructions, self.seed, index, text.strip())
         conversations = [
             {"from": role, "value": entry.get(role)}
             for entry in (text if isinstance(text, list) else ())
             for role in ("user", "assistant")
         ]
-        first, *rest = read_turns(conversations if isinstance(text, list) else text, source, self.text_column)
-        if any(IMAGE_MARK in turn.text for turn in (first, *rest)):
-            return first, *rest
+        turns = read_turns(conversations if isinstance(text, list) else text, source, self.text_column, report)
+        if not turns or any(IMAGE_MARK in turn.text for turn in turns):
+            return turns
+        first, *rest = turns
         return Turn(first.role, f"{IMAGE_MARK}\n" * num_images + first.text), *rest
 
     def _images(self, value: "pa.Scalar", index: int, source: str) -> Iterator[MediaFile]:

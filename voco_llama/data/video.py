@@ -81,23 +81,40 @@ def read_frames(path: str | os.PathLike[str] | StoredFile, num_frames: int) -> l
         DataError: The clip is missing, corrupt, truncated, without frames, too large a picture, or too long.
         SettingsError: `num_frames` is below 1.
     """
-    import av  # slow to import, and only clips need it
-
     if num_frames < 1:
         raise SettingsError(f"num_frames must be at least 1, not {num_frames}")
-    where = f"clip {path}"
-    if not isinstance(path, StoredFile) and not Path(path).is_file():
-        raise DataError(f"{where}: no such file; fetch it, or take the record out")
-    try:
+    with _reading(path) as where:
         total = _count_frames(path, where)
         frames, decoded = _decode(path, frame_indices(total, num_frames), where)
         if len(frames) < num_frames and decoded:  # packets without a picture of their own: count what was decoded
             frames, decoded = _decode(path, frame_indices(decoded, num_frames), where)
-    except (av.error.FFmpegError, OSError, EOFError, OverflowError) as error:
-        raise DataError(f"{where}: corrupt or not a clip ({one_line(error)}); fetch it again") from error
     if not decoded:
         raise DataError(f"{where}: no frame can be decoded; fetch it again")
     return frames
+
+
+def count_frames(path: str | os.PathLike[str] | StoredFile) -> int:
+    """Counts the frames of a clip by its packets, without decoding any.
+
+    Raises:
+        DataError: As `read_frames`, as far as it can be told so.
+    """
+    with _reading(path) as where:
+        return _count_frames(path, where)
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str] | StoredFile) -> Iterator[str]:
+    """What messages call the clip; the decoder's errors become ours."""
+    import av  # slow to import, and only clips need it
+
+    where = f"clip {path}"
+    if not isinstance(path, StoredFile) and not Path(path).is_file():
+        raise DataError(f"{where}: no such file; fetch it, or take the record out")
+    try:
+        yield where
+    except (av.error.FFmpegError, OSError, EOFError, OverflowError) as error:
+        raise DataError(f"{where}: corrupt or not a clip ({one_line(error)}); fetch it again") from error
 
 
 @contextmanager
