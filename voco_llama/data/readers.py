@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from voco_llama.data.caption_csv import CaptionCsv
 from voco_llama.data.llava_json import LlavaJson
+from voco_llama.data.media_root import MediaRoot
 from voco_llama.data.record_files import Sizes
 from voco_llama.data.records import Record
 from voco_llama.data.video_chatgpt import VideoChatGpt
@@ -37,13 +38,20 @@ FORMATS: dict[str, Callable[..., Reader]] = {
 }
 
 
-def open_reader(format: str, file: str | Path, media_folder: str | Path | None = None, **options: Any) -> Reader:
+def open_reader(
+    format: str,
+    file: str | Path,
+    media_folder: str | Path | MediaRoot | None = None,
+    index_folder: str | Path | None = None,
+    **options: Any,
+) -> Reader:
     """Opens a data set.
 
     Args:
         format: One of `FORMATS`.
         file: The file of its records.
-        media_folder: The folder of its images or clips; None only for text-only `llava_json`.
+        media_folder: The folder or archive of its images or clips; None only for text-only `llava_json`.
+        index_folder: Where what a large file was scanned for is kept; None = nowhere.
         **options: What the reader takes besides (`caption_csv`: `instruction`, `seed`, column names).
 
     Raises:
@@ -53,7 +61,7 @@ def open_reader(format: str, file: str | Path, media_folder: str | Path | None =
     if format not in FORMATS:
         raise SettingsError(f"data format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
     factory = FORMATS[format]
-    known = list(inspect.signature(factory).parameters)[2:]
+    known = [name for name in list(inspect.signature(factory).parameters)[2:] if name != "index_folder"]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise SettingsError(
@@ -61,4 +69,5 @@ def open_reader(format: str, file: str | Path, media_folder: str | Path | None =
         )
     if media_folder is None and format != "llava_json":
         raise SettingsError(f"data format {format!r} of {file} needs media_folder, the folder of its clips; set it")
-    return factory(file, media_folder, **options)
+    index = None if index_folder is None else Path(index_folder)
+    return factory(file, media_folder, index_folder=index, **options)
