@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from voco_llama.errors import DataError
+
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
@@ -59,7 +61,7 @@ class Table(Mapping[str, np.ndarray]):
     def __reduce__(self) -> tuple:
         if self.entry is None:
             return Table, (self._arrays,)
-        return _map, (self.entry, tuple(self._arrays))
+        return _map_again, (self.entry, tuple(self._arrays))
 
 
 def open_table(file: Path, kind: str, index_folder: Path | None, make: Callable[[], Arrays]) -> Table:
@@ -124,6 +126,13 @@ def _locked(file: Path) -> Iterator[bool]:
 
 def _map(entry: Path, names: tuple[str, ...]) -> Table:
     return Table({name: np.load(_array_file(entry, name), mmap_mode="r") for name in names}, entry)
+
+
+def _map_again(entry: Path, names: tuple[str, ...]) -> Table:
+    try:
+        return _map(entry, names)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{entry}: gone or damaged, its file changed since it was opened; start again") from error
 
 
 def _array_file(entry: Path, name: str) -> Path:
