@@ -246,6 +246,16 @@ def test_a_compressed_tar_under_another_name(tmp_path):
     assert "cannot be read as a tar" in opening_error(write_tar(tmp_path / "a.tar", mode="w:gz"))
 
 
+def test_a_tar_with_a_member_of_negative_size(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"0": b"", "1": b""})
+    data = bytearray(path.read_bytes())
+    header = tarfile.TarInfo("0")
+    header.size = -512
+    data[512:1024] = header.tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(data)
+    assert "damaged or cut short" in opening_error(path)
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_methods_are_refused(tmp_path, method):
     message = opening_error(write_zip(tmp_path / "a.zip", compression=method))

@@ -192,7 +192,7 @@ def _read_members(path: Path) -> Arrays:
     read = _zip_members if path.name.lower().endswith(".zip") else _tar_members
     try:
         table = _pack(read(path))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, struct.error, ValueError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, OverflowError, struct.error, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -201,7 +201,8 @@ def _read_members(path: Path) -> Arrays:
         ) from error
     if not len(table["hashes"]):
         raise DataError(f"{path}: holds no files; fetch it again, or leave it out")
-    if table["offset"].min() < 0 or (table["offset"] + table["stored_bytes"]).max() > path.stat().st_size:
+    numbers = [table[column] for column in ("offset", "stored_bytes", "num_bytes")]
+    if min(map(np.min, numbers)) < 0 or (table["offset"] + table["stored_bytes"]).max() > path.stat().st_size:
         raise DataError(f"{path}: damaged or cut short, members lie outside of it; fetch it again")
     return table
 
@@ -224,7 +225,11 @@ def _zip_members(path: Path) -> Iterator[_Found]:
 
 def _tar_members(path: Path) -> Iterator[_Found]:
     with tarfile.open(path, "r:") as opened:
+        end = 0
         while (info := opened.next()) is not None:
+            if info.size < 0 or opened.offset <= end:  # a header that leads back would be read for ever
+                break
+            end = opened.offset
             opened.members.clear()  # else all are held until the end
             name = member_name(info.name)
             if name is None or not info.isreg():
@@ -232,7 +237,6 @@ def _tar_members(path: Path) -> Iterator[_Found]:
             if info.issparse():
                 raise DataError(f"{path}: {info.name!r} in it is sparse, which cannot be read in place; unpack it")
             yield _Found(name, info.offset_data, info.size, info.size)
-        end = opened.offset
     with path.open("rb") as stream:  # tarfile ends without a word at a header that it cannot read
         stream.seek(end)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -162,7 +162,7 @@ def _write(entry: Path, prefix: str, arrays: Arrays) -> None:
     """Writes an entry in place of all others of its file and kind; their readers keep what they have mapped."""
     for pattern in (f"{prefix}-*", f".{prefix}-*"):  # the second: what a killed process left
         for old in entry.parent.glob(pattern):
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # on a network a file that is mapped elsewhere may stay
     temporary = entry.with_name(f".{entry.name}.{os.getpid()}")
     temporary.mkdir()
     for name, array in arrays.items():
