@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,10 @@ def _memory(process: psutil.Process) -> dict[str, int]:
     return {"rss": held.rss, "uss": held.uss}
 
 
+def _peak() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def open_once(scratch: Path) -> dict[str, Any]:
     """Opens archive, records and mixture in this process."""
     before = time.perf_counter()
@@ -100,7 +105,11 @@ def open_once(scratch: Path) -> dict[str, Any]:
     mixed = time.perf_counter()
     assert reader[len(reader) - 1].turns
     seconds = {"archive": archive - before, "records": records - archive, "mixture": mixed - records}
-    return {"seconds": seconds | {"all": mixed - before}, "process": _memory(psutil.Process()), "contents": order}
+    return {
+        "seconds": seconds | {"all": mixed - before},
+        "process": _memory(psutil.Process()) | {"peak_rss": _peak()},
+        "contents": order,
+    }
 
 
 def workers_memory(scratch: Path, workers: int, reads: int) -> dict[str, Any]:

@@ -115,9 +115,10 @@ def test_names_of_the_same_hash(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_of_a_name_twice_the_last(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as opened:
-        for data in ("old", "new"):
-            opened.writestr("a.jpg", data)
-    assert Archive(tmp_path / "a.zip").find("a.jpg").open().read() == b"new"
+        for number in range(100):
+            opened.writestr("a.jpg", f"{number}")
+            opened.writestr(f"{number}.jpg", "")
+    assert Archive(tmp_path / "a.zip").find("a.jpg").open().read() == b"99"
 
 
 def test_images_are_read_as_from_files(tmp_path):
@@ -290,7 +291,13 @@ def central(path: Path, offset: int, value: int) -> None:
     path.write_bytes(data)
 
 
-CRC, UNPACKED = 16, 24
+CRC, STORED, UNPACKED = 16, 20, 24
+
+
+def test_a_member_that_lies_behind_the_end(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"a.jpg": bytes(100)})
+    central(path, STORED, path.stat().st_size + 1)
+    assert "damaged or cut short, members lie outside of it; fetch it again" in opening_error(path)
 
 
 def test_a_bomb_that_lies_about_its_size(tmp_path, monkeypatch):
