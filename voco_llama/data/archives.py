@@ -227,7 +227,7 @@ def _tar_members(path: Path) -> Iterator[_Found]:
     with tarfile.open(path, "r:") as opened:
         end = 0
         while (info := opened.next()) is not None:
-            if info.size < 0 or opened.offset <= end:  # a header that leads back would be read for ever
+            if opened.offset <= end:  # a header that leads back would be read for ever
                 break
             end = opened.offset
             opened.members.clear()  # else all are held until the end
