@@ -1,6 +1,6 @@
 """Where a data set's images and clips are: a folder, an archive, or several archives for different beginnings of names.
 
-The mix of 665K instructions, for one, names images of five collections, each of which is published as archives:
+The mix of 665K instructions, for one, names images of five collections, four of which are published as archives:
 
     archives:
       coco: coco/train2017.zip               # the name coco/train2017/1.jpg is its member train2017/1.jpg
