@@ -155,6 +155,18 @@ def test_a_missing_path_is_named(disk, tmp_path, key):
         check_settings(compose(as_overrides(disk | {key: missing})))
 
 
+def test_archives_in_place_of_folders(disk, tmp_path):
+    (tmp_path / "images.zip").touch()
+    archives = (
+        f"++data.sources.0.archives={{coco: {tmp_path}/images.zip, vg: [{tmp_path}/images.zip, {tmp_path}/gone.zip]}}"
+    )
+    check_settings(compose(as_overrides(disk | {"data.sources.0.media_folder": tmp_path / "images.zip"})))
+    with pytest.raises(SettingsError, match=r"^data.sources.0.archives.vg: .*gone.zip does not exist"):
+        check_settings(compose([*as_overrides(disk), archives]))
+    with pytest.raises(SettingsError, match=r"^data.sources.0.archives.vg: 'folder' names what is no .zip or .tar"):
+        check_settings(compose([*as_overrides(disk), "++data.sources.0.archives={vg: folder}"]), paths=False)
+
+
 def test_the_hint_for_a_missing_world(tmp_path):
     with pytest.raises(SettingsError, match=r"make the toy world first: voco-llama toyworld$"):
         check_settings(compose([f"paths.toyworld={tmp_path / 'world'}"]))

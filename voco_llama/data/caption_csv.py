@@ -3,8 +3,8 @@
     videoid,contentUrl,duration,page_dir,name
     21179416,https://...,PT00H00M11S,006001_006050,Aerial shot winter forest
 
-The clip of a row is `<video_folder>/<page_dir>/<videoid>.mp4`, as WebVid's own download lays them out, or
-`<video_folder>/<videoid>.mp4`, with any of the endings in `CLIP_ENDINGS`. Rows are validated when read.
+The clip of a row is `<videos>/<page_dir>/<videoid>.mp4`, as WebVid's own download lays them out, or
+`<videos>/<videoid>.mp4`, with any of the endings in `CLIP_ENDINGS`. Rows are validated when read.
 """
 
 import codecs
@@ -18,12 +18,14 @@ from typing import BinaryIO
 import numpy as np
 
 from voco_llama.data.conversations import caption_turns, check_instructions
-from voco_llama.data.images import one_line, resolve_inside
+from voco_llama.data.images import one_line
+from voco_llama.data.kept_tables import open_table
+from voco_llama.data.media import MediaFile
+from voco_llama.data.media_root import MediaRoot, open_media_root
 from voco_llama.data.record_files import (
     Report,
     Sizes,
     check_file,
-    check_folder,
     check_marks,
     name_record,
     shown,
@@ -47,12 +49,13 @@ class CaptionCsv(Sequence[Record]):
 
     Args:
         file: The CSV, UTF-8, with a header.
-        video_folder: The clips.
+        videos: Where the clips are: a folder or an archive.
         instruction: The instruction, or several; which one a record gets is a pure function of `seed` and its index.
         seed: See above.
         id_column: Column of the clip's id, its file name without ending.
         caption_column: Column of the caption.
-        folder_column: Column of the folder, within `video_folder`, that a clip may be in; ignored if it is not there.
+        folder_column: Column of the folder, within `videos`, that a clip may be in; ignored if it is not there.
+        index_folder: Where the places of the rows in the file are kept; None = nowhere.
 
     Raises:
         DataError: The file or the folder is missing, unreadable or empty, or a column is missing. From `[index]`:
@@ -63,53 +66,77 @@ class CaptionCsv(Sequence[Record]):
     def __init__(
         self,
         file: str | Path,
-        video_folder: str | Path,
+        videos: str | Path | MediaRoot,
         instruction: str | Sequence[str] = INSTRUCTIONS,
         seed: int = 0,
         id_column: str = "videoid",
         caption_column: str = "name",
         folder_column: str = "page_dir",
+        index_folder: Path | None = None,
     ) -> None:
-        self.file, self.video_folder, self.seed = Path(file), Path(video_folder), seed
+        self.file, self.seed = Path(file), seed
         self.instructions = check_instructions(instruction, "caption_csv")
         check_file(self.file)
-        check_folder(self.video_folder, self.file)
+        self.videos = open_media_root(videos, self.file, index_folder)
         with self.file.open("rb") as stream:
-            self._columns, rows = self._scan(stream, (id_column, caption_column), folder_column)
+            rows = csv.reader(_Lines(stream), strict=True)
+            self._columns = self._read_header(rows, (id_column, caption_column), folder_column)
+        self._table = open_table(self.file, f"csv {self._columns[1]}", index_folder, self._scan)
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is in each record."""
+        characters = self._table["characters"]
+        return Sizes(characters, np.ones(len(characters), dtype=np.int32))
+
+    @property
+    def _spans(self) -> np.ndarray:
+        """`[records, 2]` int64: the bytes where each begins and ends."""
+        return self._table["spans"]
+
+    def _read_header(
+        self, reader: Iterator[list[str]], needed: tuple[str, str], optional: str
+    ) -> tuple[int, int, int | None]:
+        """The columns of id, caption and folder."""
+        try:
+            header = [name.encode("latin-1").decode("utf-8").strip() for name in next(reader, [])]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(self._unreadable(1, 0, error)) from error
+        missing = [name for name in needed if name not in header]
+        if missing:
+            raise DataError(
+                f"{self.file}: no column {missing[0]!r} (columns: {shown(', '.join(header))}); "
+                "add it, or name the column in the data set's settings"
+            )
+        return *(header.index(name) for name in needed), header.index(optional) if optional in header else None
+
+    def _scan(self) -> dict[str, np.ndarray]:
+        """Where each row begins and ends, and the bytes of its caption."""
+        rows = array("q")
+        with self.file.open("rb") as stream:
+            lines = _Lines(stream)
+            reader = csv.reader(lines, strict=True)
+            begin, line = 0, 1
+            try:
+                next(reader)
+                begin, line = lines.offset, reader.line_num + 1
+                for row in reader:
+                    if row:
+                        caption = row[self._columns[1]] if self._columns[1] < len(row) else ""
+                        rows.extend((begin, lines.offset, len(caption)))
+                    begin, line = lines.offset, reader.line_num + 1
+            except csv.Error as error:
+                raise DataError(self._unreadable(line, begin, error)) from error
         if not rows:
             raise DataError(f"{self.file}: holds no records, only a header; give a file with at least one")
         table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        self._spans = table[:, :2].copy()
-        self.sizes = Sizes(table[:, 2].astype(np.int32), np.ones(len(table), dtype=np.int32))
+        return {"spans": table[:, :2].copy(), "characters": table[:, 2].astype(np.int32)}
 
-    def _scan(
-        self, stream: BinaryIO, needed: tuple[str, str], optional: str
-    ) -> tuple[tuple[int, int, int | None], array]:
-        """The columns of id, caption and folder; each row's begin, end and caption length in bytes, in one array."""
-        lines = _Lines(stream)
-        reader = csv.reader(lines, strict=True)
-        rows = array("q")
-        begin, line = 0, 1
-        try:
-            header = [name.encode("latin-1").decode("utf-8").strip() for name in next(reader, [])]
-            missing = [name for name in needed if name not in header]
-            if missing:
-                raise DataError(
-                    f"{self.file}: no column {missing[0]!r} (columns: {shown(', '.join(header))}); "
-                    "add it, or name the column in the data set's settings"
-                )
-            columns = *(header.index(name) for name in needed), header.index(optional) if optional in header else None
-            begin, line = lines.offset, reader.line_num + 1
-            for row in reader:
-                if row:
-                    rows.extend((begin, lines.offset, len(row[columns[1]]) if columns[1] < len(row) else 0))
-                begin, line = lines.offset, reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{self.file}: unreadable CSV in the row that begins at line {line} (byte offset {begin}): "
-                f"{one_line(error)}; mend its quotes or fetch it again"
-            ) from error
-        return columns, rows
+    def _unreadable(self, line: int, offset: int, error: Exception) -> str:
+        return (
+            f"{self.file}: unreadable CSV in the row that begins at line {line} (byte offset {offset}): "
+            f"{one_line(error)}; mend its quotes or fetch it again"
+        )
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -159,17 +186,18 @@ class CaptionCsv(Sequence[Record]):
         except (csv.Error, StopIteration) as error:
             raise DataError(f"{source}: the file changed since it was opened; start again") from error
 
-    def _clip(self, video_id: str, folder: str, source: str, report: Report) -> Path | None:
+    def _clip(self, video_id: str, folder: str, source: str, report: Report) -> MediaFile | None:
         if not video_id:
             report(DataError(f"{source}: the clip's id is empty; fill it in, or take the row out", "bad_file_name"))
             return None
-        for part in (f"{folder}/", "") if folder else ("",):
-            for ending in CLIP_ENDINGS:
-                path = resolve_inside(self.video_folder, f"{part}{video_id}{ending}", source)
-                if path.is_file():
-                    return path
+        parts = (f"{folder}/", "") if folder else ("",)
+        found = self.videos.find_first(
+            (f"{part}{video_id}{ending}" for part in parts for ending in CLIP_ENDINGS), source
+        )
+        if found is not None:
+            return found
         message = (
-            f"{source}: no clip of this name in {self.video_folder} (looked for {', '.join(CLIP_ENDINGS)}"
+            f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}"
             f"{f', also in {shown(folder)}' if folder else ''}); fetch it, or take the row out"
         )
         report(DataError(message, "missing_file"))

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.data.conversations import read_turns
-from voco_llama.data.images import resolve_inside
+from voco_llama.data.media_root import MediaRoot, open_media_root
 from voco_llama.data.record_files import (
     JsonRecords,
     Report,
     Sizes,
-    check_folder,
     check_marks,
     name_record,
     shown,
@@ -34,18 +33,19 @@ class LlavaJson(Sequence[Record]):
 
     Args:
         file: The `.json` or `.jsonl` file.
-        image_folder: Where its image names are relative to; None for a file of text-only records.
+        images: Where its images are: a folder, an archive, or both; None for a file of text-only records.
+        index_folder: Where the places of the records in the file are kept; None = nowhere.
 
     Raises:
         DataError: The file or the folder is missing, unreadable or empty. From `[index]`: the record is not valid.
     """
 
-    def __init__(self, file: str | Path, image_folder: str | Path | None = None) -> None:
+    def __init__(
+        self, file: str | Path, images: str | Path | MediaRoot | None = None, index_folder: Path | None = None
+    ) -> None:
         self.file = Path(file)
-        self.image_folder = None if image_folder is None else Path(image_folder)
-        if self.image_folder is not None:
-            check_folder(self.image_folder, self.file)
-        self._records = JsonRecords(self.file, _measure)
+        self.images = open_media_root(images, self.file, index_folder)
+        self._records = JsonRecords(self.file, _measure, "llava_json", index_folder)
 
     @property
     def sizes(self) -> Sizes:
@@ -73,11 +73,11 @@ class LlavaJson(Sequence[Record]):
         names = _image_names(raw, source, report)
         if turns and len(turns) == len(raw["conversations"]):
             check_marks(turns, len(names), source, report=report)
-        if names and self.image_folder is None:
+        if names and self.images is None:
             message = f"{source}: names an image but the data set has no image folder; set media_folder"
             report(DataError(message, "no_media_folder"))
             names = []
-        images = tuple(resolve_inside(self.image_folder, name, source) for name in names if isinstance(name, str))
+        images = tuple(self.images.find(name, source) for name in names if isinstance(name, str))
         return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from voco_llama.data.caption_csv import CaptionCsv
 from voco_llama.data.hf_dataset import HfDataset
 from voco_llama.data.llava_json import LlavaJson
+from voco_llama.data.media_root import MediaRoot
 from voco_llama.data.parquet_stream import ParquetStream
 from voco_llama.data.record_files import Report, Sizes, stop
 from voco_llama.data.records import Record
@@ -51,13 +52,20 @@ STREAMS: dict[str, type[ParquetStream]] = {"hf_dataset": ParquetStream}
 """What reads a format where `data.streaming` is on."""
 
 
-def open_reader(format: str, file: str | Path, media_folder: str | Path | None = None, **options: Any) -> Reader:
+def open_reader(
+    format: str,
+    file: str | Path,
+    media_folder: str | Path | MediaRoot | None = None,
+    index_folder: str | Path | None = None,
+    **options: Any,
+) -> Reader:
     """Opens a data set.
 
     Args:
         format: One of `FORMATS`.
         file: The file of its records.
-        media_folder: The folder of its images or clips; None only for those of `MEDIA_INSIDE`.
+        media_folder: The folder or archive of its images or clips; None only for those of `MEDIA_INSIDE`.
+        index_folder: Where what a large file was scanned for is kept; None = nowhere.
         **options: What the reader takes besides (`caption_csv`: `instruction`, `seed`, column names).
 
     Raises:
@@ -66,11 +74,16 @@ def open_reader(format: str, file: str | Path, media_folder: str | Path | None =
     """
     if format not in FORMATS:
         raise SettingsError(f"data format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
-    return _open(FORMATS[format], format, file, media_folder, options)
+    return _open(FORMATS[format], format, file, media_folder, index_folder, options)
 
 
 def open_stream(
-    format: str, file: str | Path, media_folder: str | Path | None, shuffle_buffer: int, **options: Any
+    format: str,
+    file: str | Path,
+    media_folder: str | Path | MediaRoot | None,
+    shuffle_buffer: int,
+    index_folder: str | Path | None = None,
+    **options: Any,
 ) -> ParquetStream:
     """Opens a data set that is read in place, nearly in order; the rest as `open_reader`.
 
@@ -81,7 +94,7 @@ def open_stream(
         SettingsError: Besides: the format cannot be streamed.
     """
     check_streamed(format, file)
-    stream = _open(STREAMS[format], format, file, media_folder, options)
+    stream = _open(STREAMS[format], format, file, media_folder, index_folder, options)
     stream.shuffle_buffer = shuffle_buffer
     return stream
 
@@ -96,9 +109,14 @@ def check_streamed(format: str, file: str | Path) -> None:
 
 
 def _open(
-    factory: Callable[..., R], format: str, file: str | Path, media_folder: str | Path | None, options: dict[str, Any]
+    factory: Callable[..., R],
+    format: str,
+    file: str | Path,
+    media_folder: str | Path | MediaRoot | None,
+    index_folder: str | Path | None,
+    options: dict[str, Any],
 ) -> R:
-    known = list(inspect.signature(factory).parameters)[2:]
+    known = [name for name in list(inspect.signature(factory).parameters)[2:] if name != "index_folder"]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise SettingsError(
@@ -106,4 +124,5 @@ def _open(
         )
     if media_folder is None and format not in MEDIA_INSIDE:
         raise SettingsError(f"data format {format!r} of {file} needs media_folder, the folder of its clips; set it")
-    return factory(file, media_folder, **options)
+    index = None if index_folder is None else Path(index_folder)
+    return factory(file, media_folder, index_folder=index, **options)

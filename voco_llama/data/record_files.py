@@ -2,7 +2,8 @@
 
 A JSON list of 665,000 conversations is a gigabyte of text and several gigabytes of Python objects. So a file is scanned
 once for where each record begins and ends and how much there is in it, and a record is parsed when it is asked for.
-What stays in memory are four arrays; they, and the file's name, are all that goes to a worker process.
+What stays in memory are three arrays; they, and the file's name, are all that goes to a worker process. Those of a
+large file are kept on disk (`kept_tables`), so that it is scanned once and all processes share one copy.
 
 What the readers share about records, and how messages name them, is here too.
 """
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from voco_llama.data.images import one_line
+from voco_llama.data.kept_tables import open_table
 from voco_llama.data.records import IMAGE_MARK, Turn
 from voco_llama.errors import DataError
 
@@ -96,28 +98,30 @@ class JsonRecords:
         file: The file, UTF-8, with or without a byte order mark.
         measure: Gives (characters, media) of a parsed element. It must bear any JSON value: elements are validated
             when read. Its strings hold one character for each byte of UTF-8.
+        kind: Of records, which tells the results of one `measure` from another's where they are kept.
+        index_folder: Where what the scan found is kept; None = nowhere.
 
     Raises:
         DataError: The file is missing, is not JSON (says line, column and byte offset), its top level is not a
             list, or it holds no records.
     """
 
-    def __init__(self, file: Path, measure: Callable[[Any], tuple[int, int]]) -> None:
+    def __init__(
+        self, file: Path, measure: Callable[[Any], tuple[int, int]], kind: str = "", index_folder: Path | None = None
+    ) -> None:
         self.file = file
         check_file(file)
-        rows = array("q")  # begin, end, characters, media
-        with file.open("rb") as stream:
-            scan = _scan_lines if file.suffix == ".jsonl" else _scan_list
-            try:
-                for start, end, value in scan(stream, file):
-                    rows.extend((start, end, *measure(value)))
-            except _BrokenJsonError as error:
-                raise DataError(_unreadable(file, error)) from error
-        if not rows:
-            raise DataError(f"{file}: holds no records; give a file with at least one")
-        table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-        self._spans = table[:, :2].copy()
-        self.sizes = Sizes(table[:, 2].astype(np.int32), table[:, 3].astype(np.int32))
+        self._table = open_table(file, f"json {kind}", index_folder, lambda: _scan(file, measure))
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is in each record."""
+        return Sizes(self._table["characters"], self._table["media"])
+
+    @property
+    def _spans(self) -> np.ndarray:
+        """`[records, 2]` int64: the bytes where each begins and ends."""
+        return self._table["spans"]
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -159,6 +163,25 @@ class JsonRecords:
         if not isinstance(value, dict):
             raise DataError(f"{source}: a {_json_type(value)}, not an object; each record is one {{...}}")
         return value
+
+
+def _scan(file: Path, measure: Callable[[Any], tuple[int, int]]) -> dict[str, np.ndarray]:
+    rows = array("q")  # begin, end, characters, media
+    with file.open("rb") as stream:
+        scan = _scan_lines if file.suffix == ".jsonl" else _scan_list
+        try:
+            for start, end, value in scan(stream, file):
+                rows.extend((start, end, *measure(value)))
+        except _BrokenJsonError as error:
+            raise DataError(_unreadable(file, error)) from error
+    if not rows:
+        raise DataError(f"{file}: holds no records; give a file with at least one")
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    return {
+        "spans": table[:, :2].copy(),
+        "characters": table[:, 2].astype(np.int32),
+        "media": table[:, 3].astype(np.int32),
+    }
 
 
 class _BrokenJsonError(Exception):

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 import numpy as np
 
 from voco_llama.data.conversations import caption_turns, check_instructions, read_turns
-from voco_llama.data.images import resolve_inside
 from voco_llama.data.media import MediaFile, StoredFile
-from voco_llama.data.record_files import Report, Sizes, check_folder, check_marks, name_record, shown, stop
+from voco_llama.data.media_root import MediaRoot, open_media_root
+from voco_llama.data.record_files import Report, Sizes, check_marks, name_record, shown, stop
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.errors import DataError
 
@@ -48,7 +48,8 @@ class TableReader(Sequence[Record]):
 
     Args:
         file: See the subclass.
-        media_folder: Where paths in the image column are relative to; None where all images lie in the table.
+        images: What paths in the image column are relative to: a folder, an archive, or both; None where all images
+            lie in the table.
         split: Of the data set.
         name: Its configuration, where it has several.
         id_column: Ignored if it is not there.
@@ -58,6 +59,7 @@ class TableReader(Sequence[Record]):
         caption_column: The same, of those without either.
         instruction: Of captions: the instruction, or several; which one a record gets is a function of `seed` and row.
         seed: See above.
+        index_folder: Where the tables of archives are kept; None = nowhere.
 
     Raises:
         DataError: The table is missing, unreadable or empty, or a column is missing. From `[index]`: the row is not
@@ -70,7 +72,7 @@ class TableReader(Sequence[Record]):
     def __init__(
         self,
         file: str | Path,
-        media_folder: str | Path | None = None,
+        images: str | Path | MediaRoot | None = None,
         split: str = "train",
         name: str | None = None,
         id_column: str = "id",
@@ -80,11 +82,10 @@ class TableReader(Sequence[Record]):
         caption_column: str = "caption",
         instruction: str | Sequence[str] = INSTRUCTIONS,
         seed: int = 0,
+        index_folder: Path | None = None,
     ) -> None:
         self.file = Path(file)
-        self.media_folder = None if media_folder is None else Path(media_folder)
-        if self.media_folder is not None:
-            check_folder(self.media_folder, self.file)
+        self.images = open_media_root(images, self.file, index_folder)
         self.instructions = check_instructions(instruction, self.format)
         self.seed = seed
         names = self._open(split, name)
@@ -182,10 +183,10 @@ class TableReader(Sequence[Record]):
                 continue
             if stored is not None:
                 yield Cell(self.file, index, self.image_column, number if is_list else None, path, self)
-            elif self.media_folder is None:
+            elif self.images is None:
                 raise DataError(f"{source}: {self.image_column!r} is the path {shown(path)}; set media_folder")
             else:
-                yield resolve_inside(self.media_folder, path, source)
+                yield self.images.find(path, source)
 
     def read_image(self, index: int, number: int | None) -> bytes:
         """The bytes in a cell, or in one place of its list.

@@ -6,9 +6,9 @@ long the clip. The container's rotation note is ignored, as EXIF orientation is 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -39,14 +39,20 @@ _FORMATS = "mov,mp4,matroska,webm,avi"
 
 def list_clips(folder: Path) -> dict[str, str]:
     """Clips lying flat in a folder: name without ending -> file name (of several the first ending)."""
+    return choose_clips(path.name for path in folder.iterdir())
+
+
+def choose_clips(names: Iterable[str]) -> dict[str, str]:
+    """Of files with or without folders before them the clips: last part without ending -> name, as `list_clips`."""
     clips: dict[str, str] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+    for name in sorted(names):
+        path = PurePosixPath(name)
         ending = path.suffix.lower()
         if ending not in CLIP_ENDINGS:
             continue
         held = clips.get(path.stem)
-        if held is None or CLIP_ENDINGS.index(ending) < CLIP_ENDINGS.index(Path(held).suffix.lower()):
-            clips[path.stem] = path.name
+        if held is None or CLIP_ENDINGS.index(ending) < CLIP_ENDINGS.index(PurePosixPath(held).suffix.lower()):
+            clips[path.stem] = name
     return clips
 
 

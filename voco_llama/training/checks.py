@@ -12,6 +12,7 @@ from typing import Any
 
 from voco_llama.composition import did_you_mean
 from voco_llama.data.hf_dataset import is_hub_name
+from voco_llama.data.media_root import list_archives
 from voco_llama.data.readers import check_streamed
 from voco_llama.errors import SettingsError
 from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings
@@ -166,6 +167,7 @@ def _check_data(settings: TrainSettings) -> None:
         require(
             source.limit is None or source.limit > 0, f"data.sources.{index}.limit is {source.limit}: give 1 or more"
         )
+        list_archives(source.archives, f"data.sources.{index}.archives")
     require(
         not data.keep_in_memory or not settings.trainer.get("dataloader_num_workers"),
         "data.keep_in_memory keeps rows in the training process: set trainer.dataloader_num_workers=0",
@@ -195,6 +197,9 @@ def _check_paths(settings: TrainSettings) -> None:
             require_path(f"data.sources.{index}.file", source.file, settings)
         if source.media_folder is not None:
             require_path(f"data.sources.{index}.media_folder", source.media_folder, settings)
+        for prefix, archives in list_archives(source.archives).items():
+            for archive in archives:
+                require_path(f"data.sources.{index}.archives.{prefix.rstrip('/')}", archive, settings)
     model = settings.model
     if model.checkpoint is not None:
         require_path("model.checkpoint", model.checkpoint, settings, "; train that stage first")

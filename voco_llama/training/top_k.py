@@ -50,7 +50,7 @@ def made_from(settings: TrainSettings, mixture: Mixture, processor: VoCoProcesso
         Nested dictionaries that JSON can hold.
     """
     sources = [
-        to_plain(source) | {"file": _data_fingerprint(source.file), "media_folder": None}
+        to_plain(source) | {"file": _data_fingerprint(source.file), "media_folder": None, "archives": None}
         for source in settings.data.sources
     ]
     return {
