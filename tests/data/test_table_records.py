@@ -1,5 +1,7 @@
 """Rows of tables that cannot be records, and what is said of them."""
 
+import zipfile
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -86,3 +88,24 @@ def test_an_image_that_cannot_be_decoded_names_its_cell(reader, tmp_path):
     with pytest.raises(DataError, match=r"rows\.parquet row 0 column image: not an image that can be read"):
         load_image(records[0].images[0])
     assert records[0].images[0].name == "image"
+
+
+@READERS
+def test_every_problem_of_a_row_is_handed_over(reader, tmp_path):
+    columns = {"image": [stored(0)], "conversations": [turns("What?", " ")]}
+    records = reader(written(tmp_path, columns, {"image": IMAGE, "conversations": TURNS}))
+    found = []
+    record = records.read(0, found.append)
+    assert [problem.kind for problem in found] == ["empty_answer", "missing_mark"]
+    assert len(record.images) == 1
+
+
+@READERS
+def test_paths_may_name_members_of_an_archive(reader, tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("part/0.png", png(3))
+    image = {"bytes": None, "path": "part/0.png"}
+    columns = {"image": [image], "conversations": [turns("<image>", "A.")]}
+    records = reader(written(tmp_path, columns, {"image": IMAGE, "conversations": TURNS}), tmp_path / "images.zip")
+    (found,) = records[0].images
+    assert found.open().read() == png(3)
