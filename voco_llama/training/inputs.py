@@ -1,0 +1,108 @@
+"""What a training reads from disk or from the hub, and whether it is here; nothing is opened."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from voco_llama.settings import ModelSettings, TrainSettings
+
+LANGUAGE_WEIGHTS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+TOWER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing that a setting names.
+
+    Attributes:
+        key: The setting.
+        name: A path, or the name of a repository on the hub.
+        is_hub: Whether it would be downloaded.
+        is_here: There, or in the hub's cache.
+    """
+
+    key: str
+    name: str
+    is_hub: bool
+    is_here: bool
+
+
+def data_inputs(settings: TrainSettings) -> list[Input]:
+    """Files and folders of the data sets."""
+    found = []
+    for index, source in enumerate(settings.data.sources):
+        for part in ("file", "media_folder"):
+            name = getattr(source, part)
+            if name is not None:
+                found.append(Input(f"data.sources.{index}.{part}", name, False, Path(name).exists()))
+    return found
+
+
+def model_inputs(settings: TrainSettings) -> list[Input]:
+    """Checkpoints, weights and tokenizers."""
+    return list(_model_inputs(settings))
+
+
+def _model_inputs(settings: TrainSettings) -> Iterator[Input]:
+    model, loss = settings.model, settings.loss
+    if model.checkpoint is not None:
+        yield _path("model.checkpoint", model.checkpoint)
+    else:
+        yield _tower(model)
+        yield from (
+            _local_or_hub(
+                f"model.language.{part}", name, LANGUAGE_WEIGHTS if part == "pretrained" else ("config.json",)
+            )
+            for part in ("pretrained", "config")
+            if (name := getattr(model.language, part)) is not None
+        )
+        if model.tokenizer is not None:
+            yield _local_or_hub("model.tokenizer", model.tokenizer, ("tokenizer.json", "tokenizer.model"))
+        if model.projector_weights is not None:
+            yield _path("model.projector_weights", model.projector_weights)
+    if loss.teacher == "checkpoint" and loss.teacher_checkpoint is not None:
+        yield _path("loss.teacher_checkpoint", loss.teacher_checkpoint)
+    if loss.teacher == "top_k" and loss.top_k_folder is not None:
+        yield _path("loss.top_k_folder", loss.top_k_folder)
+
+
+def _path(key: str, name: str) -> Input:
+    return Input(key, name, False, Path(name).exists())
+
+
+def _local_or_hub(key: str, name: str, files: tuple[str, ...]) -> Input:
+    """A folder, or a repository of which one of `files` must be in the cache."""
+    if Path(name).exists() or not is_hub_name(name):
+        return _path(key, name)
+    return Input(key, name, True, is_cached(name, files))
+
+
+def _tower(model: ModelSettings) -> Input:
+    vision = model.vision
+    if vision.pretrained is None:
+        return _path("model.vision.name", vision.name)
+    if Path(vision.pretrained).exists():
+        return _path("model.vision.pretrained", vision.pretrained)
+    import open_clip
+
+    repository = (open_clip.get_pretrained_cfg(vision.name, vision.pretrained) or {}).get("hf_hub", "").rstrip("/")
+    if not repository:
+        return Input("model.vision.pretrained", vision.pretrained, False, False)
+    return Input("model.vision.pretrained", repository, True, is_cached(repository, TOWER_WEIGHTS))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name could be one of the hub: `owner/name`, no path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def is_cached(repository: str, files: tuple[str, ...]) -> bool:
+    """Whether one of these files of a repository lies in the hub's cache."""
+    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
