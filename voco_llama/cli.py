@@ -49,7 +49,15 @@ def _train(overrides: list[str]) -> None:
     from voco_llama.training.checks import check_settings
 
     settings = compose(overrides)
-    check_settings(settings)  # before the slow imports
+    check_settings(settings, paths=not settings.dry_run)  # before the slow imports
+    if settings.dry_run:
+        from voco_llama.training.dry_run import dry_run
+        from voco_llama.training.dry_run_text import format_dry_run
+
+        text = format_dry_run(dry_run(settings))
+        if os.environ.get("RANK", "0") == "0":
+            sys.stdout.write(text)
+        return
     from voco_llama.training.run import train
 
     train(settings)

@@ -83,10 +83,11 @@ def _variants(settings: TrainSettings, plan: Plan) -> Iterator[tuple[tuple[str, 
         lora = (f"model.lora.rank={LORA_RANK}", f"model.lora.alpha={LORA_ALPHA}")
         yield ("trainer=zero2", *lora, *kept), _at_level(_with_adapters(plan, settings.model.lora.targets), 2)
     level = 2 if has_adapters else 3
+    group = () if plan.placement.zero == level else (f"trainer=zero{level}",)
     plan = _at_level(plan, level)
     for parts in (("optimizer",), ("optimizer", "param")) if level == 3 else (("optimizer",),):
         placement = replace(plan.placement, offload_optimizer=True, offload_parameters="param" in parts)
-        overrides = (f"trainer=zero{level}", *(OFFLOAD.format(part) for part in parts), *kept)
+        overrides = (*group, *(OFFLOAD.format(part) for part in parts), *kept)
         yield overrides, replace(plan, placement=placement)
 
 

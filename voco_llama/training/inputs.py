@@ -56,13 +56,10 @@ def _model_inputs(settings: TrainSettings) -> Iterator[Input]:
         yield _path("model.checkpoint", model.checkpoint)
     else:
         yield _tower(model)
-        yield from (
-            _local_or_hub(
-                f"model.language.{part}", name, LANGUAGE_WEIGHTS if part == "pretrained" else ("config.json",)
-            )
-            for part in ("pretrained", "config")
-            if (name := getattr(model.language, part)) is not None
-        )
+        for part, files in (("pretrained", LANGUAGE_WEIGHTS), ("config", ("config.json",))):
+            name = getattr(model.language, part)
+            if name is not None:
+                yield _local_or_hub(f"model.language.{part}", name, files)
         if model.tokenizer is not None:
             yield _local_or_hub("model.tokenizer", model.tokenizer, ("tokenizer.json", "tokenizer.model"))
         if model.projector_weights is not None:

@@ -50,7 +50,7 @@ class Placement:
         processes: GPUs.
         zero: Level of ZeRO; 0: no DeepSpeed (DDP, with one process plain PyTorch).
         half: Whether training is in bf16 or fp16: under DeepSpeed all weights then are, beside float32 masters.
-        offload_optimizer: Masters and moments lie in the machine's memory.
+        offload_optimizer: Gradients, masters and moments lie in the machine's memory.
         offload_parameters: With ZeRO-3 the 16-bit weights do too.
         max_live: Parameters that ZeRO-3 gathers at the same time.
     """
@@ -228,7 +228,7 @@ def _zero_states(plan: Plan) -> tuple[list[Term], int]:
     update = FLOAT32 * trained // n if place.zero < 3 else min(FLOAT32 * trained // n, FLOAT32 * MAX_LIVE)
     host = 0
     if place.offload_optimizer:
-        host, optimizer, update = host + optimizer + update, 0, 0
+        host, optimizer, update, gradients = host + optimizer + update + gradients, 0, 0, 0
     if place.offload_parameters and place.zero == 3:
         host, weights = host + weights, 0
     # Both `auto` in our settings; largest weight: a table of words.

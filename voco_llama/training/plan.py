@@ -68,7 +68,7 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
         rows=rows,
         length=settings.data.max_length,
         images=rows * segments_a_row(settings),
-        trained_tokens=rows * (text_tokens(settings, meta) - 1),
+        trained_tokens=rows * min(text_tokens(settings, meta), settings.data.max_length - 1),
         element=element,
         attention=settings.model.attention,
         checkpointing=bool(trainer.get("gradient_checkpointing") or trainer.get("activation_checkpointing")),
