@@ -19,6 +19,7 @@ def test_help_lists_the_commands(capsys):
         "toyworld",
         "data-prepare",
         "train",
+        "doctor",
         "evaluate",
         "evaluate-clips",
         "sweep",

@@ -63,6 +63,21 @@ def _train(overrides: list[str]) -> None:
     train(settings)
 
 
+def _doctor(overrides: list[str]) -> None:
+    """The report goes to the output; errors in it end in status 2."""
+    from voco_llama.composition import compose
+    from voco_llama.doctor.finding import format_findings
+    from voco_llama.doctor.run import doctor
+    from voco_llama.errors import SettingsError
+
+    logger.setLevel(logging.WARNING)  # the report says it all
+    findings = doctor(compose(overrides) if overrides else None)
+    sys.stdout.write(format_findings(findings))
+    errors = sum(finding.level == "error" for finding in findings)
+    if errors:
+        raise SettingsError(f"doctor: {errors} of {len(findings)} findings stand in the way: see the lines above")
+
+
 def _teacher_settings(overrides: list[str]) -> Any:
     from voco_llama.composition import compose
     from voco_llama.settings import TeacherSettings
@@ -171,6 +186,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
     "data-prepare": (_data_prepare, "make a data set for lmms-eval of questions on clips: MSVD-QA or MSRVTT-QA"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
+    "doctor": (_doctor, "check this machine, and what a training named by experiment=... needs of it; writes nothing"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
     "evaluate": (
         _evaluate,

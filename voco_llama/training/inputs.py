@@ -26,12 +26,14 @@ class Input:
         name: A path, or the name of a repository on the hub.
         is_hub: Whether it would be downloaded.
         is_here: There, or in the hub's cache.
+        probe: For the hub: a small file of the repository, to ask for.
     """
 
     key: str
     name: str
     is_hub: bool
     is_here: bool
+    probe: str = "config.json"
 
 
 def data_inputs(settings: TrainSettings) -> list[Input]:
@@ -92,7 +94,8 @@ def _tower(model: ModelSettings) -> Input:
     repository = (open_clip.get_pretrained_cfg(vision.name, vision.pretrained) or {}).get("hf_hub", "").rstrip("/")
     if not repository:
         return Input("model.vision.pretrained", vision.pretrained, False, False)
-    return Input("model.vision.pretrained", repository, True, is_cached(repository, TOWER_WEIGHTS))
+    is_here = is_cached(repository, TOWER_WEIGHTS)
+    return Input("model.vision.pretrained", repository, True, is_here, "open_clip_config.json")
 
 
 def is_hub_name(name: str) -> bool:
