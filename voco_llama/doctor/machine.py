@@ -22,6 +22,7 @@ SECONDS = 5
 SMALL_SHARED_MEMORY = 1e9
 """Bytes; containers are started with 64 MB where nobody asked for more, and data workers pass batches through it."""
 
+SHARED_MEMORY = Path("/dev/shm")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """torchrun sets all of them."""
@@ -131,7 +132,7 @@ def check_memory() -> Iterator[Finding]:
     yield Finding("ok", "memory", text)
 
 
-def check_shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
+def check_shared_memory(folder: Path = SHARED_MEMORY) -> Iterator[Finding]:
     """Where data workers put batches."""
     if not folder.is_dir():
         yield Finding("note", "shared memory", f"no {folder} on this system")

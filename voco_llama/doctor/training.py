@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from voco_llama.doctor.finding import Check, Finding
-from voco_llama.doctor.machine import GB, SECONDS, num_cores
+from voco_llama.doctor.machine import GB, SECONDS, SHARED_MEMORY, num_cores
 from voco_llama.errors import SettingsError, first_line
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import accumulation_steps, rows_per_process, world_size
@@ -21,13 +21,11 @@ from voco_llama.training.checks import check_settings
 from voco_llama.training.dry_run import Memory, count_saved, plan_memory
 from voco_llama.training.dry_run_text import verdict
 from voco_llama.training.inputs import Input, data_inputs, model_inputs
-from voco_llama.training.plan import num_processes, segments_a_row, zero_options
+from voco_llama.training.plan import num_processes, zero_options
 from voco_llama.training.shapes import MetaModel, meta_model
 
 PREFETCHED = 2
 """Batches a data worker holds ready (PyTorch's `prefetch_factor`)."""
-
-FLOAT32 = 4
 
 
 def training_checks(settings: TrainSettings) -> list[tuple[str, Check]]:
@@ -65,7 +63,8 @@ def check_inputs(what: str, inputs: list[Input]) -> Iterator[Finding]:
             advice = {"model.checkpoint": "train that stage first, or download it"}.get(
                 entry.key, "voco-llama data prepare says where it comes from" if what == "data" else "name another"
             )
-            yield Finding("error", entry.key, f"{entry.name} is not here (from {Path.cwd()})", advice)
+            problem = "holds no such files" if Path(entry.name).is_dir() else f"is not here (from {Path.cwd()})"
+            yield Finding("error", entry.key, f"{entry.name} {problem}", advice)
 
 
 def _ask_hub(entry: Input) -> Finding:
@@ -83,7 +82,7 @@ def _ask_hub(entry: Input) -> Finding:
         token = "the token does not open it" if get_token() else "there is no token"
         advice = "accept its licence on its page and run: hf auth login"
         return Finding("error", entry.key, f"{entry.name} is closed or does not exist: {token}", advice)
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the HTTP client below, and its errors, differ between versions of huggingface_hub
         text = f"{entry.name} is not in the cache, and the hub does not answer ({first_line(error)})"
         return Finding("error", entry.key, text, f"on a machine with a network: hf download {entry.name}")
     return Finding("note", entry.key, f"{entry.name} would be downloaded", f"or before: hf download {entry.name}")
@@ -106,31 +105,19 @@ def check_processes(settings: TrainSettings) -> Iterator[Finding]:
     if settings.trainer.get("deepspeed") and "RANK" not in os.environ:
         command = f"torchrun --nproc_per_node {processes} -m voco_llama.cli train ..."
         yield Finding("note", "launch", "DeepSpeed needs torchrun, also for one process", command)
-    yield from _check_workers(settings, min(processes, gpus or processes))
-
-
-def _check_workers(settings: TrainSettings, processes: int) -> Iterator[Finding]:
-    workers = settings.trainer.get("dataloader_num_workers", 0)
-    if not workers:
-        return
-    if processes * workers > num_cores():
-        text = f"{processes} processes x {workers} data workers on {num_cores()} cores"
+    workers = _workers_here(settings)
+    if workers > num_cores():
+        text = f"{workers} data workers, of all processes here, on {num_cores()} cores"
         yield Finding("warning", "data workers", text, "lower trainer.dataloader_num_workers")
-    folder = Path("/dev/shm")
-    needed = processes * workers * PREFETCHED * _batch_bytes(settings)
-    if folder.is_dir() and shutil.disk_usage(folder).free < needed:
-        free = shutil.disk_usage(folder).free
-        text = f"{free / GB:.1f} GB free, but workers hold up to {needed / GB:.1f} GB"
-        yield Finding("error", "shared memory", text, "enlarge it (--shm-size), or use fewer workers")
 
 
-def _batch_bytes(settings: TrainSettings) -> int:
-    from voco_llama.vision_config import read_vision_config
+def _processes_here(settings: TrainSettings) -> int:
+    """Of this machine: no more than it has GPUs, if it has any."""
+    return min(num_processes(settings), torch.cuda.device_count() or num_processes(settings))
 
-    if settings.model.checkpoint is not None and not settings.model.vision.name:
-        return 0
-    side = read_vision_config(settings.model.vision.name)["vision_cfg"]["image_size"]
-    return rows_per_process(settings) * segments_a_row(settings) * 3 * side**2 * FLOAT32
+
+def _workers_here(settings: TrainSettings) -> int:
+    return settings.trainer.get("dataloader_num_workers", 0) * _processes_here(settings)
 
 
 def check_precision(settings: TrainSettings) -> Iterator[Finding]:
@@ -181,12 +168,23 @@ def check_sizes(settings: TrainSettings) -> Iterator[Finding]:
         yield Finding("note", "shapes", note)
     level = {True: "ok", False: "error", None: "note"}[memory.fits]
     yield Finding(level, "memory estimate", verdict(memory))
-    host = memory.estimate.host_bytes * min(num_processes(settings), torch.cuda.device_count() or 1)
+    host = memory.estimate.host_bytes * _processes_here(settings)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if host > total:
         text = f"{host / GB:.0f} GB are offloaded into {total / GB:.0f} GB"
         yield Finding("error", "memory", text, "offload less, or divide it over more machines")
+    yield from check_workers(settings, memory)
     yield _check_disk(settings, memory)
+
+
+def check_workers(settings: TrainSettings, memory: Memory, folder: Path = SHARED_MEMORY) -> Iterator[Finding]:
+    """Shared memory for the batches that data workers hold ready."""
+    workers = _workers_here(settings)
+    needed = workers * PREFETCHED * memory.estimate.of("images")
+    if folder.is_dir() and shutil.disk_usage(folder).free < needed:
+        free = shutil.disk_usage(folder).free
+        text = f"{free / GB:.1f} GB free, but {workers} data workers hold up to {needed / GB:.1f} GB"
+        yield Finding("error", "shared memory", text, "enlarge it (--shm-size), or use fewer workers")
 
 
 def _memory(settings: TrainSettings, meta: MetaModel) -> Memory:

@@ -54,13 +54,14 @@ def model_inputs(settings: TrainSettings) -> list[Input]:
 
 def _model_inputs(settings: TrainSettings) -> Iterator[Input]:
     model, loss = settings.model, settings.loss
+    is_tower = settings.stage.name == "clip"
     if model.checkpoint is not None:
         yield _path("model.checkpoint", model.checkpoint)
     else:
         yield _tower(model)
         for part, files in (("pretrained", LANGUAGE_WEIGHTS), ("config", ("config.json",))):
             name = getattr(model.language, part)
-            if name is not None:
+            if name is not None and not is_tower:
                 yield _local_or_hub(f"model.language.{part}", name, files)
         if model.tokenizer is not None:
             yield _local_or_hub("model.tokenizer", model.tokenizer, ("tokenizer.json", "tokenizer.model"))
@@ -77,7 +78,9 @@ def _path(key: str, name: str) -> Input:
 
 
 def _local_or_hub(key: str, name: str, files: tuple[str, ...]) -> Input:
-    """A folder, or a repository of which one of `files` must be in the cache."""
+    """A folder, or a repository of the hub, that must hold one of `files`."""
+    if Path(name).is_dir():
+        return Input(key, name, False, any((Path(name) / file).is_file() for file in files))
     if Path(name).exists() or not is_hub_name(name):
         return _path(key, name)
     return Input(key, name, True, is_cached(name, files))
