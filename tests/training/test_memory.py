@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from tests.tiny import tiny_model, tiny_processor, tiny_text_config
 from voco_llama.settings import LoraSettings
 from voco_llama.training.lora import add_adapters, trained_by
-from voco_llama.training.memory import (
+from voco_llama.training.memory import MOMENTS, estimate, kept_by_layer
+from voco_llama.training.memory_plan import (
     BOOL,
     FLOAT32,
-    MOMENTS,
     Adapters,
     Decoder,
     Group,
@@ -24,8 +24,6 @@ from voco_llama.training.memory import (
     Plan,
     Tower,
     adapter_parameters,
-    estimate,
-    kept_by_layer,
     with_rows,
 )
 from voco_llama.training.plan import parameter_groups

@@ -10,7 +10,8 @@ from voco_llama.training.checks import check_settings
 from voco_llama.training.epoch import Epoch, Length, count_epoch, count_steps
 from voco_llama.training.fitting import Remedy, what_fits
 from voco_llama.training.inputs import data_inputs, model_inputs
-from voco_llama.training.memory import FLOAT32, HALF, Estimate, Plan, estimate
+from voco_llama.training.memory import Estimate, estimate
+from voco_llama.training.memory_plan import FLOAT32, HALF, Plan
 from voco_llama.training.plan import (
     device_memory,
     memory_plan,

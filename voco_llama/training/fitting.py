@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import accumulation_steps, rows_per_process
-from voco_llama.training.memory import HALF, Adapters, Group, Plan, adapter_parameters, estimate, with_rows
+from voco_llama.training.memory import estimate
+from voco_llama.training.memory_plan import HALF, Adapters, Group, Plan, adapter_parameters, with_rows
 from voco_llama.training.plan import num_processes
 
 LORA_RANK, LORA_ALPHA = 128, 256

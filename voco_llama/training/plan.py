@@ -8,7 +8,7 @@ from torch import nn
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import rows_per_process, world_size
-from voco_llama.training.memory import FLOAT32, HALF, MAX_LIVE, Adapters, Group, Pass, Placement, Plan
+from voco_llama.training.memory_plan import FLOAT32, HALF, MAX_LIVE, Adapters, Group, Pass, Placement, Plan
 from voco_llama.training.shapes import MetaModel
 from voco_llama.training.stages import MODULES
 

@@ -20,7 +20,7 @@ from voco_llama.settings import TrainSettings
 from voco_llama.tokens import add_special_tokens
 from voco_llama.training.build import compression_config
 from voco_llama.training.lora import add_adapters, trained_by
-from voco_llama.training.memory import Decoder, Tower
+from voco_llama.training.memory_plan import Decoder, Tower
 from voco_llama.training.stages import ModuleCount, set_trainable
 from voco_llama.vision_config import MLP_RATIO, read_vision_config
 
