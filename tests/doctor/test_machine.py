@@ -73,9 +73,10 @@ def test_packages_that_are_absent_or_of_another_version(monkeypatch):
     assert (python.level, python.detail.startswith("3.9.1 is not")) == ("error", True)
 
 
-def test_local_versions_are_in_range(monkeypatch):
+@pytest.mark.parametrize("version", ["2.13.0+cu130", "2.12.0a0+d3b2.nv26.1"])
+def test_vendors_versions_are_in_range(monkeypatch, version):
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch<2.14,>=2.11"])
-    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+cu130")
+    monkeypatch.setattr(metadata, "version", lambda name: version)
     assert levels(machine.check_packages()) == [("ok", "packages")]
 
 

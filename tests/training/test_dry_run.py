@@ -161,7 +161,7 @@ def test_processes_are_torchruns_before_the_settings(toy, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.per_device_train_batch_size=24"], "global_batch_size is 128, which 8 processes of 24 rows do not"),
+        (["trainer.per_device_train_batch_size=12"], "global_batch_size is 128, which 8 processes of 12 rows do not"),
         (["trainer.per_device_train_batch_size=32"], "or set global_batch_size to a multiple of 256"),
         (["trainer.per_device_train_batch_size=0"], "trainer.per_device_train_batch_size is 0"),
         (["trainer.gradient_accumulation_steps=2"], "is decided by the setting global_batch_size"),
