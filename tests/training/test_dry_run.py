@@ -1,6 +1,7 @@
 """A dry run: of the toy world against a real training, of the 7B configurations on every machine that they ship for."""
 
 import dataclasses
+import json
 import socket
 import time
 
@@ -133,7 +134,7 @@ def test_the_toy_world_is_counted_as_it_is_trained(toy, tmp_path):
     set_trainable(model, toy.stage.trains)
     assert list(run.parameters) == count_parameters(model)
     assert run.segment == (processor.num_vision, processor.num_voco)
-    assert run.notes == ()
+    assert [note.split(" is ")[0] for note in run.notes] == ["optimizer muon"]
     train(toy)
     result = (tmp_path / "run" / "result.json").read_text()
     assert f'"steps": {run.length.steps},' in result
@@ -186,6 +187,22 @@ def test_the_video_experiment_has_room_for_its_frames():
     assert run.length.steps is None  # a folder of clips has as many as it has
     assert "steps: unknown" in format_dry_run(run)
     assert dry_run(composed("video_7b", None, "trainer.max_steps=100")).length.steps == 100
+
+
+def test_what_is_not_modelled_is_said():
+    assert not any("modelled" in note for note in dry_run(composed("voco_1")).notes)
+    run = dry_run(
+        composed("voco_1", None, "trainer.deepspeed=null", "trainer.fsdp=full_shard", "trainer.optim=lion_8bit")
+    )
+    assert [note.split(" ")[0] for note in run.notes if "modelled" in note] == ["FSDP", "optimizer"]
+    assert any("muon" in note for note in plan_module.uncounted(composed("toy/instruct")))
+
+
+def test_deepspeeds_configuration_may_be_a_file(tmp_path):
+    settings = composed("voco_1")
+    (tmp_path / "zero.json").write_text(json.dumps(settings.trainer["deepspeed"]))
+    by_file = composed("voco_1", None, f"trainer.deepspeed={tmp_path}/zero.json")
+    assert dry_run(by_file).memory == dry_run(settings).memory
 
 
 def test_a_dry_run_never_trains(toy):

@@ -21,7 +21,7 @@ from voco_llama.training.checks import check_settings
 from voco_llama.training.dry_run import Memory, count_saved, plan_memory
 from voco_llama.training.dry_run_text import verdict
 from voco_llama.training.inputs import Input, data_inputs, model_inputs
-from voco_llama.training.plan import num_processes, zero_options
+from voco_llama.training.plan import num_processes, uncounted, zero_options
 from voco_llama.training.shapes import MetaModel, meta_model
 
 PREFETCHED = 2
@@ -164,7 +164,7 @@ def check_sizes(settings: TrainSettings) -> Iterator[Finding]:
     """Memory of a GPU, of the machine where something is offloaded, and the disk."""
     meta = meta_model(settings)
     memory = _memory(settings, meta)
-    for note in meta.notes:
+    for note in (*meta.notes, *uncounted(settings)):
         yield Finding("note", "shapes", note)
     level = {True: "ok", False: "error", None: "note"}[memory.fits]
     yield Finding(level, "memory estimate", verdict(memory))

@@ -19,6 +19,7 @@ from voco_llama.training.plan import (
     segment_tokens,
     segments_a_row,
     text_tokens,
+    uncounted,
 )
 from voco_llama.training.shapes import MetaModel, meta_model
 from voco_llama.training.stages import ModuleCount
@@ -144,7 +145,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
         length=count_steps(settings, epoch),
         saved=count_saved(settings, memory.plan),
         memory=memory,
-        notes=(*meta.notes, *_missing(settings)),
+        notes=(*meta.notes, *uncounted(settings), *_missing(settings)),
     )
 
 

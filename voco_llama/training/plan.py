@@ -1,5 +1,7 @@
 """What the memory estimate needs to know of a training, read off its settings and its model without weights."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from voco_llama.training.batch import rows_per_process, world_size
 from voco_llama.training.memory_plan import FLOAT32, HALF, MAX_LIVE, Adapters, Group, Pass, Placement, Plan
 from voco_llama.training.shapes import MetaModel
 from voco_llama.training.stages import MODULES
+
+COUNTED_OPTIMIZER = "adamw_torch"
+"""The Trainer's default; the beginning of its variants' names."""
 
 
 def num_processes(settings: TrainSettings) -> int:
@@ -94,9 +99,22 @@ def parameter_groups(model: nn.Module) -> tuple[Group, ...]:
 
 
 def zero_options(settings: TrainSettings) -> dict[str, Any]:
-    """`zero_optimization` of the DeepSpeed configuration; empty without DeepSpeed, or where it is a file's."""
+    """`zero_optimization` of the DeepSpeed configuration, also if that is a file; empty without DeepSpeed."""
     deepspeed = settings.trainer.get("deepspeed")
-    return deepspeed.get("zero_optimization", {}) if isinstance(deepspeed, dict) else {}
+    if isinstance(deepspeed, str):
+        deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+    return (deepspeed or {}).get("zero_optimization") or {}
+
+
+def uncounted(settings: TrainSettings) -> list[str]:
+    """What the estimate takes for something else."""
+    trainer, notes = settings.trainer, []
+    if trainer.get("fsdp"):
+        notes.append("FSDP is not modelled: memory is counted as if each GPU held everything")
+    optimizer = "muon" if settings.optimizer == "muon" else str(trainer.get("optim") or COUNTED_OPTIMIZER)
+    if not optimizer.startswith(COUNTED_OPTIMIZER):
+        notes.append(f"optimizer {optimizer} is not modelled: memory is counted as AdamW's")
+    return notes
 
 
 def _placement(settings: TrainSettings) -> Placement:
