@@ -4,6 +4,9 @@ The variables are set before any test module is imported, since the libraries re
 """
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -13,3 +16,11 @@ os.environ.update(
     WANDB_MODE="offline",
     MPLBACKEND="Agg",
 )
+
+
+@pytest.fixture
+def arrow_cache(monkeypatch, tmp_path_factory) -> Path:
+    """Where `datasets` puts its Arrow copies in this test."""
+    folder = tmp_path_factory.mktemp("arrow")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+    return folder

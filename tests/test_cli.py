@@ -18,6 +18,8 @@ def test_help_lists_the_commands(capsys):
     for command in (
         "toyworld",
         "data-prepare",
+        "data-check",
+        "data-stats",
         "train",
         "doctor",
         "evaluate",

@@ -10,12 +10,12 @@ PACKAGE = Path(__file__).parents[1] / "voco_llama"
 
 # Lowest first. A unit is a module or a folder right below the package; it may import its own layer and those before it.
 LAYERS = (
-    ("_torchvision", "errors", "provenance"),
+    ("_torchvision", "errors", "provenance", "hub"),
     ("tokens", "settings", "composition"),
     ("layout", "visibility", "vision_config", "llava_folder"),
     ("model", "data"),
     ("training", "evaluation", "export"),
-    ("sweep", "doctor"),
+    ("sweep", "data_tools", "doctor"),
     ("__init__", "cli", "__main__"),
 )
 APART = ({"model", "data"}, {"training", "evaluation"})

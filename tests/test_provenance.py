@@ -62,6 +62,16 @@ def test_sampled_fingerprint_sees_names_sizes_and_contents_of_large_files(tmp_pa
     assert sampled_fingerprint(folder / "config.json") != sampled_fingerprint(folder / "model.safetensors")
 
 
+def test_sampled_fingerprint_sees_tables_at_any_depth(tmp_path):
+    (tmp_path / "data").mkdir()
+    seen = {sampled_fingerprint(tmp_path)}
+    for name in ("a.parquet", "b.arrow"):
+        for text in ("a", "b"):
+            (tmp_path / "data" / name).write_text(text)
+            seen.add(sampled_fingerprint(tmp_path))
+    assert len(seen) == 5
+
+
 def test_write_leaves_the_old_file_if_it_fails(tmp_path, monkeypatch):
     file = tmp_path / "folder" / "file.json"
     write_atomically(file, "old")

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import tiny_text_config, tiny_tokenizer
-from voco_llama.errors import CheckpointError
-from voco_llama.tokens import IMAGE_TOKEN, VOCO_TOKEN, add_special_tokens, extend_embeddings, token_ids
+from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.tokens import IMAGE_TOKEN, VOCO_TOKEN, add_special_tokens, check_tokenizer, extend_embeddings, token_ids
 
 
 @pytest.fixture
@@ -74,3 +74,13 @@ def test_a_table_larger_than_the_vocabulary_keeps_its_size(tokenizer):
     assert after.shape[0] == model.config.vocab_size == 320
     torch.testing.assert_close(after[ids.voco], before[: ids.image].mean(dim=0))
     assert torch.equal(after[ids.voco + 1 :], before[ids.voco + 1 :])
+
+
+def test_a_slow_tokenizer_is_refused(tokenizer):
+    check_tokenizer(tokenizer)
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(SettingsError, match="Slow is a slow tokenizer"):
+        check_tokenizer(Slow())

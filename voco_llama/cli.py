@@ -3,7 +3,8 @@
     voco-llama train experiment=toy/voco_1 trainer.learning_rate=1e-5
     torchrun --nproc_per_node 8 -m voco_llama.cli train experiment=voco_1
 
-A user's mistake ends in one line and status 2, an interrupt in status 130; anything else keeps its traceback.
+A user's mistake ends in one line and status 2, an interrupt in status 130; anything else keeps its traceback. A command
+that looks for problems ends in status 1 where it found some.
 """
 
 import argparse
@@ -130,9 +131,37 @@ def _evaluate_clips(overrides: list[str]) -> None:
 
 
 def _data_prepare(overrides: list[str]) -> None:
-    from voco_llama.data.video_qa import PrepareVideoQaSettings, prepare_video_qa
+    from voco_llama.data_tools.prepare import DataPrepareSettings, prepare
 
-    prepare_video_qa(_compose_flat(overrides, "data_prepare", PrepareVideoQaSettings))
+    report = prepare(_compose_flat(overrides, "data_prepare", DataPrepareSettings))
+    sys.stdout.write(str(report))
+    report.check()
+
+
+def _data_check(overrides: list[str]) -> int:
+    from voco_llama.composition import compose
+    from voco_llama.data_tools.settings import DataCheckSettings
+
+    settings = compose(overrides, "data_check", DataCheckSettings)
+    from voco_llama.data_tools.check import check_data
+    from voco_llama.data_tools.summary import check_summary, error_line
+
+    findings = check_data(settings)
+    sys.stdout.write(check_summary(findings))
+    if findings.num_bad:
+        sys.stderr.write(f"found: {error_line(findings)}\n")
+    return int(findings.num_bad > 0)
+
+
+def _data_stats(overrides: list[str]) -> None:
+    from voco_llama.composition import compose
+    from voco_llama.data_tools.settings import DataStatsSettings
+
+    settings = compose(overrides, "data_stats", DataStatsSettings)
+    from voco_llama.data_tools.stats import count_data
+    from voco_llama.data_tools.stats_table import stats_table
+
+    sys.stdout.write(stats_table(count_data(settings)))
 
 
 def _report(overrides: list[str]) -> None:
@@ -182,9 +211,11 @@ def _sweep(overrides: list[str]) -> None:
     sys.stdout.write(sweep(sweep_settings(overrides), overrides, sweep_runners()))
 
 
-COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
-    "data-prepare": (_data_prepare, "make a data set for lmms-eval of questions on clips: MSVD-QA or MSRVTT-QA"),
+    "data-prepare": (_data_prepare, "list the public data sets; verify, unpack and, if asked to, download one of them"),
+    "data-check": (_data_check, "read every record, image and clip of a training's data, and report what is wrong"),
+    "data-stats": (_data_stats, "count records, turns, tokens, image sizes and steps of a training's data"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "doctor": (_doctor, "check this machine, and what a training named by experiment=... needs of it; writes nothing"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
@@ -208,13 +239,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, 2 for a user's mistake, 130 for an interrupt.
+        The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt.
     """
     options = _parser().parse_args(_join_words(sys.argv[1:] if arguments is None else arguments))
     _set_up_logging()
     command, _ = COMMANDS[options.command]
     try:
-        command(options.overrides)
+        status = command(options.overrides) or 0
     except VoCoError as error:
         from voco_llama.data.mixture import error_line
 
@@ -224,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted: a training goes on from its last checkpoint by the same command\n")
         return 130
     _leave_process_group()
-    return 0
+    return status
 
 
 def _leave_process_group() -> None:

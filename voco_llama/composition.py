@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -21,6 +21,8 @@ from yaml import YAMLError
 
 from voco_llama.errors import SettingsError
 from voco_llama.settings import SourceSettings, TrainSettings
+
+T = TypeVar("T")
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -50,6 +52,19 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
     _check_nothing_was_dropped(config, settings, schema)
     _check_choices(settings)
     return settings
+
+
+def read_file(file: Path, schema: type[T]) -> T:
+    """Read one YAML file that holds the values of a dataclass, with no overrides and no defaults list.
+
+    Raises:
+        SettingsError: The file is missing or no YAML, a key is unknown, or a value is missing or of the wrong type.
+    """
+    try:
+        values = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file)))
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        raise SettingsError(f"{file}: {_explain(error, schema)}") from error
+    return values
 
 
 def to_plain(settings: Any) -> dict[str, Any]:

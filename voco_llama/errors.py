@@ -19,7 +19,15 @@ class SettingsError(VoCoError):
 
 
 class DataError(VoCoError):
-    """A record, an image, a clip or an index cannot be used; the text names the file and the record."""
+    """A record, an image, a clip or an index cannot be used; the text names the file and the record.
+
+    Attributes:
+        kind: What `voco-llama data check` counts it as (`voco_llama.data_tools.kinds`).
+    """
+
+    def __init__(self, message: str, kind: str = "unreadable_record") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class CheckpointError(VoCoError):

@@ -1,10 +1,15 @@
 """`voco-llama export`: a checkpoint of any layout written in another one."""
 
 import logging
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voco_llama.errors import SettingsError
 from voco_llama.settings import ExportSettings
+
+if TYPE_CHECKING:
+    from voco_llama.data.processor import VoCoProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +48,37 @@ def export(settings: ExportSettings) -> Path:
         processor.save_pretrained(output)
     else:
         export_llava(model, output, settings.layout, processor.style.order)
-        processor.export_llava(output, with_images=settings.layout == "llava_hf")
+        _write_processor(processor, output, with_images=settings.layout == "llava_hf")
     logger.info("written: %s", output)
     return output
+
+
+def _write_processor(processor: "VoCoProcessor", folder: Path, with_images: bool) -> None:
+    """Write the tokenizer for LLaVA's own code, or (`with_images`) the whole `LlavaProcessor` of transformers.
+
+    That one pads images to a square as LLaVA does. Its prompts are the caller's to write.
+    """
+    processor.tokenizer.save_pretrained(folder)
+    if not with_images:
+        return
+    from transformers import LlavaProcessor
+    from transformers.models.llava.image_processing_llava import LlavaImageProcessor
+
+    from voco_llama.tokens import IMAGE_TOKEN
+
+    transform = processor.image_transform
+    image_processor = LlavaImageProcessor(
+        do_pad=True,
+        size={"shortest_edge": transform.image_size},
+        crop_size={"height": transform.image_size, "width": transform.image_size},
+        image_mean=list(transform.mean),
+        image_std=list(transform.std),
+    )
+    LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=processor.tokenizer,
+        patch_size=transform.image_size // math.isqrt(processor.num_vision),
+        vision_feature_select_strategy="default",
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)

@@ -169,13 +169,15 @@ def _check_cut(length: int, max_length: int, segments_end: int, labels: list[int
     if segments_end > max_length:
         raise DataError(
             f"the row has {length} tokens and its last image ends at {segments_end}, so cutting it to max_length"
-            f" {max_length} would lose VoCo tokens: raise data.max_length or drop the record"
+            f" {max_length} would lose VoCo tokens: raise data.max_length or drop the record",
+            "image_cut",
         )
     was_trained = any(label != IGNORE_INDEX for label in labels)
     if was_trained and all(label == IGNORE_INDEX for label in labels[:max_length]):
         raise DataError(
             f"the row has {length} tokens and none of its trained tokens is left after cutting it to max_length"
-            f" {max_length}: raise data.max_length or drop the record"
+            f" {max_length}: raise data.max_length or drop the record",
+            "no_answer_left",
         )
 
 

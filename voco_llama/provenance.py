@@ -26,6 +26,7 @@ PACKAGES = (
     "numpy",
 )
 SAMPLED = (".json", ".safetensors", ".bin")
+TABLES = (".parquet", ".arrow")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 """Of each file in `sampled_fingerprint`, spread from its first byte to its last."""
 
@@ -77,13 +78,16 @@ def fingerprint_files(files: Iterable[Path]) -> str:
 
 
 def sampled_fingerprint(path: Path) -> str:
-    """A hash of a file, or of a folder's JSON and weights files: names, sizes and samples of the contents.
+    """A hash of a file, or of a folder's JSON, weights and table files: names, sizes and samples of the contents.
 
     It reads at most 1 MiB of each file, so that it costs nothing before a run on gigabytes, and yet tells weights
     that were trained anew from those that were there before.
     """
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in SAMPLED]
+    files = [path]
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix in SAMPLED]
+        files += [file for file in path.rglob("*") if file.suffix in TABLES]
     for file in sorted(files, key=lambda file: file.name):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\0".encode())

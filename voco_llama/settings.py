@@ -141,6 +141,8 @@ class SourceSettings:
     """One data set: a reader's format, its file, the folder of its images or clips.
 
     Attributes:
+        media_folder: A folder, or a `.zip` or uncompressed `.tar`, which is read in place.
+        archives: Folder at the beginning of file names -> the archive, or list of archives, to read in its place.
         weight: Times each record is seen an epoch; 0.5 takes every second one.
         limit: Read only so many records.
         options: What else the reader takes.
@@ -150,6 +152,7 @@ class SourceSettings:
     format: str = MISSING
     file: str = MISSING
     media_folder: str | None = None
+    archives: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     limit: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -165,6 +168,12 @@ class DataSettings:
         num_frames: Frames taken from a clip.
         skip_bad_records: Replace a record that cannot be used by the next one, and list it at the end.
         grouping: Rows of like length (`length`), or besides of like kind (`modality`), in one global batch.
+        streaming: Read `hf_dataset` sources of Parquet files in place, a row group at a time: for sets too large for a
+            copy of their own on disk, or on the hub.
+        shuffle_buffer: Streaming shuffles row groups, and rows among so many; each process holds so many, and those
+            of a row group besides.
+        index_folder: Where it is kept what large files and archives were read through for, so that they open at once
+            the next time; null = nowhere.
         keep_in_memory: Prepare each row once and keep it: for small data seen many times, without worker processes.
     """
 
@@ -173,6 +182,9 @@ class DataSettings:
     num_frames: int = 8
     skip_bad_records: bool = False
     grouping: str = _choice("none", "length", "modality", default="none")
+    streaming: bool = False
+    shuffle_buffer: int = 1000
+    index_folder: str | None = None
     keep_in_memory: bool = False
 
 

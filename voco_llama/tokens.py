@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from voco_llama.errors import CheckpointError
+from voco_llama.errors import CheckpointError, SettingsError
 
 IMAGE_TOKEN = "<image>"
 VOCO_TOKEN = "<voco>"
@@ -62,6 +62,16 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
     if missing:
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     return token_ids(tokenizer)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot say where a token stands in its text.
+
+    Raises:
+        SettingsError: It is a slow tokenizer.
+    """
+    if not tokenizer.is_fast:
+        raise SettingsError(f"{type(tokenizer).__name__} is a slow tokenizer: use the fast one of the same model")
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, where: str) -> None:

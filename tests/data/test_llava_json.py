@@ -271,3 +271,23 @@ def test_bytes_that_are_not_utf8(folder):
     assert records[0].id == "7"
     with pytest.raises(DataError, match=r"record 1: not UTF-8 at byte \d+; save the file as UTF-8"):
         records[1]
+
+
+def test_raw_is_what_the_file_holds(folder):
+    text = "[ " + json.dumps(CAPTION, indent=3) + " ,\n" + json.dumps(TEXT_ONLY) + "]"
+    records = opened(folder, text)
+    assert [records.raw(i).decode() for i in range(2)] == [json.dumps(CAPTION, indent=3), json.dumps(TEXT_ONLY)]
+
+
+def test_problems_are_collected_where_asked(folder):
+    """What is raised first by `[index]` is the first that is collected; the rest of the record is read all the same."""
+    turns = [{"from": "gpt", "value": "<image>"}, {"from": "human", "value": 3}, {"from": "bot", "value": "Hi"}]
+    records = opened(folder, [{**CAPTION, "conversations": turns, "image": ["a.jpg", 7]}])
+    found = []
+    record = records.read(0, found.append)
+    assert [error.kind for error in found] == ["roles", "wrong_type", "roles", "wrong_type"]
+    assert record.images == (folder / "a.jpg",)
+    assert record.turns == (Turn("assistant", "<image>"),)
+    with pytest.raises(DataError) as caught:
+        records[0]
+    assert str(caught.value) == str(found[0])

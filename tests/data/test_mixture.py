@@ -84,10 +84,48 @@ def test_weights(sources):
     assert len(mixture) == 28
 
 
+def test_records_of_a_source(sources):
+    mixture = Mixture(sources, weights=[1.5, 0.5], limits=[4, None])
+    for source in (0, 1):
+        expected = sorted(record for place, record in map(mixture.origin, range(len(mixture))) if place == source)
+        assert mixture.records_of(source).tolist() == expected
+        assert len(expected) == mixture.num_records[source]
+
+
 def test_limits_come_before_weights(sources):
     counts = Counter(record.id for record in Mixture(sources, weights=[2, 1], limits=[4, 100]))
     assert sorted(counts[f"a{i}"] for i in range(10)) == [0] * 6 + [2] * 4
     assert [counts[f"b{i}"] for i in range(6)] == [1] * 6
+
+
+def test_a_fraction_is_of_the_chosen_records(sources):
+    mixtures = [Mixture(sources, weights=[1.5, 0.5], limits=[4, 4], seed=seed) for seed in range(20)]
+    for mixture in mixtures:
+        counts = Counter(record.id for record in mixture)
+        assert sorted(counts[f"a{i}"] for i in range(10)) == [0] * 6 + [1, 1, 2, 2]
+        assert sorted(counts[f"b{i}"] for i in range(6)) == [0] * 4 + [1, 1]
+        assert mixture.num_records == [6, 2]
+    chosen = Counter(name for mixture in mixtures for name in {record.id for record in mixture})
+    assert len(chosen) == 16  # whatever the records, some seed takes them
+
+
+class Grouped(LlavaJson):
+    """As a streamed source: its records stand in groups of three."""
+
+    group_starts = np.array([0, 3, 6, 9, 10])
+
+
+def test_a_limit_of_a_streamed_source_takes_whole_groups(tmp_path):
+    file = write_source(tmp_path, "s", 10)
+    seen = set()
+    for seed in range(10):
+        mixture = Mixture([Grouped(file, tmp_path)], limits=[4], seed=seed, shuffle=False)
+        records = [int(record.id[1:]) for record in mixture]
+        assert records == sorted(set(records))
+        assert len(records) == 4
+        assert len({record // 3 for record in records}) == 2
+        seen.add(tuple(records))
+    assert len(seen) > 3
 
 
 def test_sizes_follow_the_entries(sources):

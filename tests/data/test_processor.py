@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import IMAGE_SIZE, NUM_VISION, tiny_processor
 from voco_llama.data.collate import Collator
 from voco_llama.data.images import ImageTransform
-from voco_llama.data.processor import PROCESSOR_FILE, VoCoProcessor, check_tokenizer
+from voco_llama.data.processor import PROCESSOR_FILE, VoCoProcessor
 from voco_llama.data.prompts import ORDERS, PromptStyle
 from voco_llama.data.records import Record, Turn
-from voco_llama.errors import CheckpointError, DataError, SettingsError
+from voco_llama.errors import CheckpointError, DataError
 from voco_llama.layout import ROW_FIELDS
 from voco_llama.tokens import IGNORE_INDEX, add_special_tokens
 
@@ -278,13 +278,3 @@ def test_a_damaged_processor_is_refused(tmp_path, edit, complaint):
 def rewrite(folder, changes: dict) -> None:
     file = folder / PROCESSOR_FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def test_a_slow_tokenizer_is_refused(processor):
-    check_tokenizer(processor.tokenizer)
-
-    class Slow:
-        is_fast = False
-
-    with pytest.raises(SettingsError, match="Slow is a slow tokenizer"):
-        check_tokenizer(Slow())

@@ -1,32 +1,43 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from voco_llama.data.caption_csv import CaptionCsv
+from voco_llama.data.hf_dataset import HfDataset
 from voco_llama.data.llava_json import LlavaJson
-from voco_llama.data.readers import FORMATS, open_reader
+from voco_llama.data.parquet_stream import ParquetStream
+from voco_llama.data.readers import FORMATS, open_reader, open_stream
 from voco_llama.data.video_chatgpt import VideoChatGpt
 from voco_llama.errors import SettingsError
 
 
 @pytest.fixture
-def files(tmp_path) -> dict[str, Path]:
+def files(tmp_path, arrow_cache) -> dict[str, Path]:
     (tmp_path / "media").mkdir()
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
     (tmp_path / "chat.json").write_text(json.dumps([{"conversations": turns}]))
     (tmp_path / "captions.csv").write_text("videoid,name\n1,A ball\n")
     (tmp_path / "clips.json").write_text(json.dumps([{"q": "What?", "a": "A ball.", "video_id": "1"}]))
     (tmp_path / "media" / "1.mp4").touch()
+    pq.write_table(pa.table({"conversations": [turns]}), tmp_path / "rows.parquet")
     return {
         "llava_json": tmp_path / "chat.json",
         "caption_csv": tmp_path / "captions.csv",
         "video_chatgpt": tmp_path / "clips.json",
+        "hf_dataset": tmp_path / "rows.parquet",
     }
 
 
 def test_every_format_opens(files, tmp_path):
-    classes = {"llava_json": LlavaJson, "caption_csv": CaptionCsv, "video_chatgpt": VideoChatGpt}
+    classes = {
+        "llava_json": LlavaJson,
+        "caption_csv": CaptionCsv,
+        "video_chatgpt": VideoChatGpt,
+        "hf_dataset": HfDataset,
+    }
     assert FORMATS.keys() == classes.keys()
     for name, file in files.items():
         reader = open_reader(name, str(file), str(tmp_path / "media"))
@@ -42,7 +53,20 @@ def test_options_reach_the_reader(files, tmp_path):
 
 
 def test_text_only_needs_no_folder(files):
-    assert open_reader("llava_json", files["llava_json"])[0].is_text_only
+    for name in ("llava_json", "hf_dataset"):
+        assert open_reader(name, files[name])[0].is_text_only
+
+
+def test_only_tables_are_streamed(files):
+    stream = open_stream("hf_dataset", files["hf_dataset"], None, 7)
+    assert type(stream) is ParquetStream
+    assert stream.shuffle_buffer == 7
+    with pytest.raises(
+        SettingsError, match=r"'llava_json' of .*chat\.json is not streamed, only hf_dataset \(Parquet\) is"
+    ):
+        open_stream("llava_json", files["llava_json"], None, 7)
+    with pytest.raises(SettingsError, match="'hf_dataset' has no option 'colour'; it has: split, name, id_column"):
+        open_stream("hf_dataset", files["hf_dataset"], None, 7, colour=1)
 
 
 def test_bad_settings(files, tmp_path):

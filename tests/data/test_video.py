@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from voco_llama.data import video
-from voco_llama.data.video import frame_indices, read_frames
+from voco_llama.data.video import count_frames, frame_indices, read_frames
 from voco_llama.errors import DataError, SettingsError
 
 
@@ -169,3 +169,14 @@ def test_tags_that_are_not_utf8_do_no_harm(tmp_path):
 def test_num_frames_must_be_positive(tmp_path):
     with pytest.raises(SettingsError, match="at least 1"):
         read_frames(tmp_path / "a.mp4", 0)
+
+
+def test_frames_are_counted_without_decoding(tmp_path, monkeypatch):
+    clip = write_clip(tmp_path / "a.mp4", 7)
+    monkeypatch.setattr(video, "_stream_frames", None)
+    assert count_frames(clip) == 7
+    (tmp_path / "b.mp4").write_bytes(b"no clip")
+    with pytest.raises(DataError, match=r"clip .*b\.mp4: corrupt or not a clip"):
+        count_frames(tmp_path / "b.mp4")
+    with pytest.raises(DataError, match=r"clip .*c\.mp4: no such file"):
+        count_frames(tmp_path / "c.mp4")

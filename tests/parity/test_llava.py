@@ -7,6 +7,8 @@ from tests.model.rows import asked, batch_of, random_images, two_step_logits
 from tests.parity.llava_files import parts_of, tiny_llava, write_hub, write_own
 from tests.tiny import tiny_tokenizer
 from voco_llama import VoCoLlama, VoCoProcessor
+from voco_llama.evaluation.answering import Answerer
+from voco_llama.evaluation.questions import Question
 
 TEXTS = ("<image>\nWhat is it?", "<image>\nIs it red, or is it\nblue?")
 LAYOUTS = {
@@ -82,6 +84,36 @@ def test_logits_of_a_batch_padded_left(processor, llava, ours, pixels, batch):
     torch.testing.assert_close(our_logits[:, :known], their_logits[real][:, :known], atol=1e-4, rtol=1e-4)
     read = two_step_logits(ours, batch, pixel_values=pixels)
     torch.testing.assert_close(read[:, :known], their_logits[:, -1, :known], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_lower_bound_reads_images_through_untrained_voco_tokens(processor, ours, pixels):
+    """LLaVA's weights under the VoCo mask: one pass equals two steps, and text sees the image through the token."""
+    shape = processor.segment_shape(1)
+    rows = [processor.lay_out(asked(text), shape=shape, condition="voco") for text in TEXTS]
+    batch = batch_of(processor, rows, "left")
+    assert batch["voco"].sum(dim=1).tolist() == [1, 1]
+    last = torch.zeros_like(batch["voco"])
+    last[:, -1] = True
+    in_one = ours(**batch, pixel_values=pixels, logits_mask=last, condition="voco").logits
+    in_two = two_step_logits(ours, batch, pixel_values=pixels, condition="voco")
+    torch.testing.assert_close(in_two, in_one, atol=1e-5, rtol=1e-5)
+
+    cache = ours.compress(pixels, num_voco=1)
+    assert cache.num_voco == 1
+    questions = [
+        Question(
+            str(i),
+            text.removeprefix("<image>\n"),
+            lambda i=i: random_images(2)[i : i + 1],
+            {"max_new_tokens": 6, "do_sample": False},
+        )
+        for i, text in enumerate(TEXTS)
+    ]
+    answerer = Answerer(ours, processor, "voco", num_voco=1)
+    ids = ours.generate(**batch, pixel_values=pixels, condition="voco", max_new_tokens=6, do_sample=False)
+    said = [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    assert list(answerer.answer(questions)) == said
 
 
 def test_generation(processor, llava, ours, pixels, batch):

@@ -11,6 +11,8 @@ from voco_llama.training import checks
 from voco_llama.training.checks import check_settings
 
 ZERO = "trainer.deepspeed.zero_optimization"
+TABLE = "data.sources=[{format: hf_dataset, file: rows.parquet}]"
+STREAM = ("data.streaming=true", "data.grouping=none")
 RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/folder")
 
 
@@ -55,6 +57,17 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["data.sources.0.weight=0"], "data.sources.0.weight is 0"),
         (["data.sources.0.limit=0"], "data.sources.0.limit is 0"),
         (["data.keep_in_memory=true"], "set trainer.dataloader_num_workers=0"),
+        (["data.streaming=true"], "is not streamed, only hf_dataset (Parquet) is"),
+        ([TABLE, "data.streaming=true", "data.grouping=length"], "set data.grouping=none"),
+        (
+            [TABLE, *STREAM, "data.keep_in_memory=true", "trainer.dataloader_num_workers=0"],
+            "data.streaming and data.keep_in_memory contradict",
+        ),
+        (
+            [TABLE, *STREAM, "stage=clip", "model.vision.name=tiny.json", "model.checkpoint=null"],
+            "stage clip trains on the toy world: set data.streaming=false",
+        ),
+        ([TABLE, *STREAM, "data.shuffle_buffer=0"], "data.shuffle_buffer is 0: give 1 or more"),
         (["data.max_length=0"], "data.max_length is 0"),
         (["trainer.learnin_rate=1"], "'trainer.learnin_rate'; did you mean 'learning_rate'"),
         (["trainer.seed=1"], "decided by the setting seed"),
@@ -116,6 +129,15 @@ def test_what_is_there_passes(disk, tmp_path):
     check_settings(compose(as_overrides(disk | {"model.checkpoint": tmp_path / "final"})))
 
 
+def test_a_set_on_the_hub_is_no_path(disk):
+    on_hub = disk | {"data.sources.0.file": "owner/name"}
+    check_settings(compose([*as_overrides(on_hub), "data.sources.0.format=hf_dataset"]))
+    for file, format in (("owner/name", "llava_json"), ("owner/rows.parquet", "hf_dataset")):
+        missing = disk | {"data.sources.0.file": file}
+        with pytest.raises(SettingsError, match=f"data.sources.0.file: {file} does not exist"):
+            check_settings(compose([*as_overrides(missing), f"data.sources.0.format={format}"]))
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -131,6 +153,18 @@ def test_a_missing_path_is_named(disk, tmp_path, key):
     missing = tmp_path / "no" / "such" / "thing.json"
     with pytest.raises(SettingsError, match=rf"^{key}: .*thing.json does not exist"):
         check_settings(compose(as_overrides(disk | {key: missing})))
+
+
+def test_archives_in_place_of_folders(disk, tmp_path):
+    (tmp_path / "images.zip").touch()
+    archives = (
+        f"++data.sources.0.archives={{coco: {tmp_path}/images.zip, vg: [{tmp_path}/images.zip, {tmp_path}/gone.zip]}}"
+    )
+    check_settings(compose(as_overrides(disk | {"data.sources.0.media_folder": tmp_path / "images.zip"})))
+    with pytest.raises(SettingsError, match=r"^data.sources.0.archives.vg: .*gone.zip does not exist"):
+        check_settings(compose([*as_overrides(disk), archives]))
+    with pytest.raises(SettingsError, match=r"^data.sources.0.archives.vg: 'folder' names what is no .zip or .tar"):
+        check_settings(compose([*as_overrides(disk), "++data.sources.0.archives={vg: folder}"]), paths=False)
 
 
 def test_the_hint_for_a_missing_world(tmp_path):

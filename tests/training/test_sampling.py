@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from voco_llama.data.mixture import Mixture
 from voco_llama.errors import SettingsError
-from voco_llama.training.sampling import GroupedSampler
+from voco_llama.training.sampling import GroupedSampler, StreamSampler
 
 SAMPLES, GROUP = 1000, 8
 LENGTHS = np.random.default_rng(0).integers(10, 500, SAMPLES)
@@ -69,3 +70,65 @@ def test_fewer_samples_than_a_group():
 def test_an_unknown_grouping():
     with pytest.raises(SettingsError, match="choose one of none, length, modality"):
         GroupedSampler("size", LENGTHS, TEXT_ONLY, GROUP, 0)
+
+
+class Rows:
+    """A streamed reader of numbers in row groups of uneven sizes."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.file = "rows"
+        self.group_starts = np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return int(self.group_starts[-1])
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+SIZES = [5, 1, 7, 3, 0, 6, 4, 8, 2, 5, 7, 6]
+
+
+def streamed(*sizes: list[int], buffer: int = 8, seed: int = 0, **kwargs) -> tuple[Mixture, StreamSampler]:
+    mixture = Mixture([Rows(some) for some in sizes], shuffle=False, **kwargs)
+    return mixture, StreamSampler(mixture, buffer, seed)
+
+
+def test_a_stream_has_every_row_once_and_the_same_again():
+    mixture, sampler = streamed(SIZES, [4] * 10)
+    first = sampler.order(0)
+    assert sorted(first) == list(range(len(mixture))) == list(range(94))
+    assert len(sampler) == 94
+    assert list(sampler) == sampler.order(0).tolist() == first.tolist()
+    assert (streamed(SIZES, [4] * 10)[1].order(0) == first).all()
+    assert (streamed(SIZES, [4] * 10, seed=1)[1].order(0) != first).any()
+    sampler.set_epoch(1)
+    assert list(sampler) == sampler.order(1).tolist() != first.tolist()
+    assert sorted(sampler.order(1)) == list(range(94))
+
+
+def test_a_stream_needs_few_row_groups_at_a_time():
+    """Whoever holds `buffer` rows and those of one row group reads each row group once."""
+    for options in ({}, {"limits": [20]}, {"weights": [0.4]}, {"buffer": 1}):
+        mixture, sampler = streamed(SIZES, **options)
+        starts = mixture.readers[0].group_starts
+        for epoch in range(3):
+            rows = np.array([mixture[i] for i in sampler.order(epoch)])
+            group = np.searchsorted(starts, rows, side="right") - 1
+            for i, here in enumerate(group):
+                still_needed = set(group[:i]) & set(group[i:]) | {here}
+                assert sum(SIZES[g] for g in still_needed) < sampler.buffer + max(SIZES)
+    rows = streamed(SIZES, buffer=20)[1].order(0)
+    assert (np.abs(np.diff(rows)) > 1).mean() > 0.7  # and yet rows are shuffled
+
+
+def test_sources_of_a_stream_are_mixed_evenly_and_passes_follow_each_other():
+    mixture, sampler = streamed([4] * 50, [4] * 50, weights=[2.5, 1.0])
+    origins = np.array([mixture.origin(i) for i in sampler.order(0)])
+    assert mixture.num_records == [500, 200]
+    for part in np.split(origins[:, 0], 7):
+        assert 15 <= (part == 1).sum() <= 42  # of 100, 29 on average
+    of_first = origins[origins[:, 0] == 0, 1]
+    assert sorted(of_first[:200]) == sorted(of_first[200:400]) == list(range(200))
+    assert len(set(of_first[400:])) == 100
+    assert of_first[:200].tolist() != of_first[200:400].tolist()

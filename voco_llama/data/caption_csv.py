@@ -3,14 +3,13 @@
     videoid,contentUrl,duration,page_dir,name
     21179416,https://...,PT00H00M11S,006001_006050,Aerial shot winter forest
 
-The clip of a row is `<video_folder>/<page_dir>/<videoid>.mp4`, as WebVid's own download lays them out, or
-`<video_folder>/<videoid>.mp4`, with any of the endings in `CLIP_ENDINGS`. Rows are validated when read.
+The clip of a row is `<videos>/<page_dir>/<videoid>.mp4`, as WebVid's own download lays them out, or
+`<videos>/<videoid>.mp4`, with any of the endings in `CLIP_ENDINGS`. Rows are validated when read.
 """
 
 import codecs
 import csv
 import io
-import random
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +17,23 @@ from typing import BinaryIO
 
 import numpy as np
 
-from voco_llama.data.images import one_line, resolve_inside
-from voco_llama.data.record_files import Sizes, check_file, check_folder, check_marks, name_record, shown
-from voco_llama.data.records import IMAGE_MARK, Record, Turn
+from voco_llama.data.conversations import caption_turns, check_instructions
+from voco_llama.data.images import one_line
+from voco_llama.data.kept_tables import open_table
+from voco_llama.data.media import MediaFile
+from voco_llama.data.media_root import MediaRoot, open_media_root
+from voco_llama.data.record_files import (
+    Report,
+    Sizes,
+    check_file,
+    check_marks,
+    name_record,
+    shown,
+    stop,
+)
+from voco_llama.data.records import Record
 from voco_llama.data.video import CLIP_ENDINGS
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError
 
 INSTRUCTIONS = (
     "Describe the video concisely.",
@@ -38,12 +49,13 @@ class CaptionCsv(Sequence[Record]):
 
     Args:
         file: The CSV, UTF-8, with a header.
-        video_folder: The clips.
+        videos: Where the clips are: a folder or an archive.
         instruction: The instruction, or several; which one a record gets is a pure function of `seed` and its index.
         seed: See above.
         id_column: Column of the clip's id, its file name without ending.
         caption_column: Column of the caption.
-        folder_column: Column of the folder, within `video_folder`, that a clip may be in; ignored if it is not there.
+        folder_column: Column of the folder, within `videos`, that a clip may be in; ignored if it is not there.
+        index_folder: Where the places of the rows in the file are kept; None = nowhere.
 
     Raises:
         DataError: The file or the folder is missing, unreadable or empty, or a column is missing. From `[index]`:
@@ -54,64 +66,101 @@ class CaptionCsv(Sequence[Record]):
     def __init__(
         self,
         file: str | Path,
-        video_folder: str | Path,
+        videos: str | Path | MediaRoot,
         instruction: str | Sequence[str] = INSTRUCTIONS,
         seed: int = 0,
         id_column: str = "videoid",
         caption_column: str = "name",
         folder_column: str = "page_dir",
+        index_folder: Path | None = None,
     ) -> None:
-        self.file, self.video_folder, self.seed = Path(file), Path(video_folder), seed
-        self.instructions = (instruction,) if isinstance(instruction, str) else tuple(instruction)
-        if not self.instructions or not all(text.strip() for text in self.instructions):
-            raise SettingsError("caption_csv: instruction is empty; give one or several, or leave the setting out")
-        if any(IMAGE_MARK in text for text in self.instructions):
-            raise SettingsError(f"caption_csv: an instruction holds {IMAGE_MARK}; leave it out, it is put before it")
+        self.file, self.seed = Path(file), seed
+        self.instructions = check_instructions(instruction, "caption_csv")
         check_file(self.file)
-        check_folder(self.video_folder, self.file)
+        self.videos = open_media_root(videos, self.file, index_folder)
         with self.file.open("rb") as stream:
-            self._columns, rows = self._scan(stream, (id_column, caption_column), folder_column)
+            rows = csv.reader(_Lines(stream), strict=True)
+            self._columns = self._read_header(rows, (id_column, caption_column), folder_column)
+        self._table = open_table(self.file, f"csv {self._columns[1]}", index_folder, self._scan)
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is in each record."""
+        characters = self._table["characters"]
+        return Sizes(characters, np.ones(len(characters), dtype=np.int32))
+
+    @property
+    def _spans(self) -> np.ndarray:
+        """`[records, 2]` int64: the bytes where each begins and ends."""
+        return self._table["spans"]
+
+    def _read_header(
+        self, reader: Iterator[list[str]], needed: tuple[str, str], optional: str
+    ) -> tuple[int, int, int | None]:
+        """The columns of id, caption and folder."""
+        try:
+            header = [name.encode("latin-1").decode("utf-8").strip() for name in next(reader, [])]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(self._unreadable(1, 0, error)) from error
+        missing = [name for name in needed if name not in header]
+        if missing:
+            raise DataError(
+                f"{self.file}: no column {missing[0]!r} (columns: {shown(', '.join(header))}); "
+                "add it, or name the column in the data set's settings"
+            )
+        return *(header.index(name) for name in needed), header.index(optional) if optional in header else None
+
+    def _scan(self) -> dict[str, np.ndarray]:
+        """Where each row begins and ends, and the bytes of its caption."""
+        rows = array("q")
+        with self.file.open("rb") as stream:
+            lines = _Lines(stream)
+            reader = csv.reader(lines, strict=True)
+            begin, line = 0, 1
+            try:
+                next(reader)
+                begin, line = lines.offset, reader.line_num + 1
+                for row in reader:
+                    if row:
+                        caption = row[self._columns[1]] if self._columns[1] < len(row) else ""
+                        rows.extend((begin, lines.offset, len(caption)))
+                    begin, line = lines.offset, reader.line_num + 1
+            except csv.Error as error:
+                raise DataError(self._unreadable(line, begin, error)) from error
         if not rows:
             raise DataError(f"{self.file}: holds no records, only a header; give a file with at least one")
         table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        self._spans = table[:, :2].copy()
-        self.sizes = Sizes(table[:, 2].astype(np.int32), np.ones(len(table), dtype=np.int32))
+        return {"spans": table[:, :2].copy(), "characters": table[:, 2].astype(np.int32)}
 
-    def _scan(
-        self, stream: BinaryIO, needed: tuple[str, str], optional: str
-    ) -> tuple[tuple[int, int, int | None], array]:
-        """The columns of id, caption and folder; each row's begin, end and caption length in bytes, in one array."""
-        lines = _Lines(stream)
-        reader = csv.reader(lines, strict=True)
-        rows = array("q")
-        begin, line = 0, 1
-        try:
-            header = [name.encode("latin-1").decode("utf-8").strip() for name in next(reader, [])]
-            missing = [name for name in needed if name not in header]
-            if missing:
-                raise DataError(
-                    f"{self.file}: no column {missing[0]!r} (columns: {shown(', '.join(header))}); "
-                    "add it, or name the column in the data set's settings"
-                )
-            columns = *(header.index(name) for name in needed), header.index(optional) if optional in header else None
-            begin, line = lines.offset, reader.line_num + 1
-            for row in reader:
-                if row:
-                    rows.extend((begin, lines.offset, len(row[columns[1]]) if columns[1] < len(row) else 0))
-                begin, line = lines.offset, reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{self.file}: unreadable CSV in the row that begins at line {line} (byte offset {begin}): "
-                f"{one_line(error)}; mend its quotes or fetch it again"
-            ) from error
-        return columns, rows
+    def _unreadable(self, line: int, offset: int, error: Exception) -> str:
+        return (
+            f"{self.file}: unreadable CSV in the row that begins at line {line} (byte offset {offset}): "
+            f"{one_line(error)}; mend its quotes or fetch it again"
+        )
 
     def __len__(self) -> int:
         return len(self._spans)
 
-    def __getitem__(self, index: int) -> Record:
+    @property
+    def header(self) -> bytes:
+        """What stands before the first row."""
+        with self.file.open("rb") as stream:
+            return stream.read(int(self._spans[0, 0]))
+
+    def raw(self, index: int) -> bytes:
+        """One row as it stands in the file."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+        begin, end = self._spans[index].tolist()
+        with self.file.open("rb") as stream:
+            stream.seek(begin)
+            return stream.read(end - begin)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
         id_column, caption_column, folder_column = self._columns
         row = self._row(index)
         source = name_record(self.file, index, "videoid", row[id_column] if id_column < len(row) else None)
@@ -119,38 +168,40 @@ class CaptionCsv(Sequence[Record]):
             raise DataError(f"{source}: the row has only {len(row)} columns; complete it, or take it out")
         caption = row[caption_column].strip()
         if not caption:
-            raise DataError(f"{source}: the caption is empty; fill it in, or take the row out")
+            report(DataError(f"{source}: the caption is empty; fill it in, or take the row out", "empty_answer"))
         folder = row[folder_column] if folder_column is not None and folder_column < len(row) else ""
-        instruction = random.Random(f"{self.seed}:{index}").choice(self.instructions)
-        turns = (Turn("user", f"{IMAGE_MARK}\n{instruction}"), Turn("assistant", caption))
-        check_marks(turns, 1, source, "clip")
-        return Record(id=row[id_column], turns=turns, video=self._clip(row[id_column], folder, source), source=source)
+        turns = caption_turns(self.instructions, self.seed, index, caption)
+        check_marks(turns, 1, source, "clip", report)
+        video = self._clip(row[id_column], folder, source, report)
+        return Record(id=row[id_column], turns=turns, video=video, source=source)
 
     def _row(self, index: int) -> list[str]:
-        begin, end = self._spans[index].tolist()
-        with self.file.open("rb") as stream:
-            stream.seek(begin)
-            data = stream.read(end - begin)
+        data = self.raw(index)
         source = name_record(self.file, index)
         try:
             return next(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
         except UnicodeDecodeError as error:
-            raise DataError(f"{source}: not UTF-8 at byte {begin + error.start}; save the file as UTF-8") from error
+            place = int(self._spans[index, 0]) + error.start
+            raise DataError(f"{source}: not UTF-8 at byte {place}; save the file as UTF-8") from error
         except (csv.Error, StopIteration) as error:
             raise DataError(f"{source}: the file changed since it was opened; start again") from error
 
-    def _clip(self, video_id: str, folder: str, source: str) -> Path:
+    def _clip(self, video_id: str, folder: str, source: str, report: Report) -> MediaFile | None:
         if not video_id:
-            raise DataError(f"{source}: the clip's id is empty; fill it in, or take the row out")
-        for part in (f"{folder}/", "") if folder else ("",):
-            for ending in CLIP_ENDINGS:
-                path = resolve_inside(self.video_folder, f"{part}{video_id}{ending}", source)
-                if path.is_file():
-                    return path
-        raise DataError(
-            f"{source}: no clip of this name in {self.video_folder} (looked for {', '.join(CLIP_ENDINGS)}"
+            report(DataError(f"{source}: the clip's id is empty; fill it in, or take the row out", "bad_file_name"))
+            return None
+        parts = (f"{folder}/", "") if folder else ("",)
+        found = self.videos.find_first(
+            (f"{part}{video_id}{ending}" for part in parts for ending in CLIP_ENDINGS), source
+        )
+        if found is not None:
+            return found
+        message = (
+            f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}"
             f"{f', also in {shown(folder)}' if folder else ''}); fetch it, or take the row out"
         )
+        report(DataError(message, "missing_file"))
+        return None
 
 
 class _Lines(Iterator[str]):

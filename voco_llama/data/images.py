@@ -34,7 +34,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def one_line(error: BaseException) -> str:
@@ -59,18 +59,26 @@ def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") ->
     where = f"{source}: " if source else ""
     name_shown = repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
     if not name:
-        raise DataError(f"{where}the file name is empty; name a file inside {root}, or leave the entry out")
+        raise DataError(
+            f"{where}the file name is empty; name a file inside {root}, or leave the entry out", kind="bad_file_name"
+        )
     path = Path(root, name)
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(f"{where}{name_shown} leaves the folder {root}; name a file inside it by a relative path")
+        raise DataError(
+            f"{where}{name_shown} leaves the folder {root}; name a file inside it by a relative path",
+            kind="bad_file_name",
+        )
     try:
         inside = path.resolve().is_relative_to(Path(root).resolve())
     except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{where}{name_shown} is no usable file name: {one_line(error)}") from error
+        raise DataError(
+            f"{where}{name_shown} is no usable file name: {one_line(error)}", kind="bad_file_name"
+        ) from error
     if not inside:
         raise DataError(
             f"{where}{name_shown} leaves the folder {root} through a symbolic link; put the files inside it, "
-            "or name the folder that they really are in"
+            "or name the folder that they really are in",
+            kind="bad_file_name",
         )
     return path
 
@@ -122,7 +130,7 @@ def decode_image(file: str | os.PathLike[str] | BinaryIO, where: str) -> Image.I
         raise DataError(_too_large(where, one_line(error))) from error
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{where}: not an image that can be read ({', '.join(IMAGE_FORMATS)}); replace it") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise DataError(f"{where}: corrupt or truncated ({one_line(error)}); fetch it again") from error
 
 

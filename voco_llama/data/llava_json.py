@@ -13,12 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from voco_llama.data.images import resolve_inside
-from voco_llama.data.record_files import JsonRecords, Sizes, check_folder, check_marks, name_record, shown
-from voco_llama.data.records import Record, Role, Turn
+from voco_llama.data.conversations import read_turns
+from voco_llama.data.media_root import MediaRoot, open_media_root
+from voco_llama.data.record_files import (
+    JsonRecords,
+    Report,
+    Sizes,
+    check_marks,
+    name_record,
+    shown,
+    stop,
+)
+from voco_llama.data.records import Record
 from voco_llama.errors import DataError
-
-ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 class LlavaJson(Sequence[Record]):
@@ -26,18 +33,19 @@ class LlavaJson(Sequence[Record]):
 
     Args:
         file: The `.json` or `.jsonl` file.
-        image_folder: Where its image names are relative to; None for a file of text-only records.
+        images: Where its images are: a folder, an archive, or both; None for a file of text-only records.
+        index_folder: Where the places of the records in the file are kept; None = nowhere.
 
     Raises:
         DataError: The file or the folder is missing, unreadable or empty. From `[index]`: the record is not valid.
     """
 
-    def __init__(self, file: str | Path, image_folder: str | Path | None = None) -> None:
+    def __init__(
+        self, file: str | Path, images: str | Path | MediaRoot | None = None, index_folder: Path | None = None
+    ) -> None:
         self.file = Path(file)
-        self.image_folder = None if image_folder is None else Path(image_folder)
-        if self.image_folder is not None:
-            check_folder(self.image_folder, self.file)
-        self._records = JsonRecords(self.file, _measure)
+        self.images = open_media_root(images, self.file, index_folder)
+        self._records = JsonRecords(self.file, _measure, "llava_json", index_folder)
 
     @property
     def sizes(self) -> Sizes:
@@ -47,59 +55,40 @@ class LlavaJson(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def raw(self, index: int) -> bytes:
+        """One record as it stands in the file."""
+        return self._records.raw(index)
+
     def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
         raw = self._records.read(index)
         source = name_record(self.file, index, "id", raw.get("id"))
         if raw.get("video") is not None:
-            raise DataError(
-                f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
-            )
-        turns = _turns(raw, source)
-        names = _image_names(raw, source)
-        check_marks(turns, len(names), source)
-        if names and self.image_folder is None:
-            raise DataError(f"{source}: names an image but the data set has no image folder; set media_folder")
-        images = tuple(resolve_inside(self.image_folder, name, source) for name in names)
+            message = f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
+            report(DataError(message, "wrong_type"))
+        turns = read_turns(raw.get("conversations"), source, report=report)
+        names = _image_names(raw, source, report)
+        if turns and len(turns) == len(raw["conversations"]):
+            check_marks(turns, len(names), source, report=report)
+        if names and self.images is None:
+            message = f"{source}: names an image but the data set has no image folder; set media_folder"
+            report(DataError(message, "no_media_folder"))
+            names = []
+        images = tuple(self.images.find(name, source) for name in names if isinstance(name, str))
         return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
 
 
-def _image_names(raw: dict[str, Any], source: str) -> list[str]:
+def _image_names(raw: dict[str, Any], source: str, report: Report = stop) -> list[Any]:
     value = raw.get("image")
     names = [] if value is None else value if isinstance(value, list) else [value]
     for name in names:
         if not isinstance(name, str):
-            raise DataError(f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names")
+            message = f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names"
+            report(DataError(message, "wrong_type"))
     return names
-
-
-def _turns(raw: dict[str, Any], source: str) -> tuple[Turn, ...]:
-    conversations = raw.get("conversations")
-    if not isinstance(conversations, list):
-        raise DataError(f"{source}: no 'conversations' list; each record needs one")
-    if not conversations:
-        raise DataError(f"{source}: 'conversations' is empty; give it a question and an answer, or take the record out")
-    turns = tuple(_turn(entry, number, source) for number, entry in enumerate(conversations))
-    if turns[-1].role == "user":
-        raise DataError(f"{source}: ends with a user turn; add its answer, or take the turn out")
-    return turns
-
-
-def _turn(entry: Any, number: int, source: str) -> Turn:
-    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str):
-        raise DataError(f"{source}: turn {number} is not an object with 'from' and a text in 'value'; write it so")
-    name = entry.get("from")
-    role = ROLES.get(name) if isinstance(name, str) else None
-    if role is None:
-        raise DataError(f"{source}: turn {number} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}")
-    expected = "assistant" if number % 2 else "user"
-    if role != expected:
-        raise DataError(
-            f"{source}: turn {number} is from {shown(name)} where the {expected}'s turn belongs; "
-            "user and assistant take turns, the user first"
-        )
-    if role == "assistant" and not entry["value"].strip():
-        raise DataError(f"{source}: the answer in turn {number} is empty; fill it in, or take the record out")
-    return Turn(role, entry["value"])
 
 
 def _measure(raw: Any) -> tuple[int, int]:

@@ -33,7 +33,8 @@ _BAD_FILES = "bad_records.*.jsonl"
 class Mixture(Sequence[Record]):
     """A map-style sequence over several readers.
 
-    Of each source a seeded choice of `limit` records is taken (all without a limit). Its weight says how many times
+    Of each source a seeded choice of `limit` records is taken (all without a limit; of a streamed source, whole row
+    groups). Its weight says how many times
     these go in: 1 = each once, 2 = each twice, 0.25 = a seeded quarter of them, 1.5 = each once and half of them
     again. The same choice holds in every epoch.
 
@@ -99,9 +100,19 @@ class Mixture(Sequence[Record]):
             raise IndexError(f"the mixture has {len(self)} entries, no entry {index}")
         return int(self._source[index]), int(self._record[index])
 
+    def records_of(self, source: int) -> np.ndarray:
+        """`[entries]` int64 ascending: the records that a source puts into an epoch, each as often as it is seen."""
+        return np.sort(self._record[self._source == source])
+
     def __getitem__(self, index: int) -> Record:
         source, record = self.origin(index)
         return self.readers[source][record]
+
+    def entries_of_sources(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each source its entries, ascending, and which record of the source each is, both `[entries]` int64."""
+        for source in range(len(self.readers)):
+            entries = np.flatnonzero(self._source == source)
+            yield entries, self._record[entries]
 
     @property
     def order_fingerprint(self) -> str:
@@ -229,7 +240,11 @@ def _choose(reader: Reader, limit: int | None, generator: np.random.Generator) -
         return np.arange(len(reader))
     if limit < 1:
         raise SettingsError(f"{reader.file}: a limit of {limit} records; give at least 1, or leave the source out")
-    return np.sort(generator.choice(len(reader), limit, replace=False))
+    starts = getattr(reader, "group_starts", None)
+    if starts is None:
+        return np.sort(generator.choice(len(reader), limit, replace=False))
+    groups = generator.permutation(len(starts) - 1)  # so that no more of them are read than needed
+    return np.sort(np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])[:limit])
 
 
 def _repeat(reader: Reader, chosen: np.ndarray, weight: float, generator: np.random.Generator) -> np.ndarray:

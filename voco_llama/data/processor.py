@@ -5,7 +5,6 @@ left-padded batch (inference).
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,12 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import PushToHubMixin
 
 from voco_llama.data.images import ImageTransform, load_image, one_line
 from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.data.video import read_frames
-from voco_llama.errors import CheckpointError, DataError, SettingsError
+from voco_llama.errors import CheckpointError, DataError
+from voco_llama.hub import DESCRIPTIONS, local_folder
 from voco_llama.layout import (
     ROW_FIELDS,
     Condition,
@@ -35,7 +36,7 @@ from voco_llama.layout import (
     pad_rows,
 )
 from voco_llama.llava_folder import is_llava, read_llava_folder
-from voco_llama.tokens import IMAGE_TOKEN, TokenIds, add_special_tokens, token_ids
+from voco_llama.tokens import TokenIds, add_special_tokens, check_tokenizer, token_ids
 from voco_llama.vision_config import num_patches
 
 PROCESSOR_FILE = "voco_processor.json"
@@ -43,7 +44,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class VoCoProcessor:
+class VoCoProcessor(PushToHubMixin):
     """See the module.
 
     Attributes:
@@ -228,42 +229,17 @@ class VoCoProcessor:
         }
         (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
-    def export_llava(self, folder: str | Path, with_images: bool) -> None:
-        """Write the tokenizer for LLaVA's own code, or (`with_images`) the whole `LlavaProcessor` of transformers.
-
-        That one pads images to a square as LLaVA does. Its prompts are the caller's to write.
-        """
-        self.tokenizer.save_pretrained(folder)
-        if not with_images:
-            return
-        from transformers import LlavaProcessor
-        from transformers.models.llava.image_processing_llava import LlavaImageProcessor
-
-        size = self.image_transform.image_size
-        image_processor = LlavaImageProcessor(
-            do_pad=True,
-            size={"shortest_edge": size},
-            crop_size={"height": size, "width": size},
-            image_mean=list(self.image_transform.mean),
-            image_std=list(self.image_transform.std),
-        )
-        LlavaProcessor(
-            image_processor=image_processor,
-            tokenizer=self.tokenizer,
-            patch_size=size // math.isqrt(self.num_vision),
-            vision_feature_select_strategy="default",
-            image_token=IMAGE_TOKEN,
-            num_additional_image_tokens=1,
-        ).save_pretrained(folder)
-
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "VoCoProcessor":
         """Read what `save_pretrained` wrote; a LLaVA's folder is read by `from_llava`.
 
+        A name `user/model` where no such folder is: a model of the hub.
+
         Raises:
             CheckpointError: The folder holds no processor, a damaged one, or one of another format version.
         """
-        file = Path(folder) / PROCESSOR_FILE
+        folder = local_folder(folder, DESCRIPTIONS)
+        file = folder / PROCESSOR_FILE
         if not file.is_file() and is_llava(folder):
             return cls.from_llava(folder)
         try:
@@ -301,6 +277,7 @@ class VoCoProcessor:
         Raises:
             CheckpointError: The folder is no LLaVA, or its tokenizer is missing or of another model.
         """
+        folder = local_folder(folder, DESCRIPTIONS)
         described = read_llava_folder(folder, vision_tower)
         tokenizer = described.tokenizer(tokenizer)
         check_tokenizer(tokenizer)
@@ -326,13 +303,3 @@ def _with_marks(texts: list[str], num_images: int) -> list[str]:
     if num_marks != num_images:
         raise DataError(f"the texts have {num_marks} <image> marks and there are {num_images} images: make them equal")
     return texts
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that cannot say where a token stands in its text.
-
-    Raises:
-        SettingsError: It is a slow tokenizer.
-    """
-    if not tokenizer.is_fast:
-        raise SettingsError(f"{type(tokenizer).__name__} is a slow tokenizer: use the fast one of the same model")

@@ -2,7 +2,8 @@
 
 A JSON list of 665,000 conversations is a gigabyte of text and several gigabytes of Python objects. So a file is scanned
 once for where each record begins and ends and how much there is in it, and a record is parsed when it is asked for.
-What stays in memory are four arrays; they, and the file's name, are all that goes to a worker process.
+What stays in memory are three arrays; they, and the file's name, are all that goes to a worker process. Those of a
+large file are kept on disk (`kept_tables`), so that it is scanned once and all processes share one copy.
 
 What the readers share about records, and how messages name them, is here too.
 """
@@ -19,10 +20,20 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from voco_llama.data.images import one_line
+from voco_llama.data.kept_tables import open_table
 from voco_llama.data.records import IMAGE_MARK, Turn
 from voco_llama.errors import DataError
 
 _BLOCK = 2**24
+
+
+Report = Callable[[DataError], None]
+"""Takes what is wrong with a record: raises it (`stop`), or collects it, and reading goes on."""
+
+
+def stop(error: DataError) -> None:
+    """The `Report` of a reader that reads: the first problem ends it."""
+    raise error
 
 
 @dataclass(frozen=True)
@@ -49,20 +60,23 @@ def name_record(file: Path, index: int, key: str = "", value: object = None) -> 
     return f"{file} record {index}" + (f" ({key} {shown(value)})" if value is not None else "")
 
 
-def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = "image") -> None:
+def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = "image", report: Report = stop) -> None:
     """Makes sure that each image or clip has its `<image>` mark, in a user turn, and each mark its image.
 
     Raises:
-        DataError: The numbers differ, or an answer holds a mark.
+        DataError: The numbers differ, or an answer holds a mark; unless `report` takes it.
     """
     marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role == "user")
     if any(IMAGE_MARK in turn.text for turn in turns if turn.role == "assistant"):
-        raise DataError(f"{source}: an answer holds an {IMAGE_MARK} mark; marks belong in user turns")
+        report(
+            DataError(f"{source}: an answer holds an {IMAGE_MARK} mark; marks belong in user turns", "mark_in_answer")
+        )
     if marks != num_media:
-        raise DataError(
+        message = (
             f"{source}: {marks} {IMAGE_MARK} mark{'' if marks == 1 else 's'} but {num_media} {kind}"
             f"{'' if num_media == 1 else 's'}; write one mark for each, where it belongs in the text"
         )
+        report(DataError(message, "missing_mark" if marks < num_media else "too_many_marks"))
 
 
 def check_file(file: Path) -> None:
@@ -84,31 +98,46 @@ class JsonRecords:
         file: The file, UTF-8, with or without a byte order mark.
         measure: Gives (characters, media) of a parsed element. It must bear any JSON value: elements are validated
             when read. Its strings hold one character for each byte of UTF-8.
+        kind: Of records, which tells the results of one `measure` from another's where they are kept.
+        index_folder: Where what the scan found is kept; None = nowhere.
 
     Raises:
         DataError: The file is missing, is not JSON (says line, column and byte offset), its top level is not a
             list, or it holds no records.
     """
 
-    def __init__(self, file: Path, measure: Callable[[Any], tuple[int, int]]) -> None:
+    def __init__(
+        self, file: Path, measure: Callable[[Any], tuple[int, int]], kind: str = "", index_folder: Path | None = None
+    ) -> None:
         self.file = file
         check_file(file)
-        rows = array("q")  # begin, end, characters, media
-        with file.open("rb") as stream:
-            scan = _scan_lines if file.suffix == ".jsonl" else _scan_list
-            try:
-                for start, end, value in scan(stream, file):
-                    rows.extend((start, end, *measure(value)))
-            except _BrokenJsonError as error:
-                raise DataError(_unreadable(file, error)) from error
-        if not rows:
-            raise DataError(f"{file}: holds no records; give a file with at least one")
-        table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-        self._spans = table[:, :2].copy()
-        self.sizes = Sizes(table[:, 2].astype(np.int32), table[:, 3].astype(np.int32))
+        self._table = open_table(file, f"json {kind}", index_folder, lambda: _scan(file, measure))
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is in each record."""
+        return Sizes(self._table["characters"], self._table["media"])
+
+    @property
+    def _spans(self) -> np.ndarray:
+        """`[records, 2]` int64: the bytes where each begins and ends."""
+        return self._table["spans"]
 
     def __len__(self) -> int:
         return len(self._spans)
+
+    def raw(self, index: int) -> bytes:
+        """One record as it stands in the file.
+
+        Raises:
+            IndexError: There is no such record.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+        start, end = self._spans[index].tolist()
+        with self.file.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(end - start)
 
     def read(self, index: int) -> dict[str, Any]:
         """Parses one record.
@@ -117,12 +146,8 @@ class JsonRecords:
             IndexError: There is no such record.
             DataError: It is not an object, is not UTF-8, or the file changed since it was opened.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
-        start, end = self._spans[index].tolist()
-        with self.file.open("rb") as stream:
-            stream.seek(start)
-            data = stream.read(end - start)
+        data = self.raw(index)
+        start = int(self._spans[index, 0])
         source = name_record(self.file, index)
         try:
             value = json.loads(data.decode("utf-8"))
@@ -138,6 +163,25 @@ class JsonRecords:
         if not isinstance(value, dict):
             raise DataError(f"{source}: a {_json_type(value)}, not an object; each record is one {{...}}")
         return value
+
+
+def _scan(file: Path, measure: Callable[[Any], tuple[int, int]]) -> dict[str, np.ndarray]:
+    rows = array("q")  # begin, end, characters, media
+    with file.open("rb") as stream:
+        scan = _scan_lines if file.suffix == ".jsonl" else _scan_list
+        try:
+            for start, end, value in scan(stream, file):
+                rows.extend((start, end, *measure(value)))
+        except _BrokenJsonError as error:
+            raise DataError(_unreadable(file, error)) from error
+    if not rows:
+        raise DataError(f"{file}: holds no records; give a file with at least one")
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    return {
+        "spans": table[:, :2].copy(),
+        "characters": table[:, 2].astype(np.int32),
+        "media": table[:, 3].astype(np.int32),
+    }
 
 
 class _BrokenJsonError(Exception):

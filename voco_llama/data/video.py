@@ -6,9 +6,9 @@ long the clip. The container's rotation note is ignored, as EXIF orientation is 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -39,14 +39,20 @@ _FORMATS = "mov,mp4,matroska,webm,avi"
 
 def list_clips(folder: Path) -> dict[str, str]:
     """Clips lying flat in a folder: name without ending -> file name (of several the first ending)."""
+    return choose_clips(path.name for path in folder.iterdir())
+
+
+def choose_clips(names: Iterable[str]) -> dict[str, str]:
+    """Of files with or without folders before them the clips: last part without ending -> name, as `list_clips`."""
     clips: dict[str, str] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+    for name in sorted(names):
+        path = PurePosixPath(name)
         ending = path.suffix.lower()
         if ending not in CLIP_ENDINGS:
             continue
         held = clips.get(path.stem)
-        if held is None or CLIP_ENDINGS.index(ending) < CLIP_ENDINGS.index(Path(held).suffix.lower()):
-            clips[path.stem] = path.name
+        if held is None or CLIP_ENDINGS.index(ending) < CLIP_ENDINGS.index(PurePosixPath(held).suffix.lower()):
+            clips[path.stem] = name
     return clips
 
 
@@ -81,23 +87,40 @@ def read_frames(path: str | os.PathLike[str] | StoredFile, num_frames: int) -> l
         DataError: The clip is missing, corrupt, truncated, without frames, too large a picture, or too long.
         SettingsError: `num_frames` is below 1.
     """
-    import av  # slow to import, and only clips need it
-
     if num_frames < 1:
         raise SettingsError(f"num_frames must be at least 1, not {num_frames}")
-    where = f"clip {path}"
-    if not isinstance(path, StoredFile) and not Path(path).is_file():
-        raise DataError(f"{where}: no such file; fetch it, or take the record out")
-    try:
+    with _reading(path) as where:
         total = _count_frames(path, where)
         frames, decoded = _decode(path, frame_indices(total, num_frames), where)
         if len(frames) < num_frames and decoded:  # packets without a picture of their own: count what was decoded
             frames, decoded = _decode(path, frame_indices(decoded, num_frames), where)
-    except (av.error.FFmpegError, OSError, EOFError, OverflowError) as error:
-        raise DataError(f"{where}: corrupt or not a clip ({one_line(error)}); fetch it again") from error
     if not decoded:
         raise DataError(f"{where}: no frame can be decoded; fetch it again")
     return frames
+
+
+def count_frames(path: str | os.PathLike[str] | StoredFile) -> int:
+    """Counts the frames of a clip by its packets, without decoding any.
+
+    Raises:
+        DataError: As `read_frames`, as far as it can be told so.
+    """
+    with _reading(path) as where:
+        return _count_frames(path, where)
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str] | StoredFile) -> Iterator[str]:
+    """What messages call the clip; the decoder's errors become ours."""
+    import av  # slow to import, and only clips need it
+
+    where = f"clip {path}"
+    if not isinstance(path, StoredFile) and not Path(path).is_file():
+        raise DataError(f"{where}: no such file; fetch it, or take the record out")
+    try:
+        yield where
+    except (av.error.FFmpegError, OSError, EOFError, OverflowError) as error:
+        raise DataError(f"{where}: corrupt or not a clip ({one_line(error)}); fetch it again") from error
 
 
 @contextmanager

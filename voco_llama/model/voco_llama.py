@@ -18,6 +18,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME, ModelOutput
 
 from voco_llama.errors import CheckpointError, VoCoError
+from voco_llama.hub import local_folder
 from voco_llama.layout import Condition, voco_index
 from voco_llama.llava_folder import is_llava
 from voco_llama.model.compression import compress
@@ -106,13 +107,14 @@ class VoCoLlama(PreTrainedModel):
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "VoCoLlama":
         """Load what `save_pretrained` wrote; keyword arguments as in transformers (`dtype`, `attn_implementation`).
 
-        A LLaVA's folder is read by `from_llava`.
+        A LLaVA's folder is read by `from_llava`. A name `user/model` where no such folder is: a model of the hub.
 
         Raises:
             CheckpointError: The folder holds no `VoCoLlama`, or its weights are not this model's: a tensor is
                 missing, unexpected, or of another shape.
         """
-        if Path(folder).exists() and not (Path(folder) / CONFIG_NAME).is_file():
+        folder = local_folder(folder)
+        if folder.exists() and not (folder / CONFIG_NAME).is_file():
             raise CheckpointError(f"{folder}: has no {CONFIG_NAME}: give a folder that save_pretrained wrote")
         if kwargs.get("attn_implementation") is not None:
             check_backend(kwargs["attn_implementation"])
@@ -162,7 +164,9 @@ class VoCoLlama(PreTrainedModel):
         """
         from voco_llama.model.llava import load_llava
 
-        return load_llava(folder, tokenizer, vision_tower, num_voco, condition, dtype, attn_implementation)
+        return load_llava(
+            local_folder(folder), tokenizer, vision_tower, num_voco, condition, dtype, attn_implementation
+        )
 
     # ---- the language model's parts
 

@@ -9,10 +9,11 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from voco_llama.data.images import ImageTransform
+from voco_llama.data.media_root import open_media_root
 from voco_llama.data.mixture import Mixture
-from voco_llama.data.processor import VoCoProcessor, check_tokenizer
+from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
-from voco_llama.data.readers import open_reader
+from voco_llama.data.readers import Reader, open_reader, open_stream
 from voco_llama.errors import CheckpointError, first_line
 from voco_llama.model.checkpoints import build_model
 from voco_llama.model.configuration import VoCoLlamaConfig
@@ -21,8 +22,8 @@ from voco_llama.model.layouts import projector_weights
 from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.model.weights import Weights, read_weights
-from voco_llama.settings import CompressionSettings, TrainSettings
-from voco_llama.tokens import add_special_tokens, check_vocabulary
+from voco_llama.settings import CompressionSettings, DataSettings, SourceSettings, TrainSettings
+from voco_llama.tokens import add_special_tokens, check_tokenizer, check_vocabulary
 from voco_llama.vision_config import read_vision_config
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,23 @@ def open_mixture(settings: TrainSettings, bad_records_folder: Path | None = None
     """
     sources = settings.data.sources
     return Mixture(
-        [open_reader(source.format, source.file, source.media_folder, **source.options) for source in sources],
+        [_open_source(source, settings.data) for source in sources],
         weights=[source.weight for source in sources],
         limits=[source.limit for source in sources],
         seed=settings.seed,
+        shuffle=not settings.data.streaming,  # the order then is the sampler's alone
         skip_bad_records=settings.data.skip_bad_records,
         bad_records_folder=bad_records_folder,
     )
+
+
+def _open_source(source: SourceSettings, data: DataSettings) -> Reader:
+    media, index = source.media_folder, None if data.index_folder is None else Path(data.index_folder)
+    if source.archives:
+        media = open_media_root(media, Path(source.file), index, source.archives)
+    if data.streaming:
+        return open_stream(source.format, source.file, media, data.shuffle_buffer, index, **source.options)
+    return open_reader(source.format, source.file, media, index, **source.options)
 
 
 def build_processor(settings: TrainSettings) -> VoCoProcessor:

@@ -21,7 +21,7 @@ from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
 from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.run_folder import RunFolder
-from voco_llama.training.sampling import GroupedSampler
+from voco_llama.training.sampling import GroupedSampler, StreamSampler
 from voco_llama.training.stages import set_trainable
 from voco_llama.training.teacher import build_teacher, check_teacher
 from voco_llama.training.top_k import TopKCollator, TopKRows, open_top_k
@@ -132,7 +132,7 @@ class KeptRows(Sequence[dict[str, Tensor]]):
 
 def order_of(
     mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, arguments: Any, group_size: int
-) -> GroupedSampler:
+) -> GroupedSampler | StreamSampler:
     """The order of samples; `group_size` of them are one global batch.
 
     Raises:
@@ -145,6 +145,8 @@ def order_of(
             f"the data set has {len(mixture)} records, a batch {needed}: lower trainer.per_device_train_batch_size or"
             " set trainer.dataloader_drop_last=false"
         )
+    if settings.data.streaming:
+        return StreamSampler(mixture, settings.data.shuffle_buffer, settings.seed)
     lengths = mixture.characters / CHARACTERS_PER_TOKEN + mixture.media * tokens_per_medium
     return GroupedSampler(settings.data.grouping, lengths, mixture.media == 0, group_size, settings.seed)
 

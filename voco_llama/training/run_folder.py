@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import yaml
 from voco_llama.composition import flatten, to_plain
 from voco_llama.errors import SettingsError
 from voco_llama.provenance import provenance, sampled_fingerprint, write_atomically
-from voco_llama.settings import TrainSettings
+from voco_llama.settings import SourceSettings, TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ FREE_KEYS = (
     "paths",
     "hardware",
     "dry_run",
+    "data.index_folder",
     "trainer.logging_",
     "trainer.save_",
     "trainer.report_to",
@@ -93,7 +95,7 @@ class RunFolder:
         there = dict(flatten(yaml.safe_load((self.path / SETTINGS_FILE).read_text(encoding="utf-8"))))
         here = dict(flatten(to_plain(self.settings)))
         # A setting that is younger than the run had its default then.
-        there |= {k: v for k, v in flatten(to_plain(TrainSettings())) if k in here and k not in there}
+        there |= {k: v for k, v in _defaults(len(self.settings.data.sources)) if k in here and k not in there}
         differing = sorted(
             key
             for key in there.keys() | here.keys()
@@ -177,6 +179,13 @@ class RunFolder:
     def starts(self) -> list[dict[str, Any]]:
         """Environment of each start of the run, the last one's at the end."""
         return json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+
+
+def _defaults(num_sources: int) -> Iterator[tuple[str, Any]]:
+    """Dotted key and default of every setting, those of the data's sources included."""
+    yield from flatten(to_plain(TrainSettings()))
+    for index in range(num_sources):
+        yield from flatten(to_plain(SourceSettings()), f"data.sources.{index}")
 
 
 def _is_json(file: Path) -> bool:

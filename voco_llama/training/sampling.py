@@ -1,9 +1,14 @@
 """The order in which samples are seen: a pure function of the seed and the epoch.
 
-Three orders. `none`: shuffled. `length`: every run of `group_size` consecutive samples (one global batch) has samples
-of like length, so that little is padded. `modality` (LLaVA-1.5's): besides, a global batch is all image rows or all
-text-only rows; the few left over at the end are mixed. Whole groups are shuffled, and so are the samples inside one,
-so that each process gets its fair share of long ones.
+`GroupedSampler` knows three orders. `none`: shuffled. `length`: every run of `group_size` consecutive samples (one
+global batch) has samples of like length, so that little is padded. `modality` (LLaVA-1.5's): besides, a global batch is
+all image rows or all text-only rows; the few left over at the end are mixed. Whole groups are shuffled, and so are the
+samples inside one, so that each process gets its fair share of long ones.
+
+`StreamSampler` orders rows that are read in place from files: nearly as they stand there.
+
+Either way all processes go by one order, whatever their number, and each takes its batches of it. So a run that goes on
+skips indices, not records.
 """
 
 from collections.abc import Iterator
@@ -11,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from voco_llama.data.mixture import Mixture
 from voco_llama.errors import SettingsError
 
 GROUPINGS = ("none", "length", "modality")
@@ -84,3 +90,70 @@ class GroupedSampler(Sampler[int]):
             megabatch = megabatch[np.argsort(-self.lengths[megabatch], kind="stable")]
             groups += [generator.permutation(group) for group in np.split(megabatch, len(megabatch) // self.group_size)]
         return groups, rest
+
+
+class StreamSampler(Sampler[int]):
+    """Indices of one epoch after the other, in an order for which few row groups need to be held at a time.
+
+    The row groups of each source are shuffled, and cut into blocks of about `buffer` rows (whole row groups); rows are
+    shuffled in each block. Sources are mixed at random, evenly over the epoch. A record that a weight has several times
+    in an epoch comes once in each pass over its source.
+
+    Args:
+        mixture: Of readers with `group_starts`, not shuffled.
+        buffer: A block begins with the first row group after so many rows. So it has fewer rows than these and those
+            of the largest row group together, rows that the mixture leaves out included.
+        seed: Of the order.
+    """
+
+    def __init__(self, mixture: Mixture, buffer: int, seed: int) -> None:
+        self.buffer = buffer
+        self.seed = seed
+        self.epoch = 0
+        self._num = len(mixture)
+        self._sources = [
+            _passes(entries, records, reader.group_starts)
+            for (entries, records), reader in zip(mixture.entries_of_sources(), mixture.readers, strict=True)
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration is."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order(self.epoch).tolist())
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Every index once, `[samples]` int64, in the order of that epoch."""
+        generator = np.random.default_rng([self.seed, epoch])
+        sources = [
+            np.concatenate([self._order_of_pass(groups, generator) for groups in passes]) for passes in self._sources
+        ]
+        whose = generator.permutation(np.repeat(np.arange(len(sources)), [len(entries) for entries in sources]))
+        order = np.empty(len(self), dtype=np.int64)
+        for number, entries in enumerate(sources):
+            order[whose == number] = entries
+        return order
+
+    def _order_of_pass(self, groups: list[tuple[int, np.ndarray]], generator: np.random.Generator) -> np.ndarray:
+        groups = [groups[place] for place in generator.permutation(len(groups))]
+        rows = np.array([num_rows for num_rows, _ in groups])
+        block = np.repeat((np.cumsum(rows) - rows) // self.buffer, [len(entries) for _, entries in groups])
+        entries = np.concatenate([entries for _, entries in groups])
+        return entries[np.lexsort((generator.random(len(entries)), block))]
+
+
+def _passes(entries: np.ndarray, records: np.ndarray, group_starts: np.ndarray) -> list[list[tuple[int, np.ndarray]]]:
+    """Of a source whose records are ascending: for each pass over it, each row group's rows in the file and entries."""
+    turn = np.arange(len(records)) - np.searchsorted(records, records)
+    passes = []
+    for number in range(int(turn.max()) + 1):
+        chosen = turn == number
+        group = np.searchsorted(group_starts, records[chosen], side="right") - 1
+        starts = np.flatnonzero(np.diff(group, prepend=-1))
+        num_rows = np.diff(group_starts)[group[starts]]
+        passes.append(list(zip(num_rows.tolist(), np.split(entries[chosen], starts[1:]), strict=True)))
+    return passes

@@ -50,7 +50,7 @@ def made_from(settings: TrainSettings, mixture: Mixture, processor: VoCoProcesso
         Nested dictionaries that JSON can hold.
     """
     sources = [
-        to_plain(source) | {"file": sampled_fingerprint(Path(source.file)), "media_folder": None}
+        to_plain(source) | {"file": _data_fingerprint(source.file), "media_folder": None, "archives": None}
         for source in settings.data.sources
     ]
     return {
@@ -68,6 +68,11 @@ def made_from(settings: TrainSettings, mixture: Mixture, processor: VoCoProcesso
         "records": len(mixture),
         "order": mixture.order_fingerprint,
     }
+
+
+def _data_fingerprint(file: str) -> str:
+    """Of a file or folder; a set on the hub has but its name."""
+    return sampled_fingerprint(Path(file)) if Path(file).exists() else file
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

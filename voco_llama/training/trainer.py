@@ -19,7 +19,7 @@ from voco_llama.errors import SettingsError
 from voco_llama.layout import truncate_voco
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.losses import LOGGED, LossLog, ScheduledLoss
-from voco_llama.training.sampling import GroupedSampler
+from voco_llama.training.sampling import GroupedSampler, StreamSampler
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class VoCoTrainer(Trainer):
     def __init__(
         self,
         *,
-        order: GroupedSampler,
+        order: GroupedSampler | StreamSampler,
         use_muon: bool = False,
         elastic: ElasticDraw | None = None,
         scheduled_loss: ScheduledLoss | None = None,
@@ -62,7 +62,7 @@ class VoCoTrainer(Trainer):
         self.add_callback(_ProgressLines(self))
         self.add_callback(_EpochOfOrder(order))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler | StreamSampler:
         return self.order
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
@@ -134,7 +134,7 @@ class VoCoTrainer(Trainer):
 class _EpochOfOrder(TrainerCallback):
     """Tells the sampler the epoch; the loop itself does not reach it after a resume with several processes."""
 
-    def __init__(self, order: GroupedSampler) -> None:
+    def __init__(self, order: GroupedSampler | StreamSampler) -> None:
         self.order = order
 
     def on_epoch_begin(
