@@ -11,12 +11,14 @@ import torch
 from voco_llama import cli
 from voco_llama.composition import CONFIG_DIR, compose
 from voco_llama.errors import SettingsError
+from voco_llama.training import inputs
 from voco_llama.training import plan as plan_module
 from voco_llama.training.batch import accumulation_steps, world_size
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
 from voco_llama.training.dry_run import dry_run
 from voco_llama.training.dry_run_text import format_dry_run, verdict
 from voco_llama.training.fitting import what_fits
+from voco_llama.training.inputs import data_inputs
 from voco_llama.training.memory import estimate
 from voco_llama.training.plan import memory_plan
 from voco_llama.training.run import train
@@ -140,6 +142,31 @@ def test_the_toy_world_is_counted_as_it_is_trained(toy, tmp_path):
     assert f'"steps": {run.length.steps},' in result
     weights = sum(file.stat().st_size for file in (tmp_path / "run" / "final").glob("*.safetensors"))
     assert run.saved.final == pytest.approx(weights, rel=0.05)  # and the file's head
+
+
+def test_no_index_is_begun(settings_for, tmp_path):
+    settings = settings_for("toy/instruct", f"data.index_folder={tmp_path}/index")
+    assert dry_run(settings).epoch.rows
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_of_data_are_files_archives_and_names_of_the_hub(monkeypatch, tmp_path):
+    (tmp_path / "a.zip").write_text("")
+    settings = composed("voco_1", None, f"+data.sources.0.archives={{coco/: {tmp_path}/a.zip, gqa: [b.zip]}}")
+    assert {(entry.key.removeprefix("data.sources.0."), entry.is_here) for entry in data_inputs(settings)} == {
+        ("file", False),
+        ("media_folder", False),
+        ("archives.coco", True),
+        ("archives.gqa", False),
+    }
+    settings = composed("voco_1", None, "data.sources=[{format: hf_dataset, file: some/set}]")
+    (entry,) = data_inputs(settings)
+    assert (entry.is_hub, entry.is_here, entry.repo_type) == (True, False, "dataset")
+    monkeypatch.setattr(inputs, "HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "datasets--some--set").mkdir()
+    (entry,) = data_inputs(settings)
+    assert entry.is_here
+    assert dry_run(settings).epoch.rows is None  # it is not opened: that may reach for the network
 
 
 def test_tokens_of_the_data_are_about_those_of_its_rows(toy):

@@ -69,23 +69,24 @@ def check_inputs(what: str, inputs: list[Input]) -> Iterator[Finding]:
 
 def _ask_hub(entry: Input) -> Finding:
     """One request for a small file's head."""
+    download = f"hf download {entry.name}" + ("" if entry.repo_type == "model" else f" --repo-type {entry.repo_type}")
     if constants.HF_HUB_OFFLINE:
         return Finding(
             "error",
             entry.key,
             f"{entry.name} is not in the cache, and HF_HUB_OFFLINE is set",
-            f"unset it, or on a machine with a network: hf download {entry.name}",
+            f"unset it, or on a machine with a network: {download}",
         )
     try:
-        get_hf_file_metadata(hf_hub_url(entry.name, entry.probe), timeout=SECONDS)
+        get_hf_file_metadata(hf_hub_url(entry.name, entry.probe, repo_type=entry.repo_type), timeout=SECONDS)
     except (GatedRepoError, RepositoryNotFoundError):
         token = "the token does not open it" if get_token() else "there is no token"
         advice = "accept its licence on its page and run: hf auth login"
         return Finding("error", entry.key, f"{entry.name} is closed or does not exist: {token}", advice)
     except Exception as error:  # the HTTP client below, and its errors, differ between versions of huggingface_hub
         text = f"{entry.name} is not in the cache, and the hub does not answer ({first_line(error)})"
-        return Finding("error", entry.key, text, f"on a machine with a network: hf download {entry.name}")
-    return Finding("note", entry.key, f"{entry.name} would be downloaded", f"or before: hf download {entry.name}")
+        return Finding("error", entry.key, text, f"on a machine with a network: {download}")
+    return Finding("note", entry.key, f"{entry.name} would be downloaded", f"or before: {download}")
 
 
 def check_processes(settings: TrainSettings) -> Iterator[Finding]:

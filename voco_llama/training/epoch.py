@@ -1,7 +1,7 @@
 """How long a training is: rows, tokens, steps and learning rates, from the data if it is here."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,14 @@ class Length:
 
 
 def count_epoch(settings: TrainSettings, tokens_a_segment: int) -> Epoch:
-    """Count the data that is here, or take what its publishers say; nothing is decoded."""
-    if all(entry.is_here for entry in data_inputs(settings)):
+    """Count the data that is here, or take what its publishers say; nothing is decoded, sets of the hub not opened.
+
+    An index folder that is there already may be added to, as by any command that opens the data.
+    """
+    data = settings.data
+    if all(entry.is_here and not entry.is_hub for entry in data_inputs(settings)):
+        if data.index_folder is not None and not Path(data.index_folder).is_dir():
+            settings = replace(settings, data=replace(data, index_folder=None))
         try:
             mixture = open_mixture(settings)
         except VoCoError as error:
@@ -64,7 +70,9 @@ def count_epoch(settings: TrainSettings, tokens_a_segment: int) -> Epoch:
     rows = 0
     for source in settings.data.sources:
         if source.published_records is None:
-            return Epoch(None, None, None, f"{source.file} is not here: steps unknown unless trainer.max_steps is set")
+            return Epoch(
+                None, None, None, f"{source.file} is not counted here: steps unknown unless trainer.max_steps is set"
+            )
         records = min(source.limit or source.published_records, source.published_records)
         rows += round(source.weight * records)
     images = rows * segments_a_row(settings)

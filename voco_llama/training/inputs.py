@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 
-from voco_llama.settings import ModelSettings, TrainSettings
+from voco_llama.data.hf_dataset import is_hub_name
+from voco_llama.data.media_root import list_archives
+from voco_llama.settings import ModelSettings, SourceSettings, TrainSettings
 
 LANGUAGE_WEIGHTS = (
     "model.safetensors.index.json",
@@ -27,6 +31,7 @@ class Input:
         is_hub: Whether it would be downloaded.
         is_here: There, or in the hub's cache.
         probe: For the hub: a small file of the repository, to ask for.
+        repo_type: For the hub: `model` or `dataset`.
     """
 
     key: str
@@ -34,17 +39,25 @@ class Input:
     is_hub: bool
     is_here: bool
     probe: str = "config.json"
+    repo_type: str = "model"
 
 
 def data_inputs(settings: TrainSettings) -> list[Input]:
-    """Files and folders of the data sets."""
-    found = []
-    for index, source in enumerate(settings.data.sources):
-        for part in ("file", "media_folder"):
-            name = getattr(source, part)
-            if name is not None:
-                found.append(Input(f"data.sources.{index}.{part}", name, False, Path(name).exists()))
-    return found
+    """Files, folders and archives of the data sets."""
+    return [entry for index, source in enumerate(settings.data.sources) for entry in _source_inputs(index, source)]
+
+
+def _source_inputs(index: int, source: SourceSettings) -> Iterator[Input]:
+    where = f"data.sources.{index}"
+    if source.format == "hf_dataset" and is_hub_name(source.file):
+        cached = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source.file, repo_type="dataset")
+        yield Input(f"{where}.file", source.file, True, cached.is_dir(), "README.md", "dataset")
+    else:
+        yield _path(f"{where}.file", source.file)
+    if source.media_folder is not None:
+        yield _path(f"{where}.media_folder", source.media_folder)
+    for prefix, archives in list_archives(source.archives, f"{where}.archives").items():
+        yield from (_path(f"{where}.archives.{prefix.rstrip('/')}", archive) for archive in archives)
 
 
 def model_inputs(settings: TrainSettings) -> list[Input]:
@@ -99,11 +112,6 @@ def _tower(model: ModelSettings) -> Input:
         return Input("model.vision.pretrained", vision.pretrained, False, False)
     is_here = is_cached(repository, TOWER_WEIGHTS)
     return Input("model.vision.pretrained", repository, True, is_here, "open_clip_config.json")
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a name could be one of the hub: `owner/name`, no path."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def is_cached(repository: str, files: tuple[str, ...]) -> bool:
