@@ -10,6 +10,7 @@ import torch
 
 from voco_llama import cli
 from voco_llama.composition import CONFIG_DIR, compose
+from voco_llama.data import kept_tables
 from voco_llama.errors import SettingsError
 from voco_llama.training import inputs
 from voco_llama.training import plan as plan_module
@@ -144,7 +145,8 @@ def test_the_toy_world_is_counted_as_it_is_trained(toy, tmp_path):
     assert run.saved.final == pytest.approx(weights, rel=0.05)  # and the file's head
 
 
-def test_no_index_is_begun(settings_for, tmp_path):
+def test_no_index_is_begun(settings_for, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_tables, "SMALLEST_KEPT", 0)
     settings = settings_for("toy/instruct", f"data.index_folder={tmp_path}/index")
     assert dry_run(settings).epoch.rows
     assert not list(tmp_path.iterdir())
