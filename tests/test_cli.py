@@ -21,6 +21,7 @@ def test_help_lists_the_commands(capsys):
         "data-check",
         "data-stats",
         "train",
+        "doctor",
         "evaluate",
         "evaluate-clips",
         "sweep",

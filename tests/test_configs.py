@@ -6,7 +6,7 @@ from voco_llama.composition import CONFIG_DIR, compose, to_plain
 from voco_llama.settings import TeacherSettings, TrainSettings
 from voco_llama.training.checks import PARTS, check_settings
 
-GROUPS = ("model", "compression", "prompt", "data", "stage", "loss", "trainer")
+GROUPS = ("model", "compression", "prompt", "data", "stage", "loss", "trainer", "hardware")
 EXPERIMENTS = sorted(
     file.relative_to(CONFIG_DIR / "experiment").with_suffix("").as_posix()
     for file in (CONFIG_DIR / "experiment").rglob("*.yaml")
@@ -73,6 +73,8 @@ def test_experiments_make_training_arguments(name, tmp_path, monkeypatch):
     assert made.learning_rate == settings.trainer["learning_rate"]
     assert made.activation_checkpointing == settings.trainer.get("gradient_checkpointing", False)
     assert made.remove_unused_columns is False
+    if settings.global_batch_size is not None:
+        assert made.per_device_train_batch_size * made.gradient_accumulation_steps == settings.global_batch_size
 
 
 ROWS_7B = ("instruct_7b", "average_pool_1", "q_former_1", "elastic_128", *(f"voco_{2**n}" for n in range(8)))
@@ -87,7 +89,7 @@ def test_the_paper_recipe(name):
     assert trainer["num_train_epochs"] == 2
     assert trainer["learning_rate"] == 2e-5
     assert (trainer["lr_scheduler_type"], trainer["warmup_steps"], trainer["weight_decay"]) == ("cosine", 0.03, 0.0)
-    assert 8 * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] == 128
+    assert settings.global_batch_size == 128  # on any hardware: tests/training/test_dry_run.py
     assert (trainer["bf16"], trainer["gradient_checkpointing"]) == (True, True)
     assert trainer["deepspeed"]["zero_optimization"]["stage"] == 3
 

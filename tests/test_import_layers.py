@@ -15,7 +15,7 @@ LAYERS = (
     ("layout", "visibility", "vision_config", "llava_folder"),
     ("model", "data"),
     ("training", "evaluation", "export"),
-    ("sweep", "data_tools"),
+    ("sweep", "data_tools", "doctor"),
     ("__init__", "cli", "__main__"),
 )
 APART = ({"model", "data"}, {"training", "evaluation"})

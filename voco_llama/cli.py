@@ -50,10 +50,33 @@ def _train(overrides: list[str]) -> None:
     from voco_llama.training.checks import check_settings
 
     settings = compose(overrides)
-    check_settings(settings)  # before the slow imports
+    check_settings(settings, paths=not settings.dry_run)  # before the slow imports
+    if settings.dry_run:
+        from voco_llama.training.dry_run import dry_run
+        from voco_llama.training.dry_run_text import format_dry_run
+
+        text = format_dry_run(dry_run(settings))
+        if os.environ.get("RANK", "0") == "0":
+            sys.stdout.write(text)
+        return
     from voco_llama.training.run import train
 
     train(settings)
+
+
+def _doctor(overrides: list[str]) -> None:
+    """The report goes to the output; errors in it end in status 2."""
+    from voco_llama.composition import compose
+    from voco_llama.doctor.finding import format_findings
+    from voco_llama.doctor.run import doctor
+    from voco_llama.errors import SettingsError
+
+    logger.setLevel(logging.WARNING)  # the report says it all
+    findings = doctor(compose(overrides) if overrides else None)
+    sys.stdout.write(format_findings(findings))
+    errors = sum(finding.level == "error" for finding in findings)
+    if errors:
+        raise SettingsError(f"doctor: {errors} of {len(findings)} findings stand in the way: see the lines above")
 
 
 def _teacher_settings(overrides: list[str]) -> Any:
@@ -194,6 +217,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "data-check": (_data_check, "read every record, image and clip of a training's data, and report what is wrong"),
     "data-stats": (_data_stats, "count records, turns, tokens, image sizes and steps of a training's data"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
+    "doctor": (_doctor, "check this machine, and what a training named by experiment=... needs of it; writes nothing"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
     "evaluate": (
         _evaluate,

@@ -146,6 +146,7 @@ class SourceSettings:
         weight: Times each record is seen an epoch; 0.5 takes every second one.
         limit: Read only so many records.
         options: What else the reader takes.
+        published_records: Records that its publisher says it has; a dry run counts with it where the file is not here.
     """
 
     format: str = MISSING
@@ -155,6 +156,7 @@ class SourceSettings:
     weight: float = 1.0
     limit: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    published_records: int | None = None
 
 
 @dataclass
@@ -239,15 +241,31 @@ class PathsSettings:
 
 
 @dataclass
+class HardwareSettings:
+    """What a training is planned for. A dry run and the doctor count with it; a training takes what is there.
+
+    Attributes:
+        num_processes: GPUs; under torchrun its number of processes goes before. null: 1.
+        gpu_memory_gb: Of each, in 10^9 bytes; null: of the GPU that is here, if one is.
+    """
+
+    num_processes: int | None = None
+    gpu_memory_gb: float | None = None
+
+
+@dataclass
 class TrainSettings:
     """Everything `voco-llama train` reads.
 
     Attributes:
+        global_batch_size: Rows of an optimizer step, over all processes. Gradient accumulation follows from it and
+            from `trainer.per_device_train_batch_size`; null: from `trainer.gradient_accumulation_steps`.
         trainer: Keys of `transformers.TrainingArguments`, `deepspeed` (a path or the configuration itself) included.
         optimizer: `trainer`: the one that `trainer.optim` names, AdamW by default. `muon`: for tiny models that learn
             from scratch (`voco_llama.training.optimizer`).
         resume: `auto` goes on from the last checkpoint in `output_dir`, `never` refuses a folder already in use, a
             path names a checkpoint.
+        dry_run: Count what the training would be, without weights, data, GPU or network, and write nothing.
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -257,11 +275,14 @@ class TrainSettings:
     stage: StageSettings = field(default_factory=StageSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     trainer: dict[str, Any] = field(default_factory=dict)
+    global_batch_size: int | None = None
+    hardware: HardwareSettings = field(default_factory=HardwareSettings)
     optimizer: str = _choice("trainer", "muon", default="trainer")
     paths: PathsSettings = field(default_factory=PathsSettings)
     seed: int = 0
     output_dir: str = MISSING
     resume: str = "auto"
+    dry_run: bool = False
 
 
 @dataclass

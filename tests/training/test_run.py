@@ -49,12 +49,13 @@ def test_the_same_seed_gives_the_same_curve(curve):
         # unequal numbers of trained tokens in the micro-batches, and text-only micro-batches among them
         ("trainer.per_device_train_batch_size=4", "trainer.gradient_accumulation_steps=2"),
         ("trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=8"),
+        ("trainer.per_device_train_batch_size=2", "global_batch_size=8"),
         ("trainer.gradient_checkpointing=true",),
         ("trainer.dataloader_num_workers=2", "data.keep_in_memory=false"),
         ("data.keep_in_memory=true", "trainer.dataloader_num_workers=0"),
         ("model.attention=eager",),
     ],
-    ids=["4x2", "1x8", "checkpointing", "workers", "kept", "eager"],
+    ids=["4x2", "1x8", "2 of 8", "checkpointing", "workers", "kept", "eager"],
 )
 def test_what_must_not_change_the_curve(curve, overrides):
     plain, varied = curve

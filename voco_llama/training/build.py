@@ -115,7 +115,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         vision_layer=model.vision.layer,
         condition=settings.compression.condition,
         projector_weights=_projector(model.projector_weights),
-        **_compression(settings.compression),
+        **compression_config(settings.compression),
     )
     return built.to(dtype), processor
 
@@ -147,7 +147,7 @@ def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
             " models"
         )
     shape = processor.segment_shape()
-    _set_compression(model, _compression(settings.compression) | {"num_voco": shape.num_voco}, folder)
+    _set_compression(model, compression_config(settings.compression) | {"num_voco": shape.num_voco}, folder)
     model.to(dtype)
     model.config.condition = settings.compression.condition
     model.config.segment_prefix_ids = list(shape.prefix)
@@ -159,7 +159,7 @@ def _projector(path: str | None) -> Weights | None:
     return None if path is None else projector_weights(read_weights(path), f"model.projector_weights: {path}")
 
 
-def _compression(compression: CompressionSettings) -> dict[str, Any]:
+def compression_config(compression: CompressionSettings) -> dict[str, Any]:
     """The entries of the model's configuration that say how it compresses."""
     uses_q_former = compression.compressor == "q_former"
     return {

@@ -93,7 +93,7 @@ def _recipe(
         "loss": f"{settings.loss.lm} x LM + {settings.loss.kl} x KL"
         + (", scheduled" if settings.loss.schedule else ""),
         "steps": result["steps"],
-        "samples a step": _samples_a_step(trainer, last),
+        "samples a step": settings.global_batch_size or _samples_a_step(trainer, last),
         "learning rate": trainer.get("learning_rate", "the Trainer's default"),
         "prompt": f"{settings.prompt.template}, images {settings.prompt.order}",
         "seed": settings.seed,

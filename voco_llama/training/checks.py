@@ -270,6 +270,13 @@ def _check_trainer(settings: TrainSettings) -> None:
                 f"trainer.{key} cannot be set: training lays out its own rows and has no evaluation set"
             )
     require(
+        settings.global_batch_size is None or "gradient_accumulation_steps" not in trainer,
+        "trainer.gradient_accumulation_steps is decided by the setting global_batch_size: set that, or set it to null",
+    )
+    for key in ("num_processes", "gpu_memory_gb"):
+        value = getattr(settings.hardware, key)
+        require(value is None or value > 0, f"hardware.{key} is {value}: give a number above 0, or null")
+    require(
         not (trainer.get("bf16") and trainer.get("fp16")), "trainer.bf16 and trainer.fp16 are both true: choose one"
     )
     from transformers.training_args import TrainingArguments

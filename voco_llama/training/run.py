@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
-from voco_llama.errors import DataError
+from voco_llama.errors import DataError, SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
@@ -48,6 +48,8 @@ def train(settings: TrainSettings) -> Path:
         VoCoError: Settings, data or a checkpoint cannot be used; one line says which and why.
     """
     check_settings(settings)
+    if settings.dry_run:
+        raise SettingsError("dry_run=true trains nothing: call voco_llama.training.dry_run.dry_run")
     if settings.stage.name == "clip":
         from voco_llama.training.clip import train_clip
 

@@ -37,6 +37,8 @@ FREE_KEYS = (
     "resume",
     "output_dir",
     "paths",
+    "hardware",
+    "dry_run",
     "data.index_folder",
     "trainer.logging_",
     "trainer.save_",
@@ -49,6 +51,9 @@ FREE_KEYS = (
     "trainer.dataloader_pin_memory",
 )
 """Beginnings of keys that may change when a run goes on: they do not touch what is learned."""
+
+FREE_SOURCE_KEY = ".published_records"
+"""End of a key of data sources that may change too."""
 
 
 class RunFolder:
@@ -94,7 +99,7 @@ class RunFolder:
         differing = sorted(
             key
             for key in there.keys() | here.keys()
-            if there.get(key) != here.get(key) and not key.startswith(FREE_KEYS)
+            if there.get(key) != here.get(key) and not key.startswith(FREE_KEYS) and not key.endswith(FREE_SOURCE_KEY)
         )
         if differing:
             shown = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in differing[:5])

@@ -1,0 +1,27 @@
+"""A global batch that a recipe names: what of it a run remembers, and what its card says."""
+
+import pytest
+import yaml
+
+from voco_llama.composition import to_plain
+from voco_llama.errors import SettingsError
+from voco_llama.training.card import _recipe
+from voco_llama.training.run_folder import RunFolder
+
+
+def test_a_run_goes_on_as_planned_for_other_hardware(settings_for, tmp_path):
+    settings = settings_for()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.yaml").write_text(yaml.safe_dump(to_plain(settings)))
+    (tmp_path / "run" / "inputs.json").write_text("{}")
+    changed = settings_for("toy/instruct", "hardware.num_processes=4", "+data.sources.0.published_records=5")
+    assert not RunFolder(changed).is_finished()
+    with pytest.raises(SettingsError, match=r"other settings: global_batch_size \(None there, 8 now\)"):
+        RunFolder(settings_for("toy/instruct", "global_batch_size=8")).is_finished()
+
+
+@pytest.mark.parametrize(("overrides", "rows"), [(["global_batch_size=24"], 24), ([], 16)])
+def test_the_card_says_how_many_rows_a_step_has(settings_for, overrides, rows):
+    start = {"processes": 2, "hardware": {"accelerator": "x"}, "git_commit": "y", "versions": {}}
+    lines = _recipe(settings_for("toy/instruct", *overrides), {}, {"steps": 1, "seconds": 1}, start)
+    assert f"| samples a step | {rows} |" in list(lines)
