@@ -1,6 +1,7 @@
 """Every shipped configuration composes, passes the checks, and makes TrainingArguments."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from voco_llama.composition import CONFIG_DIR, compose, to_plain
 from voco_llama.settings import TeacherSettings, TrainSettings
@@ -107,3 +108,12 @@ def test_the_teacher_command_takes_the_settings_of_a_training():
         for name, schema in (("train", TrainSettings), ("teacher", TeacherSettings))
     )
     assert to_plain(teacher) == to_plain(train) | {"k": 64, "records_per_file": 1024}
+
+
+@pytest.mark.parametrize("command", sorted(f.stem for f in CONFIG_DIR.glob("*.yaml") if "stage: voco" in f.read_text()))
+def test_commands_over_the_settings_of_a_training_choose_the_same_groups(command):
+    def groups(name):
+        _, *others = OmegaConf.load(CONFIG_DIR / f"{name}.yaml").defaults
+        return [group for group in others if "loss" not in group]
+
+    assert groups(command) == groups("train")
