@@ -116,7 +116,7 @@ def decode_image(file: str | os.PathLike[str] | BinaryIO, where: str) -> Image.I
         DataError: As `load_image`.
     """
     try:
-        with _whole_files_only(), _open(file) as image:
+        with _whole_files_only(), _without_warnings(), Image.open(file, formats=IMAGE_FORMATS) as image:
             width, height = image.size
             if max(width, height) ** 2 > MAX_IMAGE_PIXELS:
                 raise DataError(_too_large(where, f"{width} x {height}"))
@@ -131,10 +131,13 @@ def decode_image(file: str | os.PathLike[str] | BinaryIO, where: str) -> Image.I
         raise DataError(f"{where}: corrupt or truncated ({one_line(error)}); fetch it again") from error
 
 
-def _open(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without Pillow's, of large pictures (our own limit is stricter), torn metadata, a palette's lost transparency."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-        return Image.open(file, formats=IMAGE_FORMATS)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
