@@ -18,6 +18,7 @@ def test_help_lists_the_commands(capsys):
     for command in (
         "toyworld",
         "data-prepare",
+        "data-preview",
         "train",
         "evaluate",
         "evaluate-clips",
@@ -42,6 +43,7 @@ def test_help_lists_the_commands(capsys):
         (["evaluate-clips", "row=a", "checkpoint=x", "num_frames=1"], "error: num_frames must be at least 2"),
         (["data", "prepare", "set=x", "annotations=a", "videos=v"], "error: set is 'x'"),
         (["data-prepare", "set=msvd_qa"], "error: annotations has no value"),
+        (["data", "preview", "samples=0"], "error: samples is 0"),
         (["report", "results=nowhere"], "error: nowhere: holds no results"),
         (["sweep"], "error: the sweep has no rows"),
         (["sweep", "plan=table_3"], "error: there is no plan=table_3; did you mean 'table_"),

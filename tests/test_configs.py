@@ -30,6 +30,7 @@ def test_nothing_ships_untested():
         "evaluate.yaml",
         "evaluate_clips.yaml",
         "data_prepare.yaml",
+        "data_preview.yaml",
         "report.yaml",
         "ask.yaml",
         "export.yaml",

@@ -15,7 +15,7 @@ LAYERS = (
     ("layout", "visibility", "vision_config", "llava_folder"),
     ("model", "data"),
     ("training", "evaluation", "export"),
-    ("sweep",),
+    ("sweep", "data_tools"),
     ("__init__", "cli", "__main__"),
 )
 APART = ({"model", "data"}, {"training", "evaluation"})

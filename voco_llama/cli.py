@@ -112,6 +112,17 @@ def _data_prepare(overrides: list[str]) -> None:
     prepare_video_qa(_compose_flat(overrides, "data_prepare", PrepareVideoQaSettings))
 
 
+def _data_preview(overrides: list[str]) -> None:
+    from voco_llama.composition import compose
+    from voco_llama.data_tools.preview_settings import PreviewSettings, check_preview
+
+    settings = compose(overrides, "data_preview", PreviewSettings)
+    check_preview(settings)  # before the slow imports
+    from voco_llama.data_tools.preview import preview
+
+    preview(settings)
+
+
 def _report(overrides: list[str]) -> None:
     from voco_llama.evaluation.report import ReportSettings, report
 
@@ -162,6 +173,7 @@ def _sweep(overrides: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
     "data-prepare": (_data_prepare, "make a data set for lmms-eval of questions on clips: MSVD-QA or MSRVTT-QA"),
+    "data-preview": (_data_preview, "draw samples of a training as the model will see them: a page, HTML and PNG"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
     "evaluate": (

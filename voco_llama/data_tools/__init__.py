@@ -1,0 +1,1 @@
+"""Tools over data sets: preparing, checking, counting, and showing them."""
