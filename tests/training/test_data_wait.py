@@ -97,7 +97,14 @@ def test_slow_data_is_seen(result_of, monkeypatch):
         time.sleep(0.1)
         return row(self, record)
 
+    start = VoCoTrainer.train
+
+    def started_long_after_it_was_made(self, *args, **kwargs):
+        self.data_wait._begun = self.data_wait._last = -1e6
+        return start(self, *args, **kwargs)
+
     monkeypatch.setattr(VoCoProcessor, "row", slow_row)
+    monkeypatch.setattr(VoCoTrainer, "train", started_long_after_it_was_made)
     result, lines = result_of()
     shares = [entry["data_wait_share"] for entry in result["loss_curve"]]
     assert len(shares) == 4
