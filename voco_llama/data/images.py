@@ -196,7 +196,7 @@ class ImageTransform:
     Pad to a square with the mean color, resize (bicubic, on 8-bit values, as Pillow does it), divide by 255,
     subtract `mean`, divide by `std`. Equal to LLaVA's `expand2square` and the `CLIPImageProcessor` of the transformers
     that it used, which is `CLIPImageProcessorPil` of transformers 5; today's `CLIPImageProcessor` resizes by
-    torchvision, a grey level or so apart.
+    torchvision, which is a grey level apart here and there.
 
     Attributes:
         image_size: Side of the result in pixels.
