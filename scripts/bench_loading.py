@@ -4,7 +4,7 @@
 
 Records of LLaVA's format on synthetic JPEGs of a camera's size go through reader, processor (decoding, padding to a
 square, resizing to 336, tokenizing, laying out), collator and `DataLoader`, as in a training of `voco_1`. Takes
-`images` (200), `width` (640), `height` (480), `quality` (90), `batch` (16), `repeats` (5). The numbers of workers
+`images` (320), `width` (640), `height` (480), `quality` (90), `batch` (16), `repeats` (5). The numbers of workers
 alternate; their ratios are what counts, for machines are noisy. Writes `<output>/bench_loading.json`: medians, ratios,
 the time of each pass, and the load of the machine before the first one.
 """
@@ -33,7 +33,7 @@ from voco_llama.provenance import provenance, write_atomically
 from voco_llama.tokens import add_special_tokens
 
 WORKERS = (0, 1, 2)
-DEFAULTS = {"images": 200, "width": 640, "height": 480, "quality": 90, "batch": 16, "repeats": 5}
+DEFAULTS = {"images": 320, "width": 640, "height": 480, "quality": 90, "batch": 16, "repeats": 5}
 TEXT_ONLY_EVERY = 16
 """About mix665k's share of records without an image."""
 QUESTION = "What is in the picture, and what stands beside it?"
