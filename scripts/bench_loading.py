@@ -6,7 +6,7 @@ Records of LLaVA's format on synthetic JPEGs of a camera's size go through reade
 square, resizing to 336, tokenizing, laying out), collator and `DataLoader`, as in a training of `voco_1`. Takes
 `images` (320), `width` (640), `height` (480), `quality` (90), `batch` (16), `repeats` (5). The numbers of workers
 alternate; their ratios are what counts, for machines are noisy. Writes `<output>/bench_loading.json`: medians, ratios,
-the time of each pass, and the load of the machine before the first one.
+each pass, and how many cores other processes used meanwhile (two workers need two cores of their own).
 """
 
 import json
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
@@ -77,15 +78,29 @@ def build_loading(folder: Path) -> tuple[LoadedMixture, Collator]:
 def one_pass(rows: LoadedMixture, collator: Collator, batch: int, workers: int) -> dict[str, float]:
     """Load everything once, the start of the workers included."""
     loader = DataLoader(rows, batch_size=batch, collate_fn=collator, num_workers=workers)
-    started = time.perf_counter()
+    started, busy_before, own_before = time.perf_counter(), busy_seconds(), own_seconds()
     num_images = sum(len(loaded["pixel_values"]) for loaded in loader)
     seconds = time.perf_counter() - started
+    others = busy_seconds() - busy_before - (own_seconds() - own_before)
     return {
         "workers": workers,
         "seconds": seconds,
         "images_per_second": num_images / seconds,
         "samples_per_second": len(rows) / seconds,
+        "cores_used_by_others": max(0.0, others / seconds),
     }
+
+
+def busy_seconds() -> float:
+    """Of all cores, since the machine started."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0)
+
+
+def own_seconds() -> float:
+    """Of this process and of its workers that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def main() -> None:
@@ -96,7 +111,6 @@ def main() -> None:
     if unknown:
         raise SettingsError(f"unknown setting {unknown[0]!r}; known: output, {', '.join(DEFAULTS)}")
     own = DEFAULTS | {name: int(value) for name, value in given.items()}
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         size = write_data(Path(folder), own)
         rows, collator = build_loading(Path(folder))
@@ -118,7 +132,7 @@ def main() -> None:
         "workers": {n: median | {"ratio": median["images_per_second"] / base} for n, median in medians.items()},
         "settings": own,
         "kilobytes_per_image": size / own["images"] / 1000,
-        "load_before": load,
+        "cores_used_by_others": statistics.median(done["cores_used_by_others"] for done in passes),
         "passes": passes,
         **provenance(),
     }
