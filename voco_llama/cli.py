@@ -164,6 +164,17 @@ def _data_stats(overrides: list[str]) -> None:
     sys.stdout.write(stats_table(count_data(settings)))
 
 
+def _data_preview(overrides: list[str]) -> None:
+    from voco_llama.composition import compose
+    from voco_llama.data_tools.preview_settings import PreviewSettings, check_preview
+
+    settings = compose(overrides, "data_preview", PreviewSettings)
+    check_preview(settings)  # before the slow imports
+    from voco_llama.data_tools.preview import preview
+
+    preview(settings)
+
+
 def _report(overrides: list[str]) -> None:
     from voco_llama.evaluation.report import ReportSettings, report
 
@@ -216,6 +227,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "data-prepare": (_data_prepare, "list the public data sets; verify, unpack and, if asked to, download one of them"),
     "data-check": (_data_check, "read every record, image and clip of a training's data, and report what is wrong"),
     "data-stats": (_data_stats, "count records, turns, tokens, image sizes and steps of a training's data"),
+    "data-preview": (_data_preview, "draw samples of a training as the model will see them: a page, HTML and PNG"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "doctor": (_doctor, "check this machine, and what a training named by experiment=... needs of it; writes nothing"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),

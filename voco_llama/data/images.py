@@ -5,22 +5,30 @@ names it: missing, not an image, truncated, or so large that decoding it would e
 bomb; judged from the header, before a pixel is decoded).
 
 Colors follow LLaVA: a plain `convert("RGB")`. So an alpha channel is dropped (not blended), a palette looked up, grey
-repeated, CMYK converted without its profile, and the EXIF orientation ignored.
+repeated, CMYK converted without its profile, other color profiles ignored, of an animation the first frame taken. The
+EXIF orientation is ignored too, as LLaVA does it: a photograph that a viewer would turn stays as it is stored (of the
+formats here only TIFF is turned, which Pillow itself does).
+
+One exception: 16-bit grey. Pillow cuts its values off at 255, so that LLaVA sees an almost white picture; here they are
+scaled to 8 bits, as Pillow scales 16-bit RGB. Grey values of a range that nothing states (32-bit integers or floats of
+a TIFF) are refused.
 """
 
 import json
 import os
 import struct
+import threading
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from voco_llama.data.media import StoredFile
 from voco_llama.errors import DataError, SettingsError
@@ -93,8 +101,8 @@ def load_image(path: str | os.PathLike[str] | StoredFile) -> Image.Image:
         A `PIL.Image` in mode RGB that holds no open file.
 
     Raises:
-        DataError: The file is missing, is in none of `IMAGE_FORMATS`, is corrupt or truncated, or has more than
-            `MAX_IMAGE_PIXELS` pixels when padded to a square.
+        DataError: The file is missing, is in none of `IMAGE_FORMATS`, is corrupt or truncated, has more than
+            `MAX_IMAGE_PIXELS` pixels when padded to a square, or grey values of an unknown range.
     """
     where = f"image {path}"
     if isinstance(path, StoredFile):
@@ -116,14 +124,11 @@ def decode_image(file: str | os.PathLike[str] | BinaryIO, where: str) -> Image.I
         DataError: As `load_image`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below, is stricter
-            image = Image.open(file, formats=IMAGE_FORMATS)
-        with image:
+        with _whole_files_only(), _without_warnings(), Image.open(file, formats=IMAGE_FORMATS) as image:
             width, height = image.size
             if max(width, height) ** 2 > MAX_IMAGE_PIXELS:
                 raise DataError(_too_large(where, f"{width} x {height}"))
-            return image.convert("RGB")
+            return _to_rgb(image, where)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -132,6 +137,48 @@ def decode_image(file: str | os.PathLike[str] | BinaryIO, where: str) -> Image.I
         raise DataError(f"{where}: not an image that can be read ({', '.join(IMAGE_FORMATS)}); replace it") from error
     except DECODER_ERRORS as error:
         raise DataError(f"{where}: corrupt or truncated ({one_line(error)}); fetch it again") from error
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without Pillow's, of large pictures (our own limit is stricter), torn metadata, a palette's lost transparency."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    """What `convert("RGB")` gives, but for deep grey: see the module."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise DataError(f"{where}: grey values of 32 bits, whose range is not known; save it with 8 or 16 bits")
+    return image.convert("RGB")
+
+
+_strictness = threading.Lock()
+_num_strict, _was_lenient = 0, False
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Have Pillow refuse truncated files, whatever another library set (lmms-eval wants them filled up with grey).
+
+    The switch is one for the whole process: the first of several threads turns it, the last one turns it back.
+    """
+    global _num_strict, _was_lenient
+    with _strictness:
+        if not _num_strict:
+            _was_lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        _num_strict += 1
+    try:
+        yield
+    finally:
+        with _strictness:
+            _num_strict -= 1
+            if not _num_strict:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _was_lenient
 
 
 def _too_large(where: str, size: str) -> str:
@@ -155,7 +202,9 @@ class ImageTransform:
     """LLaVA-1.5's `pad` preprocessing.
 
     Pad to a square with the mean color, resize (bicubic, on 8-bit values, as Pillow does it), divide by 255,
-    subtract `mean`, divide by `std`.
+    subtract `mean`, divide by `std`. Equal to LLaVA's `expand2square` and the `CLIPImageProcessor` of the transformers
+    that it used, which is `CLIPImageProcessorPil` of transformers 5; today's `CLIPImageProcessor` resizes by
+    torchvision, which is a grey level apart here and there.
 
     Attributes:
         image_size: Side of the result in pixels.
@@ -186,6 +235,12 @@ class ImageTransform:
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(torch.float32) / 255
         mean, std = (torch.tensor(channels).view(3, 1, 1) for channels in (self.mean, self.std))
         return ((pixels - mean) / std).contiguous()
+
+    def to_image(self, pixels: torch.Tensor) -> Image.Image:
+        """Undoes the normalization: float `[3, height, width]` -> the RGB image that was normalized."""
+        mean, std = (torch.tensor(channels).view(3, 1, 1) for channels in (self.mean, self.std))
+        values = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""

@@ -94,6 +94,7 @@ def train(settings: TrainSettings) -> Path:
         logger.info("going on from %s", checkpoint)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    data_wait_share = trainer.data_wait.share
     if adapters is not None:
         save_and_merge(adapters, run.final if arguments.should_save else None)
     save_final(trainer, run.final)
@@ -104,6 +105,7 @@ def train(settings: TrainSettings) -> Path:
             "stage": settings.stage.name,
             "steps": trainer.state.global_step,
             "seconds": time.perf_counter() - started,
+            "data_wait_share": data_wait_share,
             "loss_curve": loss_curve(trainer.state.log_history),
             "parameters": [vars(count) for count in table],
             "bad_records": bad_records,

@@ -9,6 +9,7 @@ loss by their number, so that a global batch has one gradient however it is divi
 import logging
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from voco_llama.errors import SettingsError
 from voco_llama.layout import truncate_voco
+from voco_llama.training.data_wait import DataWait
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.losses import LOGGED, LossLog, ScheduledLoss
 from voco_llama.training.sampling import GroupedSampler, StreamSampler
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 MAX_LINES = 100
 """Progress lines of a run, about."""
+
+DATA_WAIT = "data_wait_share"
+"""Of the time since the log entry before, what training waited for batches."""
 
 
 class VoCoTrainer(Trainer):
@@ -56,6 +61,7 @@ class VoCoTrainer(Trainer):
         self.elastic = elastic
         self._last_step, self._micro_step = -1, 0
         self.use_muon = use_muon
+        self.data_wait = DataWait(self.args.device)
         self.tokens_seen: Tensor | int = 0
         """Tokens of this process since training began, padding left out; summed on the device without waiting."""
         self.remove_callback(PrinterCallback)
@@ -76,6 +82,10 @@ class VoCoTrainer(Trainer):
             betas = (wanted.adam_beta1, wanted.adam_beta2)
             self.optimizer = muon(self.model, wanted.learning_rate, wanted.weight_decay, betas, eps=wanted.adam_epsilon)
         return self.optimizer
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own: all batches of a step; each is timed."""
+        return super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass, of fewer VoCo tokens if training is elastic; counts the tokens besides."""
@@ -116,13 +126,14 @@ class VoCoTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, and stop a run whose loss is no number any more.
+        """Log, with this process's share of time spent waiting for data; stop a run whose loss is no number any more.
 
         Raises:
             SettingsError: The loss is NaN or infinite.
         """
         if "loss" in logs:
             logs |= self.loss_log.take(self.state.global_step, lambda x: self.accelerator.reduce(x, "mean"))
+            logs[DATA_WAIT] = self.data_wait.take()
         super().log(logs, *args, **kwargs)
         if not math.isfinite(logs.get("loss", 0.0)):
             raise SettingsError(
@@ -144,7 +155,7 @@ class _EpochOfOrder(TrainerCallback):
 
 
 class _ProgressLines(TrainerCallback):
-    """`step 40/700  loss 3.214  lr 9.8e-04  12,300 tokens/s  3m12s left`, a limited number of times."""
+    """`step 40/700  loss 3.214  lr 9.8e-04  12,300 tokens/s  data 3 %  3m12s left`, a limited number of times."""
 
     def __init__(self, trainer: VoCoTrainer) -> None:
         self.trainer = trainer
@@ -153,6 +164,7 @@ class _ProgressLines(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started = time.perf_counter()
+        self.trainer.data_wait.start()
         self.first_step = self.last_line = state.global_step
 
     def on_step_end(
@@ -180,6 +192,7 @@ class _ProgressLines(TrainerCallback):
         tokens = int(self.trainer.tokens_seen) * args.world_size
         if tokens:
             parts.append(f"{tokens / seconds:,.0f} tokens/s")
+        parts.append(f"data {logs[DATA_WAIT]:.0%}".replace("%", " %"))
         left = seconds / max(step - self.first_step, 1) * (state.max_steps - step)
         parts.append(f"{_duration(left)} left" if step < state.max_steps else f"took {_duration(seconds)}")
         logger.info("  ".join(parts))
@@ -192,6 +205,6 @@ def _duration(seconds: float) -> str:
 
 
 def loss_curve(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the Trainer's log: step, losses (means since the entry before), learning rate, gradient norm."""
-    keys = ("step", "epoch", "loss", *LOGGED, "learning_rate", "grad_norm")
+    """Of the Trainer's log: step, losses (means since the entry before), learning rate, gradient norm, data wait."""
+    keys = ("step", "epoch", "loss", *LOGGED, "learning_rate", "grad_norm", DATA_WAIT)
     return [{key: entry[key] for key in keys if key in entry} for entry in log_history if "loss" in entry]
