@@ -15,6 +15,7 @@ LAYERS = (
     ("layout", "visibility", "vision_config", "llava_folder"),
     ("model", "data"),
     ("training", "evaluation", "export"),
+    ("dry_run",),
     ("sweep", "data_tools", "doctor"),
     ("__init__", "cli", "__main__"),
 )

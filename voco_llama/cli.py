@@ -52,8 +52,8 @@ def _train(overrides: list[str]) -> None:
     settings = compose(overrides)
     check_settings(settings, paths=not settings.dry_run)  # before the slow imports
     if settings.dry_run:
-        from voco_llama.training.dry_run import dry_run
-        from voco_llama.training.dry_run_text import format_dry_run
+        from voco_llama.dry_run.run import dry_run
+        from voco_llama.dry_run.text import format_dry_run
 
         text = format_dry_run(dry_run(settings))
         if os.environ.get("RANK", "0") == "0":

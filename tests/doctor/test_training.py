@@ -15,8 +15,8 @@ from voco_llama.composition import compose
 from voco_llama.doctor import training
 from voco_llama.doctor.finding import run_checks
 from voco_llama.doctor.training import training_checks
-from voco_llama.training.dry_run import plan_memory
-from voco_llama.training.shapes import meta_model
+from voco_llama.dry_run.run import plan_memory
+from voco_llama.dry_run.shapes import meta_model
 
 Usage = namedtuple("Usage", "total used free")
 

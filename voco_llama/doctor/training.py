@@ -14,15 +14,15 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from voco_llama.doctor.finding import Check, Finding
 from voco_llama.doctor.machine import GB, SECONDS, SHARED_MEMORY, num_cores
+from voco_llama.dry_run.inputs import Input, data_inputs, model_inputs
+from voco_llama.dry_run.plan import num_processes, uncounted, zero_options
+from voco_llama.dry_run.run import Memory, count_saved, plan_memory
+from voco_llama.dry_run.shapes import MetaModel, meta_model
+from voco_llama.dry_run.text import verdict
 from voco_llama.errors import SettingsError, first_line
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import accumulation_steps, rows_per_process, world_size
 from voco_llama.training.checks import check_settings
-from voco_llama.training.dry_run import Memory, count_saved, plan_memory
-from voco_llama.training.dry_run_text import verdict
-from voco_llama.training.inputs import Input, data_inputs, model_inputs
-from voco_llama.training.plan import num_processes, uncounted, zero_options
-from voco_llama.training.shapes import MetaModel, meta_model
 
 PREFETCHED = 2
 """Batches a data worker holds ready (PyTorch's `prefetch_factor`)."""

@@ -49,7 +49,7 @@ def train(settings: TrainSettings) -> Path:
     """
     check_settings(settings)
     if settings.dry_run:
-        raise SettingsError("dry_run=true trains nothing: call voco_llama.training.dry_run.dry_run")
+        raise SettingsError("dry_run=true trains nothing: call voco_llama.dry_run.run.dry_run")
     if settings.stage.name == "clip":
         from voco_llama.training.clip import train_clip
 

@@ -11,19 +11,19 @@ import torch
 from voco_llama import cli
 from voco_llama.composition import CONFIG_DIR, compose
 from voco_llama.data import kept_tables
+from voco_llama.dry_run import inputs
+from voco_llama.dry_run import plan as plan_module
+from voco_llama.dry_run.fitting import what_fits
+from voco_llama.dry_run.inputs import data_inputs
+from voco_llama.dry_run.memory import estimate
+from voco_llama.dry_run.plan import memory_plan
+from voco_llama.dry_run.run import dry_run
+from voco_llama.dry_run.shapes import meta_model
+from voco_llama.dry_run.text import format_dry_run, verdict
 from voco_llama.errors import SettingsError
-from voco_llama.training import inputs
-from voco_llama.training import plan as plan_module
 from voco_llama.training.batch import accumulation_steps, world_size
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
-from voco_llama.training.dry_run import dry_run
-from voco_llama.training.dry_run_text import format_dry_run, verdict
-from voco_llama.training.fitting import what_fits
-from voco_llama.training.inputs import data_inputs
-from voco_llama.training.memory import estimate
-from voco_llama.training.plan import memory_plan
 from voco_llama.training.run import train
-from voco_llama.training.shapes import meta_model
 from voco_llama.training.stages import count_parameters, set_trainable
 
 ALIGNMENTS = ("align_7b", "align_lcs_7b")

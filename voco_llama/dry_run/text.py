@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from voco_llama.training.dry_run import DryRun, Memory
-from voco_llama.training.memory import MOMENTS
+from voco_llama.dry_run.memory import MOMENTS
+from voco_llama.dry_run.run import DryRun, Memory
 from voco_llama.training.stages import format_table
 
 GB = 1e9

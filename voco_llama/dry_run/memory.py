@@ -16,7 +16,7 @@ A step has moments, and its peak is the largest of them:
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from voco_llama.training.memory_plan import BOOL, FLOAT32, HALF, MAX_LIVE, Adapters, Decoder, Group, Placement, Plan
+from voco_llama.dry_run.memory_plan import BOOL, FLOAT32, HALF, MAX_LIVE, Adapters, Decoder, Group, Placement, Plan
 
 MOMENTS = ("tower", "head", "layer", "update")
 

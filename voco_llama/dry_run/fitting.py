@@ -7,11 +7,11 @@ offloading; each of them again with fewer and fewer rows.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from voco_llama.dry_run.memory import estimate
+from voco_llama.dry_run.memory_plan import HALF, Adapters, Group, Plan, adapter_parameters, with_rows
+from voco_llama.dry_run.plan import num_processes
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import accumulation_steps, rows_per_process
-from voco_llama.training.memory import estimate
-from voco_llama.training.memory_plan import HALF, Adapters, Group, Plan, adapter_parameters, with_rows
-from voco_llama.training.plan import num_processes
 
 LORA_RANK, LORA_ALPHA = 128, 256
 """LLaVA's own (scripts/v1_5/finetune_lora.sh)."""

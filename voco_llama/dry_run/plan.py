@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from voco_llama.dry_run.memory_plan import FLOAT32, HALF, MAX_LIVE, Adapters, Group, Pass, Placement, Plan
+from voco_llama.dry_run.shapes import MetaModel
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import rows_per_process, world_size
-from voco_llama.training.memory_plan import FLOAT32, HALF, MAX_LIVE, Adapters, Group, Pass, Placement, Plan
-from voco_llama.training.shapes import MetaModel
 from voco_llama.training.stages import MODULES
 
 COUNTED_OPTIMIZER = "adamw_torch"

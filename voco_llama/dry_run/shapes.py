@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
 from voco_llama.composition import CONFIG_DIR
+from voco_llama.dry_run.memory_plan import Decoder, Tower
 from voco_llama.errors import CheckpointError, SettingsError, first_line
 from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.voco_llama import VoCoLlama
@@ -20,7 +21,6 @@ from voco_llama.settings import TrainSettings
 from voco_llama.tokens import add_special_tokens
 from voco_llama.training.build import compression_config
 from voco_llama.training.lora import add_adapters, trained_by
-from voco_llama.training.memory_plan import Decoder, Tower
 from voco_llama.training.stages import ModuleCount, set_trainable
 from voco_llama.vision_config import MLP_RATIO, read_vision_config
 

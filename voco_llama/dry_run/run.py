@@ -2,17 +2,12 @@
 
 from dataclasses import dataclass
 
-from voco_llama.errors import SettingsError
-from voco_llama.model.losses import Objective
-from voco_llama.settings import TrainSettings
-from voco_llama.training.batch import accumulation_steps, rows_per_process
-from voco_llama.training.checks import check_settings
-from voco_llama.training.epoch import Epoch, Length, count_epoch, count_steps
-from voco_llama.training.fitting import Remedy, what_fits
-from voco_llama.training.inputs import data_inputs, model_inputs
-from voco_llama.training.memory import Estimate, estimate
-from voco_llama.training.memory_plan import FLOAT32, HALF, Plan
-from voco_llama.training.plan import (
+from voco_llama.dry_run.epoch import Epoch, Length, count_epoch, count_steps
+from voco_llama.dry_run.fitting import Remedy, what_fits
+from voco_llama.dry_run.inputs import data_inputs, model_inputs
+from voco_llama.dry_run.memory import Estimate, estimate
+from voco_llama.dry_run.memory_plan import FLOAT32, HALF, Plan
+from voco_llama.dry_run.plan import (
     device_memory,
     memory_plan,
     num_processes,
@@ -21,9 +16,14 @@ from voco_llama.training.plan import (
     text_tokens,
     uncounted,
 )
-from voco_llama.training.shapes import MetaModel, meta_model
+from voco_llama.dry_run.shapes import MetaModel, meta_model
+from voco_llama.dry_run.walk import walk
+from voco_llama.errors import SettingsError
+from voco_llama.model.losses import Objective
+from voco_llama.settings import TrainSettings
+from voco_llama.training.batch import accumulation_steps, rows_per_process
+from voco_llama.training.checks import check_settings
 from voco_llama.training.stages import ModuleCount
-from voco_llama.training.walk import walk
 
 
 @dataclass(frozen=True)

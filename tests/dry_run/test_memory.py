@@ -10,10 +10,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import tiny_model, tiny_processor, tiny_text_config
-from voco_llama.settings import LoraSettings
-from voco_llama.training.lora import add_adapters, trained_by
-from voco_llama.training.memory import MOMENTS, estimate, kept_by_layer
-from voco_llama.training.memory_plan import (
+from voco_llama.dry_run.memory import MOMENTS, estimate, kept_by_layer
+from voco_llama.dry_run.memory_plan import (
     BOOL,
     FLOAT32,
     Adapters,
@@ -26,7 +24,9 @@ from voco_llama.training.memory_plan import (
     adapter_parameters,
     with_rows,
 )
-from voco_llama.training.plan import parameter_groups
+from voco_llama.dry_run.plan import parameter_groups
+from voco_llama.settings import LoraSettings
+from voco_llama.training.lora import add_adapters, trained_by
 from voco_llama.training.stages import set_trainable
 
 ROWS, LENGTH = 3, 20

@@ -1,0 +1,1 @@
+"""What a training would be, without its weights, data or GPU: shapes, parameters, steps, sizes, memory."""
