@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error_line(error)}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: a training goes on from its last checkpoint by the same command\n")
+        sys.stderr.write("interrupted: the same command again goes on from what is finished and saved\n")
         return 130
     _leave_process_group()
     return status

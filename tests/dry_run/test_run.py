@@ -23,6 +23,7 @@ from voco_llama.dry_run.text import format_dry_run, verdict
 from voco_llama.errors import SettingsError
 from voco_llama.training.batch import accumulation_steps, world_size
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
+from voco_llama.training.data_checks import segments_a_row
 from voco_llama.training.run import train
 from voco_llama.training.stages import count_parameters, set_trainable
 
@@ -210,7 +211,7 @@ def test_contradictions_are_one_line(overrides, message, capsys):
 
 def test_the_video_experiment_has_room_for_its_frames():
     settings = composed("video_7b")
-    assert plan_module.segments_a_row(settings) == 8
+    assert segments_a_row(settings) == 8
     run = dry_run(settings)
     assert run.shapes["images"][0] == 8 * run.rows
     assert run.length.steps is None  # a folder of clips has as many as it has

@@ -144,7 +144,7 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on(sweep, tmp_path):
     process.send_signal(signal.SIGTERM)
     status, text = finished(process)
     assert status == 130
-    assert text.endswith("interrupted: a training goes on from its last checkpoint by the same command\n")
+    assert text.endswith("interrupted: the same command again goes on from what is finished and saved\n")
     assert not [child for child in children if child.is_running()]
 
     reached = max(int(file.name.partition("-")[2]) for file in run.glob("checkpoint-*"))

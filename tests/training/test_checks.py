@@ -1,6 +1,7 @@
 """Contradictions and missing paths, each one clear line, before anything is loaded."""
 
 import json
+import re
 
 import pytest
 
@@ -187,6 +188,21 @@ def test_more_voco_tokens_than_vision_tokens(disk, tmp_path):
     for values in (disk, disk | {"model.checkpoint": tmp_path / "final"}):
         with pytest.raises(SettingsError, match="num_voco is 17, but an image has only 16 vision tokens"):
             check_settings(compose([*as_overrides(values), "compression.num_voco=17"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fits", "message"),
+    [
+        ([], 19, "data.max_length is 18, but 1 segments of 17 tokens are 17: raise it, or lower data.num_frames"),
+        (["stage=video", "data.num_frames=3", "compression.num_voco=2"], 56, "3 segments of 18 tokens are 54"),
+        (["stage=video", "data.num_frames=3", "compression=average_pool_1"], 5, "3 segments of 1 tokens are 3"),
+    ],
+)
+def test_rows_have_room_for_their_segments(disk, overrides, fits, message):
+    """An image of the little tower has 16 vision tokens."""
+    check_settings(compose([*as_overrides(disk), *overrides, f"data.max_length={fits}"]))
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        check_settings(compose([*as_overrides(disk), *overrides, f"data.max_length={fits - 1}"]))
 
 
 def test_vision_tokens_of_an_architecture_are_known_without_importing_it():

@@ -11,11 +11,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
 from voco_llama.dry_run.inputs import data_inputs
-from voco_llama.dry_run.plan import num_processes, segments_a_row
+from voco_llama.dry_run.plan import num_processes
 from voco_llama.errors import SettingsError, VoCoError, first_line
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import accumulation_steps, rows_per_process
 from voco_llama.training.build import open_mixture
+from voco_llama.training.data_checks import segments_a_row
 from voco_llama.training.run import CHARACTERS_PER_TOKEN
 
 SHOWN_AT = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -9,9 +9,9 @@ from torch import nn
 
 from voco_llama.dry_run.memory_plan import FLOAT32, HALF, MAX_LIVE, Adapters, Group, Pass, Placement, Plan
 from voco_llama.dry_run.shapes import MetaModel
-from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import rows_per_process, world_size
+from voco_llama.training.data_checks import segments_a_row, tokens_for_text
 from voco_llama.training.stages import MODULES
 
 COUNTED_OPTIMIZER = "adamw_torch"
@@ -23,30 +23,9 @@ def num_processes(settings: TrainSettings) -> int:
     return world_size() or settings.hardware.num_processes or 1
 
 
-def segments_a_row(settings: TrainSettings) -> int:
-    """Segments of a usual row: the frames of a clip, one image, or none."""
-    return {"language": 0, "video": settings.data.num_frames}.get(settings.stage.name, 1)
-
-
 def segment_tokens(settings: TrainSettings, meta: MetaModel) -> int:
     """Tokens that a segment takes in a row."""
     return meta.model.config.segment_shape().num_vision + settings.compression.num_voco
-
-
-def text_tokens(settings: TrainSettings, meta: MetaModel) -> int:
-    """Tokens that a row of full length has left for its text.
-
-    Raises:
-        SettingsError: None.
-    """
-    segments, each = segments_a_row(settings), segment_tokens(settings, meta)
-    left = settings.data.max_length - segments * each
-    if left < 2:
-        raise SettingsError(
-            f"data.max_length is {settings.data.max_length}, but {segments} segments of {each} tokens are"
-            f" {segments * each}: raise it, or lower data.num_frames"
-        )
-    return left
 
 
 def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
@@ -56,6 +35,7 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
         SettingsError: The rows are too short for their segments.
     """
     trainer, rows = settings.trainer, rows_per_process(settings)
+    text = tokens_for_text(settings, segment_tokens(settings, meta))
     placement = _placement(settings)
     half = bool(trainer.get("bf16") or trainer.get("fp16"))
     groups = parameter_groups(meta.model)
@@ -73,7 +53,7 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
         rows=rows,
         length=settings.data.max_length,
         images=rows * segments_a_row(settings),
-        trained_tokens=rows * min(text_tokens(settings, meta), settings.data.max_length - 1),
+        trained_tokens=rows * min(text, settings.data.max_length - 1),
         element=element,
         attention=settings.model.attention,
         checkpointing=bool(trainer.get("gradient_checkpointing") or trainer.get("activation_checkpointing")),

@@ -12,8 +12,6 @@ from voco_llama.dry_run.plan import (
     memory_plan,
     num_processes,
     segment_tokens,
-    segments_a_row,
-    text_tokens,
     uncounted,
 )
 from voco_llama.dry_run.shapes import MetaModel, meta_model
@@ -23,6 +21,7 @@ from voco_llama.model.losses import Objective
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import accumulation_steps, rows_per_process
 from voco_llama.training.checks import check_settings
+from voco_llama.training.data_checks import segments_a_row, tokens_for_text
 from voco_llama.training.stages import ModuleCount
 
 
@@ -128,7 +127,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
         meta.model,
         rows,
         segments_a_row(settings),
-        text_tokens(settings, meta),
+        tokens_for_text(settings, segment_tokens(settings, meta)),
         None if chunk is None else Objective(chunk_size=chunk),
     )
     epoch = count_epoch(settings, segment_tokens(settings, meta))

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.composition import did_you_mean
-from voco_llama.data.hf_dataset import is_hub_name
-from voco_llama.data.media_root import list_archives
-from voco_llama.data.readers import check_streamed
 from voco_llama.errors import SettingsError
 from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings
+from voco_llama.training.data_checks import check_data, check_data_paths, tokens_for_text
 from voco_llama.training.loss_checks import check_loss_paths, check_losses, require, require_path
 
 PARTS = ("vision", "projector", "language")
@@ -56,11 +54,11 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     _check_compression(settings)
     _check_stage(settings.stage, settings)
     _check_model(settings.model, settings)
-    _check_data(settings)
+    check_data(settings)
     check_losses(settings)
     if paths:
         _check_paths(settings)
-        _check_num_voco_fits(settings)
+        _check_segments_fit(settings)
         check_loss_paths(settings)
     _check_trainer(settings)
 
@@ -159,47 +157,8 @@ def _check_model(model: ModelSettings, settings: TrainSettings) -> None:
     )
 
 
-def _check_data(settings: TrainSettings) -> None:
-    data = settings.data
-    require(bool(data.sources), "data.sources is empty: choose a data=... group or list a source")
-    for index, source in enumerate(data.sources):
-        require(source.weight > 0, f"data.sources.{index}.weight is {source.weight}: give a number above 0")
-        require(
-            source.limit is None or source.limit > 0, f"data.sources.{index}.limit is {source.limit}: give 1 or more"
-        )
-        list_archives(source.archives, f"data.sources.{index}.archives")
-    require(
-        not data.keep_in_memory or not settings.trainer.get("dataloader_num_workers"),
-        "data.keep_in_memory keeps rows in the training process: set trainer.dataloader_num_workers=0",
-    )
-    if data.streaming:
-        _check_streaming(settings)
-    for name in ("max_length", "num_frames", "shuffle_buffer"):
-        require(getattr(data, name) > 0, f"data.{name} is {getattr(data, name)}: give 1 or more")
-
-
-def _check_streaming(settings: TrainSettings) -> None:
-    data = settings.data
-    for source in data.sources:
-        check_streamed(source.format, source.file)
-    require(
-        data.grouping == "none",
-        f"data.streaming with data.grouping={data.grouping} would read everything for its lengths: set"
-        " data.grouping=none",
-    )
-    require(not data.keep_in_memory, "data.streaming and data.keep_in_memory contradict each other: choose one")
-    require(settings.stage.name != "clip", "stage clip trains on the toy world: set data.streaming=false")
-
-
 def _check_paths(settings: TrainSettings) -> None:
-    for index, source in enumerate(settings.data.sources):
-        if source.format != "hf_dataset" or not is_hub_name(source.file):
-            require_path(f"data.sources.{index}.file", source.file, settings)
-        if source.media_folder is not None:
-            require_path(f"data.sources.{index}.media_folder", source.media_folder, settings)
-        for prefix, archives in list_archives(source.archives).items():
-            for archive in archives:
-                require_path(f"data.sources.{index}.archives.{prefix.rstrip('/')}", archive, settings)
+    check_data_paths(settings)
     model = settings.model
     if model.checkpoint is not None:
         require_path("model.checkpoint", model.checkpoint, settings, "; train that stage first")
@@ -227,7 +186,7 @@ def _check_paths(settings: TrainSettings) -> None:
     require(not Path(settings.output_dir).is_file(), f"output_dir: {settings.output_dir} is a file, not a folder")
 
 
-def _check_num_voco_fits(settings: TrainSettings) -> None:
+def _check_segments_fit(settings: TrainSettings) -> None:
     vision = _vision_config(settings.model)
     if vision is None or settings.stage.name == "clip":
         return
@@ -237,6 +196,8 @@ def _check_num_voco_fits(settings: TrainSettings) -> None:
         f"compression.num_voco is {settings.compression.num_voco}, but an image has only {available} vision tokens:"
         " use fewer",
     )
+    compresses_inside = settings.compression.compressor == "language_model"
+    tokens_for_text(settings, (available if compresses_inside else 0) + settings.compression.num_voco)
 
 
 def _vision_config(model: ModelSettings) -> dict[str, Any] | None:
