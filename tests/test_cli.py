@@ -1,5 +1,6 @@
 """The command line: what it prints, and its exit status."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from voco_llama import cli
+from voco_llama.composition import CONFIG_DIR
 from voco_llama.errors import DataError
 
 
@@ -120,3 +122,25 @@ def test_help_and_mistakes_do_not_load_transformers():
         " sys.exit(99 if 'transformers' in sys.modules else status)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["toyworld", "data-prepare", "evaluate", "evaluate-clips", "report", "ask", "export", "sweep"]
+)
+def test_no_setting_has_the_name_of_a_folder_of_configs(command, monkeypatch):
+    """Hydra would take `shapes=4` for the choice of a file in `configs/shapes/`."""
+    seen = []
+
+    class Composed(Exception):
+        pass
+
+    def compose(overrides, name, schema):
+        seen.extend(field.name for field in dataclasses.fields(schema))
+        raise Composed
+
+    monkeypatch.setattr("voco_llama.composition.compose", compose)
+    with pytest.raises(Composed):
+        cli.COMMANDS[command][0]([])
+    assert "paths" in seen
+    folders = {folder.name for folder in CONFIG_DIR.iterdir() if folder.is_dir()}
+    assert not folders & set(seen) - {"paths"}

@@ -1,7 +1,7 @@
 """The model of a training on the meta device: shapes without weights, network or GPU.
 
 The language model's shape comes from the checkpoint that the training starts from, else from the folder or the hub's
-cache, else from the published shapes that ship in `configs/shapes`.
+cache, else from the published shapes that ship in `configs/model_shapes`.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from voco_llama.training.lora import add_adapters, trained_by
 from voco_llama.training.stages import ModuleCount, set_trainable
 from voco_llama.vision_config import MLP_RATIO, read_vision_config
 
-SHAPES_DIR = CONFIG_DIR / "shapes"
+SHAPES_DIR = CONFIG_DIR / "model_shapes"
 ADDED_TOKENS = 2
 """`<image>` and `<voco>`."""
 
