@@ -263,6 +263,7 @@ class TrainSettings:
         trainer: Keys of `transformers.TrainingArguments`, `deepspeed` (a path or the configuration itself) included.
         optimizer: `trainer`: the one that `trainer.optim` names, AdamW by default. `muon`: for tiny models that learn
             from scratch (`voco_llama.training.optimizer`).
+        projector_learning_rate: Of the projector (or compressor), scheduled as `trainer.learning_rate`; null: that one.
         resume: `auto` goes on from the last checkpoint in `output_dir`, `never` refuses a folder already in use, a
             path names a checkpoint.
         dry_run: Count what the training would be, without weights, data, GPU or network, and write nothing.
@@ -278,6 +279,7 @@ class TrainSettings:
     global_batch_size: int | None = None
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
     optimizer: str = _choice("trainer", "muon", default="trainer")
+    projector_learning_rate: float | None = None
     paths: PathsSettings = field(default_factory=PathsSettings)
     seed: int = 0
     output_dir: str = MISSING

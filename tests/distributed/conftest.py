@@ -27,6 +27,7 @@ def overrides(tmp_path_factory):
             f"trainer.max_steps={STEPS}",
             f"trainer.per_device_train_batch_size={8 // processes}",
             "trainer.learning_rate=3.0e-3",
+            "projector_learning_rate=1.0e-3",
             "trainer.logging_steps=1",
             "trainer.report_to=none",
             "trainer.dataloader_num_workers=0",

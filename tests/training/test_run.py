@@ -68,6 +68,7 @@ class Killed(BaseException):
 
 def test_a_killed_run_goes_on_to_the_same_curve(settings_for, monkeypatch, caplog):
     more = ("trainer.max_steps=8", "trainer.save_strategy=steps", "trainer.save_steps=3")
+    more += ("projector_learning_rate=1e-3",)
     whole = curve_of(settings_for, "whole", *more)
 
     settings = settings_for("toy/voco_1", *more)
@@ -104,6 +105,25 @@ def test_the_optimizer_is_the_one_that_is_set(settings_for, optimizer):
     adamw, muon = {"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"}
     assert adamw in kept
     assert (muon in kept) == (optimizer == "muon")
+
+
+@pytest.mark.parametrize("optimizer", ["trainer", "muon"])
+def test_the_projector_may_have_its_own_learning_rate(settings_for, optimizer):
+    """After one step, which is proportional to the rate, the projector has gone half as far, all else as far."""
+
+    def trained(rate: float, projector_rate: str):
+        settings = settings_for(
+            "toy/instruct", f"optimizer={optimizer}", "trainer.max_steps=1", f"trainer.learning_rate={rate}",
+            "trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0", f"projector_learning_rate={projector_rate}",
+        )  # fmt: skip
+        settings.output_dir += f"_{rate}_{projector_rate}"
+        return VoCoLlama.from_pretrained(train(settings)).state_dict()
+
+    start, same, halved = trained(0.0, "null"), trained(3e-3, "null"), trained(3e-3, "1.5e-3")
+    for name in ("projector.0.weight", "projector.2.bias", "language_model.model.layers.0.mlp.up_proj.weight"):
+        step = 0.5 if name.startswith("projector") else 1.0
+        assert not torch.equal(same[name], start[name])
+        torch.testing.assert_close(halved[name] - start[name], step * (same[name] - start[name]), atol=1e-7, rtol=1e-3)
 
 
 def test_a_finished_run_is_left_as_it_is(settings_for, monkeypatch, caplog):

@@ -1,10 +1,11 @@
 """The one function that decides what trains, and its table."""
 
 import pytest
+import torch
 from torch import nn
 
 from voco_llama.errors import SettingsError
-from voco_llama.training.stages import ModuleCount, format_table, set_trainable
+from voco_llama.training.stages import ModuleCount, format_table, give_learning_rate, part_parameters, set_trainable
 
 
 class Model(nn.Module):
@@ -49,3 +50,22 @@ def test_the_table_has_sums_and_columns():
 def test_an_unknown_part():
     with pytest.raises(SettingsError, match="choose from vision, projector, language"):
         set_trainable(Model(), ["eyes"])
+
+
+def test_a_part_has_its_learning_rate_and_all_else_of_its_groups():
+    model = Model()
+    matrices, rest = [model.language_model[0].weight, model.projector.weight], [model.projector.bias]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.3}, {"params": rest, "weight_decay": 0.0}], 1.0
+    )
+    give_learning_rate(optimizer, part_parameters(model, "projector"), 0.25)
+    found = [(group["params"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert len(found) == 3  # the second had nothing else in it
+    assert found[0][0][0] is matrices[0]
+    assert found[0][1:] == (1.0, 0.3)
+    assert found[1][0][0] is matrices[1]
+    assert found[1][1:] == (0.25, 0.3)
+    assert found[2][0][0] is rest[0]
+    assert found[2][1:] == (0.25, 0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert scheduler.get_last_lr() == [0.5, 0.125, 0.125]

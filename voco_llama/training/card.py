@@ -95,6 +95,7 @@ def _recipe(
         "steps": result["steps"],
         "samples a step": settings.global_batch_size or _samples_a_step(trainer, last),
         "learning rate": trainer.get("learning_rate", "the Trainer's default"),
+        "learning rate of the projector": settings.projector_learning_rate or "the same",
         "prompt": f"{settings.prompt.template}, images {settings.prompt.order}",
         "seed": settings.seed,
         "time": f"{result['seconds'] / 3600:.2f} h on {last['processes']} x"

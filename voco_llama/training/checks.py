@@ -246,6 +246,11 @@ def _check_trainer(settings: TrainSettings) -> None:
     for key in trainer:
         if key not in known:
             raise SettingsError(f"unknown setting 'trainer.{key}'{did_you_mean(key, known)} (TrainingArguments' keys)")
+    rate = settings.projector_learning_rate
+    require(
+        rate is None or (rate > 0 and "projector" in settings.stage.trains),
+        f"projector_learning_rate is {rate}: give a number above 0, in a stage that trains the projector, or null",
+    )
     if settings.optimizer == "muon":
         require(
             settings.stage.name != "clip", "optimizer=muon is for language models: set optimizer=trainer for stage clip"

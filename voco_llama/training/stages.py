@@ -1,4 +1,4 @@
-"""Which parameters train: the one function that decides it, and the table that says so.
+"""Which parameters train: the one function that decides it, the table that says so, and a learning rate for a part.
 
 stage               vision   projector, compressor   language_model, voco_offsets
 clip                trains   (is not there: stage clip trains a tower alone)
@@ -11,10 +11,11 @@ An external compressor belongs to the projector, the offsets of distinct VoCo em
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.optim import Optimizer
 
 from voco_llama.errors import SettingsError
 
@@ -66,6 +67,26 @@ def set_trainable(
     counts = count_parameters(model)
     logger.info("what trains:\n%s", format_table(counts))
     return counts
+
+
+def part_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
+    """Parameters of the modules of a part of `stage.trains`, as far as the model has them."""
+    modules = (getattr(model, name, None) for name in MODULES[part])
+    return [parameter for module in modules if module is not None for parameter in module.parameters()]
+
+
+def give_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+    """Put parameters into groups of their own with another learning rate; what else their groups say stays.
+
+    To be called before a scheduler is made of the optimizer, which then scales both rates alike.
+    """
+    chosen = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        if moved:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            optimizer.add_param_group({**group, "params": moved, "lr": learning_rate})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
 
 def count_parameters(model: nn.Module) -> list[ModuleCount]:

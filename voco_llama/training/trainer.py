@@ -22,6 +22,7 @@ from voco_llama.training.data_wait import DataWait
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.losses import LOGGED, LossLog, ScheduledLoss
 from voco_llama.training.sampling import GroupedSampler, StreamSampler
+from voco_llama.training.stages import give_learning_rate, part_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class VoCoTrainer(Trainer):
     Args:
         order: The order of samples.
         use_muon: Train with `voco_llama.training.optimizer` instead of the optimizer that the arguments name.
+        projector_learning_rate: Of the projector and the compressor; None: that of the arguments.
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         scheduled_loss: Weights of the losses, and the teacher; None: plain cross entropy.
         kwargs: What `transformers.Trainer` takes.
@@ -48,6 +50,7 @@ class VoCoTrainer(Trainer):
         *,
         order: GroupedSampler | StreamSampler,
         use_muon: bool = False,
+        projector_learning_rate: float | None = None,
         elastic: ElasticDraw | None = None,
         scheduled_loss: ScheduledLoss | None = None,
         **kwargs: Any,
@@ -61,6 +64,7 @@ class VoCoTrainer(Trainer):
         self.elastic = elastic
         self._last_step, self._micro_step = -1, 0
         self.use_muon = use_muon
+        self.projector_learning_rate = projector_learning_rate
         self.data_wait = DataWait(self.args.device)
         self.tokens_seen: Tensor | int = 0
         """Tokens of this process since training began, padding left out; summed on the device without waiting."""
@@ -72,15 +76,19 @@ class VoCoTrainer(Trainer):
         return self.order
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """The Trainer's own, or Muon."""
-        if not self.use_muon:
-            return super().create_optimizer(*args, **kwargs)
-        if self.optimizer is None:
+        """The Trainer's own, or Muon; the projector may have a learning rate of its own."""
+        if self.optimizer is not None:
+            return self.optimizer
+        if self.use_muon:
             from voco_llama.training.optimizer import muon  # brings timm, which takes seconds to import
 
             wanted = self.args
             betas = (wanted.adam_beta1, wanted.adam_beta2)
             self.optimizer = muon(self.model, wanted.learning_rate, wanted.weight_decay, betas, eps=wanted.adam_epsilon)
+        else:
+            super().create_optimizer(*args, **kwargs)
+        if self.projector_learning_rate is not None:
+            give_learning_rate(self.optimizer, part_parameters(self.model, "projector"), self.projector_learning_rate)
         return self.optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
