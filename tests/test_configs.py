@@ -91,7 +91,7 @@ def test_the_paper_recipe(name):
     assert trainer["num_train_epochs"] == 2
     assert trainer["learning_rate"] == 2e-5
     assert (trainer["lr_scheduler_type"], trainer["warmup_steps"], trainer["weight_decay"]) == ("cosine", 0.03, 0.0)
-    assert settings.global_batch_size == 128  # on any hardware: tests/training/test_dry_run.py
+    assert settings.global_batch_size == 128  # on any hardware: tests/dry_run/test_run.py
     assert (trainer["bf16"], trainer["gradient_checkpointing"]) == (True, True)
     assert trainer["deepspeed"]["zero_optimization"]["stage"] == 3
 
