@@ -21,7 +21,8 @@ from pathlib import Path
 from voco_llama.cli import compose_evaluate
 from voco_llama.evaluation.results import read_result
 from voco_llama.evaluation.run import evaluate
-from voco_llama.provenance import provenance, write_atomically
+from voco_llama.files import write_atomically
+from voco_llama.provenance import provenance
 
 
 def _median(values: Iterable[float]) -> float:

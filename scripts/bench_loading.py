@@ -24,14 +24,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from voco_llama.data.collate import Collator
-from voco_llama.data.images import ImageTransform
-from voco_llama.data.llava_json import LlavaJson
+from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.mixture import LoadedMixture, Mixture
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.data.toyworld.models import train_tokenizer
+from voco_llama.data.readers.llava_json import LlavaJson
 from voco_llama.errors import SettingsError
-from voco_llama.provenance import provenance, write_atomically
+from voco_llama.files import write_atomically
+from voco_llama.provenance import provenance
 from voco_llama.tokens import add_special_tokens
+from voco_llama.toyworld.models import train_tokenizer
 
 WORKERS = (0, 1, 2)
 QUIET = 0.1

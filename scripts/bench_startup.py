@@ -27,11 +27,12 @@ from typing import Any
 import psutil
 from torch.utils.data import DataLoader
 
-from voco_llama.data.llava_json import LlavaJson
-from voco_llama.data.media_root import open_media_root
+from voco_llama.data.media.roots import open_media_root
 from voco_llama.data.mixture import LoadedMixture, Mixture
+from voco_llama.data.readers.llava_json import LlavaJson
 from voco_llama.data.records import Record
-from voco_llama.provenance import provenance, write_atomically
+from voco_llama.files import write_atomically
+from voco_llama.provenance import provenance
 
 DEFAULTS = {"records": 665_000, "members": 600_000, "workers": 2, "reads": 4_000, "scratch": "", "output": "."}
 TEXT_ONLY_SHARE = 0.06

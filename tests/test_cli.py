@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys):
 
 def test_overrides_reach_the_command(monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr("voco_llama.data.toyworld.write_toyworld", lambda settings, root: seen.update({root: settings}))
+    monkeypatch.setattr("voco_llama.toyworld.write_toyworld", lambda settings, root: seen.update({root: settings}))
     assert cli.main(["toyworld", "grid=3", "noise=1.5", f"root={tmp_path}"]) == 0
     (settings,) = seen.values()
     assert list(seen) == [tmp_path]

@@ -3,9 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
+from voco_llama.choices import PARTS
 from voco_llama.composition import CONFIG_DIR, compose, to_plain
 from voco_llama.settings import TeacherSettings, TrainSettings
-from voco_llama.training.checks import PARTS, check_settings
+from voco_llama.training.checks import check_settings
 
 GROUPS = ("model", "compression", "prompt", "data", "stage", "loss", "trainer", "hardware")
 EXPERIMENTS = sorted(

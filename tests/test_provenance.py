@@ -5,13 +5,13 @@ import re
 import pytest
 
 from voco_llama import provenance as module
+from voco_llama.files import write_atomically
 from voco_llama.provenance import (
     fingerprint_data,
     fingerprint_files,
     git_commit,
     provenance,
     sampled_fingerprint,
-    write_atomically,
 )
 
 

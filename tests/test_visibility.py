@@ -25,9 +25,10 @@ from tests.pictures import (
     row,
     text,
 )
+from voco_llama.choices import BACKENDS
 from voco_llama.errors import SettingsError
 from voco_llama.layout import pack_rows, pad_rows
-from voco_llama.visibility import BACKENDS, TokenFacts, attention_mask, block_mask, check_backend, dense_mask
+from voco_llama.visibility import TokenFacts, attention_mask, block_mask, check_backend, dense_mask
 
 ROWS = {
     "one image": ([row(IMAGE, text(2))], [ONE_IMAGE]),

@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from voco_llama.data.images import ImageTransform
+from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.model.checkpoints import build_model

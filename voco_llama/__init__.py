@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "VoCoLlama": "voco_llama.model.voco_llama",
-    "VoCoLlamaConfig": "voco_llama.model.configuration",
+    "VoCoLlamaConfig": "voco_llama.configuration",
     "VoCoCache": "voco_llama.model.cache",
     "VoCoProcessor": "voco_llama.data.processor",
 }

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from voco_llama.errors import VoCoError
+from voco_llama.errors import SettingsError, VoCoError, own_line
 
 if TYPE_CHECKING:
     from voco_llama.sweep.records import Runner
@@ -52,12 +52,17 @@ def _train(overrides: list[str]) -> None:
     settings = compose(overrides)
     check_settings(settings, paths=not settings.dry_run)  # before the slow imports
     if settings.dry_run:
-        from voco_llama.dry_run.run import dry_run
-        from voco_llama.dry_run.text import format_dry_run
+        from voco_llama.preflight.dry_run import dry_run
+        from voco_llama.preflight.text import format_dry_run
 
         text = format_dry_run(dry_run(settings))
         if os.environ.get("RANK", "0") == "0":
             sys.stdout.write(text)
+        return
+    if settings.stage.name == "clip":
+        from voco_llama.toyworld.train_clip import train_clip
+
+        train_clip(settings)
         return
     from voco_llama.training.run import train
 
@@ -67,9 +72,8 @@ def _train(overrides: list[str]) -> None:
 def _doctor(overrides: list[str]) -> None:
     """The report goes to the output; errors in it end in status 2."""
     from voco_llama.composition import compose
-    from voco_llama.doctor.finding import format_findings
-    from voco_llama.doctor.run import doctor
-    from voco_llama.errors import SettingsError
+    from voco_llama.preflight.doctor import doctor
+    from voco_llama.preflight.finding import format_findings
 
     logger.setLevel(logging.WARNING)  # the report says it all
     findings = doctor(compose(overrides) if overrides else None)
@@ -88,13 +92,13 @@ def _teacher_settings(overrides: list[str]) -> Any:
 
 def _teacher(overrides: list[str]) -> None:
     settings = _teacher_settings(overrides)
-    from voco_llama.training.write_top_k import write_top_k
+    from voco_llama.training.teachers.write_top_k import write_top_k
 
     write_top_k(settings)
 
 
 def _toyworld_settings(overrides: list[str]) -> Any:
-    from voco_llama.data.toyworld import ToyWorldSettings
+    from voco_llama.toyworld import ToyWorldSettings
 
     @dataclass(frozen=True)
     class ToyWorldCommand(ToyWorldSettings):
@@ -104,7 +108,7 @@ def _toyworld_settings(overrides: list[str]) -> Any:
 
 
 def _toyworld(overrides: list[str]) -> None:
-    from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
+    from voco_llama.toyworld import ToyWorldSettings, write_toyworld
 
     values = dataclasses.asdict(_toyworld_settings(overrides))
     root = values.pop("root")
@@ -131,7 +135,7 @@ def _evaluate_clips(overrides: list[str]) -> None:
 
 
 def _data_prepare(overrides: list[str]) -> None:
-    from voco_llama.data_tools.prepare import DataPrepareSettings, prepare
+    from voco_llama.data_tools.prepare.prepare import DataPrepareSettings, prepare
 
     report = prepare(_compose_flat(overrides, "data_prepare", DataPrepareSettings))
     sys.stdout.write(str(report))
@@ -143,8 +147,8 @@ def _data_check(overrides: list[str]) -> int:
     from voco_llama.data_tools.settings import DataCheckSettings
 
     settings = compose(overrides, "data_check", DataCheckSettings)
-    from voco_llama.data_tools.check import check_data
-    from voco_llama.data_tools.summary import check_summary, error_line
+    from voco_llama.data_tools.check.check import check_data
+    from voco_llama.data_tools.check.summary import check_summary, error_line
 
     findings = check_data(settings)
     sys.stdout.write(check_summary(findings))
@@ -158,25 +162,25 @@ def _data_stats(overrides: list[str]) -> None:
     from voco_llama.data_tools.settings import DataStatsSettings
 
     settings = compose(overrides, "data_stats", DataStatsSettings)
-    from voco_llama.data_tools.stats import count_data
-    from voco_llama.data_tools.stats_table import stats_table
+    from voco_llama.data_tools.stats.stats import count_data
+    from voco_llama.data_tools.stats.table import stats_table
 
     sys.stdout.write(stats_table(count_data(settings)))
 
 
 def _data_preview(overrides: list[str]) -> None:
     from voco_llama.composition import compose
-    from voco_llama.data_tools.preview_settings import PreviewSettings, check_preview
+    from voco_llama.data_tools.preview.settings import PreviewSettings, check_preview
 
     settings = compose(overrides, "data_preview", PreviewSettings)
     check_preview(settings)  # before the slow imports
-    from voco_llama.data_tools.preview import preview
+    from voco_llama.data_tools.preview.preview import preview
 
     preview(settings)
 
 
 def _report(overrides: list[str]) -> None:
-    from voco_llama.evaluation.report import ReportSettings, report
+    from voco_llama.report.report import ReportSettings, report
 
     sys.stdout.write(report(_compose_flat(overrides, "report", ReportSettings)))
 
@@ -259,9 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = command(options.overrides) or 0
     except VoCoError as error:
-        from voco_llama.data.mixture import error_line
-
-        sys.stderr.write(f"error: {error_line(error)}\n")
+        sys.stderr.write(f"error: {own_line(error)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: the same command again goes on from what is finished and saved\n")

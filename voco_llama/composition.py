@@ -8,9 +8,9 @@ type, its choices). hydra is used here and in `sweep/grid.py`, omegaconf here an
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -80,6 +80,67 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Between the settings of something that exists and those of now: of the keys that differ, both values."""
+
+    values: dict[str, tuple[Any, Any]]
+    shown: int = 5
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+    def __str__(self) -> str:
+        listed = [f"{key} ({there} there, {here} now)" for key, (there, here) in self.values.items()]
+        more = f" and {len(listed) - self.shown} more" if len(listed) > self.shown else ""
+        return ", ".join(listed[: self.shown]) + more
+
+
+def difference(
+    there: Mapping[str, Any], here: Mapping[str, Any], schema: type | None = None, free: Sequence[str] = ()
+) -> Difference:
+    """What differs between settings that were written down and those of now.
+
+    Args:
+        there: Nested, or already flat; of then.
+        here: The same of now.
+        schema: Of both: a key that is younger than what was written had its default then.
+        free: Beginnings of dotted keys that may differ.
+    """
+    before, now = dict(flatten(there)), dict(flatten(here))
+    if schema is not None:
+        younger = [key for key in now if key not in before and not _is_of_a_list_in(before, key)]
+        before |= dict(_defaults_of(schema, younger))
+    differing = (key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
+    return Difference({key: (before.get(key), now.get(key)) for key in differing if not key.startswith(tuple(free))})
+
+
+def _is_of_a_list_in(tree: Mapping[str, Any], key: str) -> bool:
+    """Whether a key is an item of a list that `tree` has too, if with fewer items."""
+    parent, _, index = key.rpartition(".")
+    return index.isdigit() and any(other == parent or other.startswith(f"{parent}.") for other in tree)
+
+
+def _defaults_of(schema: type, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Dotted key and default of those of the keys that have one, in lists of dataclasses too."""
+    own = {entry.name: entry for entry in dataclasses.fields(schema)}
+    for key in keys:
+        name, _, rest = key.partition(".")
+        if (entry := own.get(name)) is None:
+            continue
+        (item,) = get_args(entry.type) if get_origin(entry.type) is list else (None,)
+        inner = item if rest.partition(".")[0].isdigit() else entry.type
+        inner_rest = rest.partition(".")[2] if inner is item else rest
+        if dataclasses.is_dataclass(inner):
+            yield from ((f"{key[: -len(inner_rest)]}{k}", v) for k, v in _defaults_of(inner, [inner_rest]))
+        elif entry.default is not dataclasses.MISSING and not rest:
+            yield key, entry.default
+        elif entry.default_factory is not dataclasses.MISSING:
+            default = dict(flatten(entry.default_factory(), name))
+            if key in default:
+                yield key, default[key]
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -5,9 +5,21 @@ status 2; anything else that escapes is a bug and keeps its traceback.
 """
 
 
-def first_line(error: BaseException, length: int = 300) -> str:
-    """The first line of another library's error, cut to a length, or the error's type where it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+def one_line(error: BaseException, length: int = 300) -> str:
+    """The text of another library's error on one line, cut to a length, or the error's type where it has no text."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
+
+
+def own_line(error: "VoCoError") -> str:
+    """The line of an error of ours, also of one that came out of a `DataLoader` worker.
+
+    PyTorch raises a worker's error anew in the main process, of the same type, with the whole traceback as its text.
+    Our messages are one line, so it is the traceback's last, after the type's name.
+    """
+    text = str(error).strip()
+    if "\n" not in text:
+        return text
+    return text.splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
 class VoCoError(ValueError):
@@ -22,7 +34,7 @@ class DataError(VoCoError):
     """A record, an image, a clip or an index cannot be used; the text names the file and the record.
 
     Attributes:
-        kind: What `voco-llama data check` counts it as (`voco_llama.data_tools.kinds`).
+        kind: What `voco-llama data check` counts it as (`voco_llama.data_tools.check.kinds`).
     """
 
     def __init__(self, message: str, kind: str = "unreadable_record") -> None:

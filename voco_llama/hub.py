@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from voco_llama.errors import CheckpointError, first_line
+from voco_llama.errors import CheckpointError, one_line
 
 DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configurations and tokenizers."""
@@ -35,6 +35,6 @@ def local_folder(name: str | Path, files: Sequence[str] = (*DESCRIPTIONS, *WEIGH
         return Path(snapshot_download(str(name), allow_patterns=list(files)))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{name}: no such folder, and the hub does not give a model of that name ({first_line(error)}): name a"
+            f"{name}: no such folder, and the hub does not give a model of that name ({one_line(error)}): name a"
             " folder, or download the model first (hf download)"
         ) from error

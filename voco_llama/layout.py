@@ -19,16 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from voco_llama.choices import Condition
 from voco_llama.errors import DataError
 from voco_llama.tokens import IGNORE_INDEX, TokenIds
-
-Condition = Literal["voco", "full"]
-"""`voco`: text reads segments through VoCo tokens only. `full`: plain causal attention (the upper bound)."""
-CONDITIONS: tuple[Condition, ...] = ("voco", "full")
-
-SegmentAttention = Literal["causal", "bidirectional"]
-"""Of what stands before a segment's VoCo tokens, among itself. `causal` is the paper's."""
-SEGMENT_ATTENTIONS: tuple[SegmentAttention, ...] = ("causal", "bidirectional")
 
 PADDING_DOCUMENT = -1
 

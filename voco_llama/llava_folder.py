@@ -15,8 +15,9 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from voco_llama.errors import CheckpointError, SettingsError, first_line
-from voco_llama.layout import Condition, SegmentShape
+from voco_llama.choices import Condition
+from voco_llama.errors import CheckpointError, SettingsError, one_line
+from voco_llama.layout import SegmentShape
 from voco_llama.tokens import VOCO_TOKEN, check_vocabulary, token_ids
 from voco_llama.vision_config import from_clip_config, num_patches, read_vision_config
 
@@ -79,7 +80,7 @@ class LlavaFolder:
             return AutoTokenizer.from_pretrained(self.path, config=PreTrainedConfig())
         except (OSError, ValueError, TypeError, ImportError) as error:
             raise CheckpointError(
-                f"{self.path}: its tokenizer cannot be loaded ({first_line(error)}): put the files of the tokenizer"
+                f"{self.path}: its tokenizer cannot be loaded ({one_line(error)}): put the files of the tokenizer"
                 " into the folder"
             ) from error
 
@@ -152,7 +153,7 @@ def _read_hub_layout(folder: Path, config: dict[str, Any]) -> LlavaFolder:
     try:
         read = LlavaConfig.from_dict(config)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: cannot be read ({first_line(error)}): get it again") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: cannot be read ({one_line(error)}): get it again") from error
     vision = read.vision_config.to_dict()
     kind = vision.get("model_type")
     _require(kind == "clip_vision_model", folder, f"a vision tower of type {kind!r}", "CLIP")

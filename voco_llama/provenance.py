@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, hardware, command; and files written whole or not at all."""
+"""Where a result comes from: versions, commit, hardware, command."""
 
 import hashlib
 import json
@@ -101,11 +101,3 @@ def sampled_fingerprint(path: Path) -> str:
 def fingerprint_data(data: Any) -> str:
     """A hash of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the whole new one, and a kill leaves no half."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)

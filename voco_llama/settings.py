@@ -4,13 +4,32 @@
 `voco_llama.training.checks`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
+from voco_llama.choices import (
+    ATTENTIONS,
+    COMPRESSORS,
+    CONDITIONS,
+    DRAWS,
+    DTYPES,
+    GROUPINGS,
+    LAYOUTS,
+    OPTIMIZERS,
+    ORDERS,
+    PROJECTORS,
+    SEGMENT_ATTENTIONS,
+    STAGES,
+    TEACHERS,
+    TEMPLATES,
+    VOCO_EMBEDDINGS,
+)
 
-def _choice(*choices: str, default: str = MISSING) -> Any:
+
+def _choice(choices: Sequence[str], default: str = MISSING) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
@@ -74,11 +93,11 @@ class ModelSettings:
     checkpoint: str | None = None
     vision: VisionSettings = field(default_factory=VisionSettings)
     language: LanguageSettings = field(default_factory=LanguageSettings)
-    projector: str = _choice("linear", "mlp2x_gelu", default="mlp2x_gelu")
+    projector: str = _choice(PROJECTORS, default="mlp2x_gelu")
     projector_weights: str | None = None
     tokenizer: str | None = None
-    attention: str = _choice("eager", "sdpa", "flex_attention", "flash_attention_2", default="sdpa")
-    dtype: str = _choice("float32", "bfloat16", "float16", default="float32")
+    attention: str = _choice(ATTENTIONS, default="sdpa")
+    dtype: str = _choice(DTYPES, default="float32")
     lora: LoraSettings = field(default_factory=LoraSettings)
 
 
@@ -111,13 +130,13 @@ class CompressionSettings:
             `q_former` (the paper's baselines).
     """
 
-    condition: str = _choice("voco", "full")
+    condition: str = _choice(CONDITIONS)
     num_voco: int = MISSING
     num_voco_choices: list[int] | None = None
-    draw: str = _choice("row", "batch", default="row")
-    segment_attention: str = _choice("causal", "bidirectional", default="causal")
-    voco_embeddings: str = _choice("shared", "distinct", default="shared")
-    compressor: str = _choice("language_model", "average_pool", "q_former", default="language_model")
+    draw: str = _choice(DRAWS, default="row")
+    segment_attention: str = _choice(SEGMENT_ATTENTIONS, default="causal")
+    voco_embeddings: str = _choice(VOCO_EMBEDDINGS, default="shared")
+    compressor: str = _choice(COMPRESSORS, default="language_model")
     q_former: QFormerSettings = field(default_factory=QFormerSettings)
 
 
@@ -131,8 +150,8 @@ class PromptSettings:
         system: System prompt; null keeps Vicuna's.
     """
 
-    template: str = _choice("vicuna_v1", "plain", default="vicuna_v1")
-    order: str = _choice("first", "authors", "llava", "inline", default="first")
+    template: str = _choice(TEMPLATES, default="vicuna_v1")
+    order: str = _choice(ORDERS, default="first")
     system: str | None = None
 
 
@@ -181,7 +200,7 @@ class DataSettings:
     max_length: int = 2048
     num_frames: int = 8
     skip_bad_records: bool = False
-    grouping: str = _choice("none", "length", "modality", default="none")
+    grouping: str = _choice(GROUPINGS, default="none")
     streaming: bool = False
     shuffle_buffer: int = 1000
     index_folder: str | None = None
@@ -192,7 +211,7 @@ class DataSettings:
 class StageSettings:
     """A training stage and the parts it trains: `vision`, `projector`, `language`."""
 
-    name: str = _choice("clip", "language", "align", "instruct", "voco", "video")
+    name: str = _choice(STAGES)
     trains: list[str] = MISSING
 
 
@@ -225,7 +244,7 @@ class LossSettings:
     kl: float = 0.0
     temperature: float = 1.0
     chunk_size: int = 1024
-    teacher: str = _choice("none", "checkpoint", "adapters_off", "top_k", default="none")
+    teacher: str = _choice(TEACHERS, default="none")
     teacher_checkpoint: str | None = None
     top_k_folder: str | None = None
     schedule: list[LossPoint] | None = None
@@ -278,7 +297,7 @@ class TrainSettings:
     trainer: dict[str, Any] = field(default_factory=dict)
     global_batch_size: int | None = None
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
-    optimizer: str = _choice("trainer", "muon", default="trainer")
+    optimizer: str = _choice(OPTIMIZERS, default="trainer")
     projector_learning_rate: float | None = None
     paths: PathsSettings = field(default_factory=PathsSettings)
     seed: int = 0
@@ -316,8 +335,8 @@ class ExportSettings:
     """
 
     checkpoint: str = MISSING
-    layout: str = _choice("voco", "llava", "llava_hf")
+    layout: str = _choice(LAYOUTS)
     output: str = MISSING
     vision_tower: str | None = None
     num_voco: int | None = None
-    dtype: str = _choice("auto", "float32", "bfloat16", "float16", default="auto")
+    dtype: str = _choice(("auto", *DTYPES), default="auto")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.sharding import whole
 
 IMAGE_TOKEN = "<image>"
 VOCO_TOKEN = "<voco>"
@@ -118,14 +118,9 @@ def extend_embeddings(
     if head is not None and head.weight is not tables[0]:
         tables.append(head.weight)
     for table in tables:
-        if is_deepspeed_zero3_enabled():
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters(table, modifier_rank=0):
-                if torch.distributed.get_rank() == 0:
-                    _set_to_mean(table, new_tokens, vocab_size)
-        else:
-            _set_to_mean(table, new_tokens, vocab_size)
+        with whole(table, changed=True) as is_writer:
+            if is_writer:
+                _set_to_mean(table, new_tokens, vocab_size)
 
 
 def _set_to_mean(table: nn.Parameter, new_tokens: Collection[int], vocab_size: int) -> None:

@@ -28,11 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from voco_llama.choices import BACKENDS, CONDITIONS, Condition, SegmentAttention, require_choice
 from voco_llama.errors import SettingsError
-from voco_llama.layout import CONDITIONS, Condition, SegmentAttention
-
-BACKENDS = ("eager", "sdpa", "flex_attention")
-"""Attention implementations of transformers that can express the mask."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,7 @@ def attention_mask(
         SettingsError: The backend cannot express the mask.
     """
     check_backend(backend)
-    if condition not in CONDITIONS:
-        raise SettingsError(f"condition {condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
+    require_choice("condition", condition, CONDITIONS)
     if backend == "flex_attention":
         return block_mask(query, key, condition, segment_attention)
     columns, rows = (slice(None), slice(None), None), (slice(None), None, slice(None))

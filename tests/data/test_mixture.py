@@ -10,10 +10,10 @@ import pytest
 from torch.utils.data import DataLoader
 
 from voco_llama.data import mixture as mixture_module
-from voco_llama.data.llava_json import LlavaJson
-from voco_llama.data.mixture import LoadedMixture, Mixture, error_line, summarize_bad_records
+from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
+from voco_llama.data.readers.llava_json import LlavaJson
 from voco_llama.data.records import Record
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError, SettingsError, own_line
 
 
 def write_source(
@@ -272,10 +272,10 @@ def test_error_line_is_recovered_from_a_worker(tmp_path):
     expected = (
         f"{tmp_path / 'd.json'} record 2 (id 'd2'): the answer in turn 1 is empty; fill it in, or take the record out"
     )
-    assert error_line(caught.value) == expected
+    assert own_line(caught.value) == expected
     with pytest.raises(DataError, match=re.escape(expected)) as plain:
         mixture.try_load(2, record_id)
-    assert error_line(plain.value) == expected
+    assert own_line(plain.value) == expected
 
 
 def test_pickled_mixture_is_the_same(sources):

@@ -10,10 +10,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import IMAGE_SIZE, NUM_VISION, tiny_processor
+from voco_llama.choices import ORDERS
 from voco_llama.data.collate import Collator
-from voco_llama.data.images import ImageTransform
+from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.processor import PROCESSOR_FILE, VoCoProcessor
-from voco_llama.data.prompts import ORDERS, PromptStyle
+from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.records import Record, Turn
 from voco_llama.errors import CheckpointError, DataError
 from voco_llama.layout import ROW_FIELDS

@@ -2,7 +2,8 @@
 
 import pytest
 
-from voco_llama.data.prompts import ORDERS, VICUNA_SYSTEM, PromptStyle, Segment, Special, Text, render
+from voco_llama.choices import ORDERS
+from voco_llama.data.prompts import VICUNA_SYSTEM, PromptStyle, Segment, Special, Text, render
 from voco_llama.data.records import Turn
 from voco_llama.errors import DataError, SettingsError
 

@@ -1,7 +1,7 @@
 import pytest
 
 from voco_llama.composition import compose, to_plain
-from voco_llama.data_tools.kinds import ERRORS, NOTES
+from voco_llama.data_tools.check.kinds import ERRORS, NOTES
 from voco_llama.data_tools.settings import DataCheckSettings, DataStatsSettings
 
 OWN = {

@@ -6,7 +6,7 @@ import pytest
 
 from tests.distributed.launch import STEPS, run
 from tests.training.conftest import WORLD
-from voco_llama.data.toyworld import write_toyworld
+from voco_llama.toyworld import write_toyworld
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.evaluation.hub import write_clip
 from tests.tiny import tiny_model, tiny_processor
-from voco_llama.data.video import read_frames
+from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation import answering
 from voco_llama.evaluation.answering import Answerer, Failure, first_token_seconds, generate_texts

@@ -46,7 +46,7 @@ def test_clips_in_order_and_shuffled(checkpoint, clips, tmp_path):
 
 
 def test_marks_take_each_clips_frames_in_time_order_and_shuffled(checkpoint, clips, tmp_path, monkeypatch):
-    from voco_llama.data.video import read_frames
+    from voco_llama.data.media.video import read_frames
     from voco_llama.evaluation.results import load_checkpoint
 
     read = []  # the caches of the batches: questions 0 and 2 on clip a, then 1 on clip b, each in order and shuffled

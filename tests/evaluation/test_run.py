@@ -12,9 +12,9 @@ from tests.evaluation.runs import lines_of, save
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.errors import CheckpointError, DataError, SettingsError
 from voco_llama.evaluation.evaluate_settings import rows_of
-from voco_llama.evaluation.report import ReportSettings, report
 from voco_llama.evaluation.results import read_result
 from voco_llama.evaluation.run import evaluate, evaluate_rows
+from voco_llama.report.report import ReportSettings, report
 
 TASKS = [task for task in UNJUDGED if task != "pope"]
 

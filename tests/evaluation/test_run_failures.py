@@ -11,9 +11,9 @@ from tests.evaluation.runs import lines_of, save
 from tests.tiny import tiny_processor
 from voco_llama.errors import DataError
 from voco_llama.evaluation.answering import Answerer
-from voco_llama.evaluation.report import ReportSettings, report
 from voco_llama.evaluation.results import read_result
 from voco_llama.evaluation.run import evaluate
+from voco_llama.report.report import ReportSettings, report
 
 
 def test_a_run_that_was_cut_off_goes_on(settings_for, tmp_path, monkeypatch):

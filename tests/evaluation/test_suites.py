@@ -3,8 +3,8 @@
 import pytest
 
 from voco_llama.errors import SettingsError
-from voco_llama.evaluation.paper import read_paper_table
 from voco_llama.evaluation.suites import SUITES_DIR, Suite, SuiteRow, columns_of, read_suite
+from voco_llama.report.paper import read_paper_table
 
 
 def test_shipped_suites():

@@ -9,7 +9,7 @@ from transformers import MistralConfig, Qwen2Config, Qwen3Config
 from tests.model.rows import asked, batch_of, one_pass_logits, random_images, two_step_logits
 from tests.tiny import tiny_model, tiny_processor, tiny_text_config
 from voco_llama import VoCoCache
-from voco_llama.data.prompts import ORDERS
+from voco_llama.choices import ORDERS
 from voco_llama.errors import SettingsError
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

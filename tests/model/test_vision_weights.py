@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from tests.tiny import VISION_CONFIG, unlike_its_start
+from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError
-from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.layouts import clip_to_open_clip, open_clip_to_clip
 from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
 from voco_llama.vision_config import from_clip_config, read_vision_config, to_clip_config

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from voco_llama.composition import compose
-from voco_llama.data.toyworld import ToyWorldSettings, write_toyworld
 from voco_llama.settings import TrainSettings
+from voco_llama.toyworld import ToyWorldSettings, write_toyworld
 from voco_llama.training.run import train
 
 WORLD = ToyWorldSettings(

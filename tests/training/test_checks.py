@@ -5,11 +5,12 @@ import re
 
 import pytest
 
-from voco_llama import settings as settings_module
+from voco_llama.choices import PARTS
 from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
 from voco_llama.training import checks
 from voco_llama.training.checks import check_settings
+from voco_llama.training.stages import MODULES
 
 ZERO = "trainer.deepspeed.zero_optimization"
 TABLE = "data.sources=[{format: hf_dataset, file: rows.parquet}]"
@@ -212,21 +213,5 @@ def test_vision_tokens_of_an_architecture_are_known_without_importing_it():
     assert checks._vision_config(model)["image_size"] == 336
 
 
-def test_choices_agree_with_the_modules_that_use_them():
-    from voco_llama.data.prompts import ORDERS, TEMPLATES
-    from voco_llama.layout import CONDITIONS
-    from voco_llama.model.configuration import PROJECTORS
-    from voco_llama.training.sampling import GROUPINGS
-    from voco_llama.training.stages import MODULES
-    from voco_llama.visibility import BACKENDS
-
-    def choices(schema: type, name: str) -> set[str]:
-        return set(schema.__dataclass_fields__[name].metadata["choices"])
-
-    assert choices(settings_module.PromptSettings, "order") == set(ORDERS)
-    assert choices(settings_module.PromptSettings, "template") == set(TEMPLATES)
-    assert choices(settings_module.CompressionSettings, "condition") == set(CONDITIONS)
-    assert choices(settings_module.ModelSettings, "projector") == set(PROJECTORS)
-    assert choices(settings_module.ModelSettings, "attention") == {*BACKENDS, "flash_attention_2"}
-    assert choices(settings_module.DataSettings, "grouping") == set(GROUPINGS)
-    assert tuple(MODULES) == checks.PARTS
+def test_every_part_that_can_be_named_has_its_modules():
+    assert tuple(MODULES) == PARTS

@@ -14,9 +14,9 @@ from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.settings import TeacherSettings
 from voco_llama.training.run import train
-from voco_llama.training.teacher import CheckpointTeacher, load_teacher
+from voco_llama.training.teachers.teacher import CheckpointTeacher, load_teacher
+from voco_llama.training.teachers.write_top_k import write_top_k
 from voco_llama.training.trainer import VoCoTrainer
-from voco_llama.training.write_top_k import write_top_k
 
 LORA = ("model.lora.rank=2", "model.lora.alpha=8", "stage.trains=[language]")
 

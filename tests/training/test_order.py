@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from tests.data.tables import LLAVA_TYPES, llava_rows, written
 from tests.training.conftest import losses
-from voco_llama.data import parquet_stream
 from voco_llama.data.collate import Collator
 from voco_llama.data.processor import VoCoProcessor
+from voco_llama.data.readers import parquet_stream
+from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import open_mixture
 from voco_llama.training.run import order_of, train
 from voco_llama.training.sampling import StreamSampler
@@ -151,11 +152,7 @@ def test_two_processes_share_the_order_of_one(settings_of, order, drop_last):
     """The loaders that the Trainer has `accelerate` make for each process, over indices alone."""
     settings = settings_of("any", *ORDERS[order])
     mixture = open_mixture(settings)
-
-    class Arguments:
-        per_device_train_batch_size, world_size, dataloader_drop_last = BATCH, 2, drop_last
-
-    sampler = order_of(mixture, 5, settings, Arguments, 2 * BATCH * ACCUMULATION)
+    sampler = order_of(mixture, 5, settings, GlobalBatch(2, BATCH, ACCUMULATION, drop_last))
 
     def batches(processes: int, rank: int, epoch: int, skipped: int = 0) -> list[list[int]]:
         loader = DataLoader(

@@ -10,9 +10,8 @@ import torch
 import yaml
 
 from tests.training.conftest import losses
-from voco_llama.data.mixture import error_line
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError, SettingsError, own_line
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.training.build import build_or_load
 from voco_llama.training.run import train
@@ -294,8 +293,8 @@ def test_a_bad_record_stops_or_is_skipped_and_listed(settings_for, world, tmp_pa
     ]
     with pytest.raises(DataError) as raised:
         train(settings_for("toy/instruct", *overrides))
-    assert "gone.png: no such file" in error_line(raised.value)
-    assert "rows.json record" in error_line(raised.value)
+    assert "gone.png: no such file" in own_line(raised.value)
+    assert "rows.json record" in own_line(raised.value)
 
     skipping = settings_for(
         "toy/instruct", *overrides, "data.skip_bad_records=true", f"output_dir={tmp_path / 'skipping'}"

@@ -17,9 +17,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from voco_llama.data.readers import Reader
+from voco_llama.data.readers.opening import Reader
 from voco_llama.data.records import Record
-from voco_llama.errors import DataError, SettingsError, VoCoError
+from voco_llama.errors import DataError, SettingsError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -220,18 +220,6 @@ def summarize_bad_records(folder: str | Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
             found.setdefault((entry["file"], entry["record"]), entry)
     return [found[key] for key in sorted(found)]
-
-
-def error_line(error: VoCoError) -> str:
-    """The one line of an error, also of one that came out of a `DataLoader` worker.
-
-    PyTorch raises a worker's error anew in the main process, of the same type, with the whole traceback as its text.
-    Our messages are one line, so it is the traceback's last, after the type's name.
-    """
-    text = str(error).strip()
-    if "\n" not in text:
-        return text
-    return text.splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
 def _choose(reader: Reader, limit: int | None, generator: np.random.Generator) -> np.ndarray:

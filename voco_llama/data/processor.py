@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
-from voco_llama.data.images import ImageTransform, load_image, one_line
+from voco_llama.data.media.images import ImageTransform, load_image
+from voco_llama.data.media.video import read_frames
 from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
-from voco_llama.data.video import read_frames
-from voco_llama.errors import CheckpointError, DataError
+from voco_llama.errors import CheckpointError, DataError, one_line
 from voco_llama.hub import DESCRIPTIONS, local_folder
 from voco_llama.layout import (
     ROW_FIELDS,

@@ -19,13 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from voco_llama.choices import ORDERS, TEMPLATES, Order, Template, require_choice
 from voco_llama.data.records import IMAGE_MARK, Turn
-from voco_llama.errors import DataError, SettingsError
-
-Template = Literal["vicuna_v1", "plain"]
-Order = Literal["first", "authors", "llava", "inline"]
-TEMPLATES: tuple[Template, ...] = ("vicuna_v1", "plain")
-ORDERS: tuple[Order, ...] = ("first", "authors", "llava", "inline")
+from voco_llama.errors import DataError
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -71,9 +67,8 @@ class PromptStyle:
     system: str = VICUNA_SYSTEM
 
     def __post_init__(self) -> None:
-        for value, choices, name in ((self.template, TEMPLATES, "template"), (self.order, ORDERS, "order")):
-            if value not in choices:
-                raise SettingsError(f"prompt.{name} {value!r} is unknown: choose one of {', '.join(choices)}")
+        require_choice("prompt.template", self.template, TEMPLATES)
+        require_choice("prompt.order", self.order, ORDERS)
 
     @property
     def bos_inside_segment(self) -> bool:

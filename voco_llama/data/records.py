@@ -7,7 +7,7 @@ turn's text stands where an image (or, for a clip, all its frames) belongs.
 from dataclasses import dataclass
 from typing import Literal
 
-from voco_llama.data.media import MediaFile
+from voco_llama.data.media.stored import MediaFile
 
 IMAGE_MARK = "<image>"
 

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from voco_llama.choices import MEDIA_DEPTHS
 from voco_llama.settings import TrainSettings
-
-DEPTHS = ("decode", "header", "exists")
 
 
 @dataclass
@@ -22,7 +21,7 @@ class DataCheckSettings(TrainSettings):
     report: str | None = None
     cleaned: str | None = None
     drop: list[str] = field(default_factory=list)
-    media: str = field(default="decode", metadata={"choices": DEPTHS})
+    media: str = field(default="decode", metadata={"choices": MEDIA_DEPTHS})
     workers: int | None = None
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from voco_llama.choices import ANSWER_CONDITIONS, require_choice
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.questions import Question, Visual, cut, see, with_marks
 from voco_llama.model.cache import VoCoCache
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONDITIONS = ("full", "voco", "blind")
 WINDOW_BATCHES = 16
 REUSE_BYTES = 2**31
 """Keys and values that are kept beyond their window."""
@@ -89,8 +89,7 @@ class Answerer:
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        if self.condition not in CONDITIONS:
-            raise SettingsError(f"condition {self.condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
+        require_choice("condition", self.condition, ANSWER_CONDITIONS)
         most = self.model.config.num_voco
         self.num_voco = self.num_voco or most
         if self.condition == "voco" and not self.num_voco:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from voco_llama.data.images import load_image
-from voco_llama.data.video import read_frames
+from voco_llama.data.media.images import load_image
+from voco_llama.data.media.video import read_frames
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.answering import generate_texts
 from voco_llama.evaluation.results import load_checkpoint

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from voco_llama.data.media.video import read_frames
+from voco_llama.data.readers.video_chatgpt import VideoChatGpt
 from voco_llama.data.records import IMAGE_MARK, Record
-from voco_llama.data.video import read_frames
-from voco_llama.data.video_chatgpt import VideoChatGpt
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.answering import generate_texts
 from voco_llama.evaluation.efficiency import kv_bytes

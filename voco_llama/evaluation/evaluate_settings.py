@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from voco_llama.choices import ANSWER_CONDITIONS, require_choice
 from voco_llama.errors import SettingsError
-from voco_llama.evaluation.answering import CONDITIONS
 from voco_llama.evaluation.results import check_checkpoint, check_row_name
 from voco_llama.evaluation.suites import Suite, SuiteRow, columns_of, read_suite
 
@@ -62,8 +62,8 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         if self.row is not None:
             check_row_name(self.row)
-        if self.condition not in (None, *CONDITIONS):
-            raise SettingsError(f"condition {self.condition!r} is unknown: choose one of {', '.join(CONDITIONS)}")
+        if self.condition is not None:
+            require_choice("condition", self.condition, ANSWER_CONDITIONS)
         for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

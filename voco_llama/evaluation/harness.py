@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voco_llama.provenance import fingerprint_data, fingerprint_files, write_atomically
+from voco_llama.files import write_atomically
+from voco_llama.provenance import fingerprint_data, fingerprint_files
 
 TABLES = (".parquet", ".json", ".jsonl", ".csv", ".md")
 

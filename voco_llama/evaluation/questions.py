@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from voco_llama.data.media.video import read_frames
 from voco_llama.data.records import IMAGE_MARK
-from voco_llama.data.video import read_frames
 from voco_llama.errors import DataError
 
 

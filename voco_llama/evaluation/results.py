@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voco_llama.errors import CheckpointError, DataError, SettingsError
-from voco_llama.provenance import SAMPLED, fingerprint_files, write_atomically
+from voco_llama.files import write_atomically
+from voco_llama.provenance import SAMPLED, fingerprint_files
 
 if TYPE_CHECKING:
     from voco_llama.data.processor import VoCoProcessor

@@ -9,8 +9,8 @@ import yaml
 
 from voco_llama.composition import did_you_mean
 from voco_llama.errors import SettingsError
-from voco_llama.evaluation.paper import EVAL_DIR
 from voco_llama.evaluation.tasks import GROUPS, check_task
+from voco_llama.report.paper import EVAL_DIR
 
 SUITES_DIR, TASKS_DIR = EVAL_DIR / "suites", EVAL_DIR / "tasks"
 

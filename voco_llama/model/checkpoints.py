@@ -5,9 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from voco_llama.choices import Condition
+from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.errors import CheckpointError
-from voco_llama.layout import Condition, SegmentShape
-from voco_llama.model.configuration import VoCoLlamaConfig
+from voco_llama.layout import SegmentShape
 from voco_llama.model.vision_weights import load_vision_tower
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.model.weights import Weights, check_fit

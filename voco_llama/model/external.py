@@ -92,7 +92,7 @@ def build_compressor(
     """The module between vision tower and projector; None if the language model compresses.
 
     Args:
-        compressor: One of `voco_llama.model.configuration.COMPRESSORS`.
+        compressor: One of `voco_llama.choices.COMPRESSORS`.
         num_tokens: Tokens an image becomes.
         vision_width: Width of the patch features.
         q_former: Shape of the Q-Former; what is missing is BLIP-2's.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from voco_llama.layout import PADDING_DOCUMENT, Condition
+from voco_llama.choices import Condition
+from voco_llama.layout import PADDING_DOCUMENT
 from voco_llama.model.cache import VoCoCache, rotate_keys
 from voco_llama.visibility import TokenFacts
 

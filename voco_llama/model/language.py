@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from voco_llama.errors import CheckpointError, SettingsError, first_line
+from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.llava_folder import is_llava
 from voco_llama.model.weights import check_loaded, has_weights, read_weights
 from voco_llama.visibility import check_backend
@@ -50,7 +50,7 @@ def _load(name: str, **options: Any) -> PreTrainedModel:
         raise CheckpointError(f"{name}: a file of its weights holds more than tensors: get the safetensors") from error
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise CheckpointError(
-            f"model.language.pretrained: {name} cannot be loaded ({first_line(error)}): give a causal language model of"
+            f"model.language.pretrained: {name} cannot be loaded ({one_line(error)}): give a causal language model of"
             " transformers"
         ) from error
     finally:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from voco_llama.choices import Condition
 from voco_llama.errors import CheckpointError
-from voco_llama.layout import Condition
 from voco_llama.llava_folder import LlavaFolder, read_llava_folder
 from voco_llama.model.checkpoints import build_model
 from voco_llama.model.layouts import clip_to_open_clip, split_llava

@@ -13,8 +13,8 @@ from zipfile import ZipFile, is_zipfile
 
 import torch
 
-from voco_llama.errors import CheckpointError, SettingsError, first_line
-from voco_llama.model.configuration import VoCoLlamaConfig
+from voco_llama.configuration import VoCoLlamaConfig
+from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.model.layouts import clip_to_open_clip, is_clip
 from voco_llama.model.vision import VisionTower
 from voco_llama.model.weights import Weights, below, check_fit, guess_layout, has_weights, read_file, read_weights
@@ -99,7 +99,7 @@ def _read_tag(name: str, tag: str, config: dict[str, Any]) -> Weights:
         return open_clip.create_model(name, pretrained=tag).visual.state_dict()
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"model.vision.pretrained: open_clip cannot get {tag} of {name} ({first_line(error)}): give a local"
+            f"model.vision.pretrained: open_clip cannot get {tag} of {name} ({one_line(error)}): give a local"
             " file or folder"
         ) from error
 
@@ -145,6 +145,4 @@ def _read_torchscript(path: Path) -> Weights:
         try:
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
         except RuntimeError as error:
-            raise CheckpointError(
-                f"{path}: cannot be read as TorchScript ({first_line(error)}): get it again"
-            ) from error
+            raise CheckpointError(f"{path}: cannot be read as TorchScript ({one_line(error)}): get it again") from error

@@ -14,15 +14,15 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME, ModelOutput
 
+from voco_llama.choices import Condition
+from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, VoCoError
 from voco_llama.hub import local_folder
-from voco_llama.layout import Condition, voco_index
+from voco_llama.layout import voco_index
 from voco_llama.llava_folder import is_llava
 from voco_llama.model.compression import compress
-from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.external import build_compressor
 from voco_llama.model.fingerprint import fingerprint
 from voco_llama.model.generation import generate
@@ -30,6 +30,7 @@ from voco_llama.model.language import check_language_config
 from voco_llama.model.losses import Objective, language_model_loss
 from voco_llama.model.projector import build_projector
 from voco_llama.model.vision import VisionTower
+from voco_llama.sharding import weights_are_divided
 from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.visibility import BlockMask, TokenFacts, attention_mask, check_backend
 
@@ -157,7 +158,7 @@ class VoCoLlama(PreTrainedModel):
             num_voco: VoCo tokens of a segment; None: 1 where the folder is of condition `voco`, else 0.
             condition: None: `voco` where the tokenizer has `<voco>` (the authors' checkpoints), else `full`.
             dtype: Of the weights; `auto`: as stored.
-            attn_implementation: One of `voco_llama.visibility.BACKENDS`.
+            attn_implementation: One of `voco_llama.choices.BACKENDS`.
 
         Raises:
             CheckpointError: The folder is no such model, is damaged, or is one that ours cannot be.
@@ -177,7 +178,7 @@ class VoCoLlama(PreTrainedModel):
 
     @property
     def attention_backend(self) -> str:
-        """Name of the attention implementation, one of `voco_llama.visibility.BACKENDS`."""
+        """Name of the attention implementation, one of `voco_llama.choices.BACKENDS`."""
         return self.language_model.config._attn_implementation
 
     def get_input_embeddings(self) -> nn.Module:
@@ -287,7 +288,7 @@ class VoCoLlama(PreTrainedModel):
         is_image = input_ids == (self.config.voco_token_id if outside else self.config.image_token_id)
         num_images = 0 if pixel_values is None else pixel_values.shape[0]
         self._check_counts(int(is_image.sum()), num_images)
-        if num_images == 0 and not (self.training or is_deepspeed_zero3_enabled()):
+        if num_images == 0 and not (self.training or weights_are_divided()):
             return embeddings
         if num_images == 0:
             size = self.config.image_size

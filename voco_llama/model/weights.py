@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from voco_llama.errors import CheckpointError, first_line
+from voco_llama.errors import CheckpointError, one_line
 
 Weights = dict[str, Tensor]
 
@@ -99,7 +99,7 @@ def read_file(file: Path) -> Weights:
 
 def _damaged(file: Path, error: Exception) -> str:
     return (
-        f"{file}: cannot be read as weights ({first_line(error)}): it is damaged or was not downloaded to its end;"
+        f"{file}: cannot be read as weights ({one_line(error)}): it is damaged or was not downloaded to its end;"
         " get it again, or the safetensors file of the same weights"
     )
 

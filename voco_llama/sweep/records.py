@@ -16,7 +16,8 @@ from typing import Any
 from voco_llama.composition import flatten, to_plain
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.results import BENCHMARKS_KIND
-from voco_llama.provenance import fingerprint_files, write_atomically
+from voco_llama.files import write_atomically
+from voco_llama.provenance import fingerprint_files
 from voco_llama.sweep.plan import BASE, TRAIN, Command, Job, SeedPlan
 from voco_llama.training.run_folder import FREE_KEYS, SETTINGS_FILE, RunFolder
 

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
-from voco_llama.training.batch import accumulation_steps, world_size
+from voco_llama.training.batch import GlobalBatch, world_size
 
 _NEW_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -27,7 +27,7 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
     """
     values = _renamed(settings.trainer)
     if settings.global_batch_size is not None:
-        values["gradient_accumulation_steps"] = accumulation_steps(settings, world_size() or 1)
+        values["gradient_accumulation_steps"] = GlobalBatch.of(settings, world_size() or 1).accumulation
     if values.get("deepspeed"):
         _prepare_deepspeed(on_cpu=bool(values.get("use_cpu")))
     try:

@@ -1,8 +1,11 @@
 """How a global batch is divided: over processes, and over the passes that one optimizer step accumulates."""
 
+import math
 import os
+from dataclasses import dataclass
+from typing import Any
 
-from voco_llama.errors import SettingsError
+from voco_llama.errors import DataError, SettingsError
 from voco_llama.settings import TrainSettings
 
 DEFAULT_ROWS = 8
@@ -19,32 +22,85 @@ def world_size() -> int | None:
     return int(text)
 
 
-def rows_per_process(settings: TrainSettings) -> int:
-    """Rows of one forward pass of one process.
+def num_processes(settings: TrainSettings) -> int:
+    """Of torchrun, else what the settings plan for (`hardware.num_processes`), else 1."""
+    return world_size() or settings.hardware.num_processes or 1
 
-    Raises:
-        SettingsError: It is no positive whole number.
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The rows of one optimizer step.
+
+    Attributes:
+        processes: Among which they are divided.
+        rows: Of one forward pass of one process.
+        accumulation: Forward passes of each process.
+        drop_last: Whether the last rows of an epoch are left out if they fill no forward pass of all processes.
     """
-    rows = settings.trainer.get("per_device_train_batch_size", DEFAULT_ROWS)
-    if not isinstance(rows, int) or rows < 1:
-        raise SettingsError(f"trainer.per_device_train_batch_size is {rows}: give a whole number from 1 on")
-    return rows
 
+    processes: int
+    rows: int
+    accumulation: int
+    drop_last: bool = False
 
-def accumulation_steps(settings: TrainSettings, processes: int) -> int:
-    """Forward passes of each process in one optimizer step.
+    @classmethod
+    def of(cls, settings: TrainSettings, processes: int | None = None) -> "GlobalBatch":
+        """That of a training.
 
-    Raises:
-        SettingsError: The global batch cannot be divided that way.
-    """
-    if settings.global_batch_size is None:
-        return settings.trainer.get("gradient_accumulation_steps", 1)
-    rows = rows_per_process(settings)
-    steps, rest = divmod(settings.global_batch_size, processes * rows)
-    if rest or not steps:
-        raise SettingsError(
-            f"global_batch_size is {settings.global_batch_size}, which {processes} processes of {rows} rows do not"
-            " divide: change trainer.per_device_train_batch_size, or set global_batch_size to a multiple of"
-            f" {processes * rows}"
-        )
-    return steps
+        Args:
+            settings: Of the training.
+            processes: Those that are there; None: those of `num_processes`.
+
+        Raises:
+            SettingsError: The rows of a pass are no positive whole number, or the global batch cannot be divided.
+        """
+        trainer, processes = settings.trainer, num_processes(settings) if processes is None else processes
+        rows = trainer.get("per_device_train_batch_size", DEFAULT_ROWS)
+        if not isinstance(rows, int) or rows < 1:
+            raise SettingsError(f"trainer.per_device_train_batch_size is {rows}: give a whole number from 1 on")
+        accumulation: Any = trainer.get("gradient_accumulation_steps", 1)
+        if settings.global_batch_size is not None:
+            accumulation, rest = divmod(settings.global_batch_size, processes * rows)
+            if rest or not accumulation:
+                raise SettingsError(
+                    f"global_batch_size is {settings.global_batch_size}, which {processes} processes of {rows} rows do"
+                    " not divide: change trainer.per_device_train_batch_size, or set global_batch_size to a multiple of"
+                    f" {processes * rows}"
+                )
+        return cls(processes, rows, accumulation, bool(trainer.get("dataloader_drop_last")))
+
+    @property
+    def a_pass(self) -> int:
+        """Rows of one forward pass of all processes together."""
+        return self.processes * self.rows
+
+    @property
+    def size(self) -> int:
+        """Rows of an optimizer step."""
+        return self.a_pass * self.accumulation
+
+    def steps_an_epoch(self, records: int) -> int:
+        """Optimizer steps over so many records, as the Trainer counts them.
+
+        Raises:
+            DataError: There is not even one batch.
+        """
+        self.check_enough(records)
+        passes = records // self.a_pass if self.drop_last else math.ceil(records / self.a_pass)
+        return math.ceil(passes / self.accumulation)
+
+    def check_enough(self, records: int) -> None:
+        """Refuse a data set that fills no batch.
+
+        Raises:
+            DataError: It says how many records are needed.
+        """
+        needed = self.a_pass if self.drop_last else 1
+        if records < needed:
+            raise DataError(
+                f"the data set has {records} records, a batch {needed}: lower trainer.per_device_train_batch_size or"
+                " set trainer.dataloader_drop_last=false"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.size} rows = {self.processes} processes x {self.rows} rows x {self.accumulation} accumulated"

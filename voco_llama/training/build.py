@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from voco_llama.data.images import ImageTransform
-from voco_llama.data.media_root import open_media_root
+from voco_llama.configuration import VoCoLlamaConfig
+from voco_llama.data.media.images import ImageTransform
+from voco_llama.data.media.roots import open_media_root
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
-from voco_llama.data.readers import Reader, open_reader, open_stream
-from voco_llama.errors import CheckpointError, first_line
+from voco_llama.data.readers.opening import Reader, open_reader, open_stream
+from voco_llama.errors import CheckpointError, one_line
 from voco_llama.model.checkpoints import build_model
-from voco_llama.model.configuration import VoCoLlamaConfig
 from voco_llama.model.language import build_language_model
 from voco_llama.model.layouts import projector_weights
 from voco_llama.model.vision_weights import read_vision_weights
@@ -71,7 +71,7 @@ def build_processor(settings: TrainSettings) -> VoCoProcessor:
         try:
             num_patches = VoCoLlamaConfig.from_pretrained(model.checkpoint).num_vision_tokens
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"model.checkpoint: {model.checkpoint} ({first_line(error)})") from error
+            raise CheckpointError(f"model.checkpoint: {model.checkpoint} ({one_line(error)})") from error
         return _with_settings(processor, settings, num_patches)
     shape = read_vision_config(model.vision.name)["vision_cfg"]
     tokenizer = load_tokenizer(model.tokenizer or model.language.pretrained)
@@ -97,7 +97,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         language_model = build_language_model(model.language.pretrained, model.language.config, model.attention, dtype)
     except OSError as error:
         name = model.language.pretrained or model.language.config
-        raise CheckpointError(f"model.language: {name} cannot be loaded ({first_line(error)})") from error
+        raise CheckpointError(f"model.language: {name} cannot be loaded ({one_line(error)})") from error
     check_vocabulary(
         processor.tokenizer, language_model.get_input_embeddings().num_embeddings, "model.tokenizer and model.language"
     )
@@ -130,7 +130,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"model.tokenizer: {name} cannot be loaded ({first_line(error)})") from error
+        raise CheckpointError(f"model.tokenizer: {name} cannot be loaded ({one_line(error)})") from error
     check_tokenizer(tokenizer)
     return tokenizer
 

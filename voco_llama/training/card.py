@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from voco_llama.settings import TrainSettings
+from voco_llama.training.batch import GlobalBatch
 
 CARD_FILE = "README.md"
 TAGS = ["voco-llama", "vision-language", "image-text-to-text"]
@@ -93,7 +94,7 @@ def _recipe(
         "loss": f"{settings.loss.lm} x LM + {settings.loss.kl} x KL"
         + (", scheduled" if settings.loss.schedule else ""),
         "steps": result["steps"],
-        "samples a step": settings.global_batch_size or _samples_a_step(trainer, last),
+        "samples a step": GlobalBatch.of(settings, last["processes"]).size,
         "learning rate": trainer.get("learning_rate", "the Trainer's default"),
         "learning rate of the projector": settings.projector_learning_rate or "the same",
         "prompt": f"{settings.prompt.template}, images {settings.prompt.order}",
@@ -106,13 +107,6 @@ def _recipe(
     yield from _table(("", ""), rows.items())
     yield ""
     yield "All settings stand in `settings.yaml` of the run."
-
-
-def _samples_a_step(trainer: dict[str, Any], start: dict[str, Any]) -> int | str:
-    per_process = trainer.get("per_device_train_batch_size")
-    if per_process is None:
-        return "the Trainer's default"
-    return per_process * trainer.get("gradient_accumulation_steps", 1) * start["processes"]
 
 
 def _results(result: dict[str, Any]) -> Iterator[str]:

@@ -10,14 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from voco_llama.choices import PARTS
 from voco_llama.composition import did_you_mean
 from voco_llama.errors import SettingsError
 from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings
 from voco_llama.training.data_checks import check_data, check_data_paths, tokens_for_text
 from voco_llama.training.loss_checks import check_loss_paths, check_losses, require, require_path
-
-PARTS = ("vision", "projector", "language")
-"""What `stage.trains` may name."""
 
 OWNED_KEYS = {
     "output_dir": "output_dir",

@@ -10,7 +10,7 @@ from torch import Tensor
 from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama, VoCoOutput
 from voco_llama.settings import LossSettings
-from voco_llama.training.teacher import Teacher
+from voco_llama.training.teachers.teacher import Teacher
 
 LOGGED = ("loss_lm", "loss_kl")
 """What a log line says beside `loss`; each is what it would be with weight 1."""

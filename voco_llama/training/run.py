@@ -11,9 +11,10 @@ from transformers import set_seed
 
 from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
+from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
 from voco_llama.training.card import write_card
 from voco_llama.training.checks import check_settings
@@ -23,8 +24,8 @@ from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import GroupedSampler, StreamSampler
 from voco_llama.training.stages import set_trainable
-from voco_llama.training.teacher import build_teacher, check_teacher
-from voco_llama.training.top_k import TopKCollator, TopKRows, open_top_k
+from voco_llama.training.teachers.teacher import build_teacher, check_teacher
+from voco_llama.training.teachers.top_k import TopKCollator, TopKRows, open_top_k
 from voco_llama.training.trainer import VoCoTrainer, loss_curve
 
 logger = logging.getLogger(__name__)
@@ -42,18 +43,16 @@ def train(settings: TrainSettings) -> Path:
         settings: From `voco_llama.composition.compose`.
 
     Returns:
-        The folder of the trained model and its processor (for stage `clip`: of the open_clip tower).
+        The folder of the trained model and its processor.
 
     Raises:
         VoCoError: Settings, data or a checkpoint cannot be used; one line says which and why.
     """
     check_settings(settings)
     if settings.dry_run:
-        raise SettingsError("dry_run=true trains nothing: call voco_llama.dry_run.run.dry_run")
+        raise SettingsError("dry_run=true trains nothing: call voco_llama.preflight.dry_run.dry_run")
     if settings.stage.name == "clip":
-        from voco_llama.training.clip import train_clip
-
-        return train_clip(settings)
+        raise SettingsError("stage clip trains a tower alone: call voco_llama.toyworld.train_clip.train_clip")
 
     run = RunFolder(settings)
     if run.is_finished():
@@ -73,8 +72,8 @@ def train(settings: TrainSettings) -> Path:
         collator = TopKCollator(collator)
     adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
-    group_size = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
-    order = order_of(mixture, processor.num_vision + processor.num_voco, settings, arguments, group_size)
+    batch = GlobalBatch.of(settings, arguments.world_size)
+    order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
     choices, draw = settings.compression.num_voco_choices, settings.compression.draw
     if arguments.should_save:
         run.begin()
@@ -84,7 +83,7 @@ def train(settings: TrainSettings) -> Path:
         use_muon=settings.optimizer == "muon",
         projector_learning_rate=settings.projector_learning_rate,
         scheduled_loss=ScheduledLoss.of(settings.loss, build_teacher(settings, model, processor, adapters)),
-        elastic=None if choices is None else ElasticDraw(choices, draw, group_size, settings.seed),
+        elastic=None if choices is None else ElasticDraw(choices, draw, batch.size, settings.seed),
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
@@ -134,24 +133,18 @@ class KeptRows(Sequence[dict[str, Tensor]]):
 
 
 def order_of(
-    mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, arguments: Any, group_size: int
+    mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, batch: GlobalBatch
 ) -> GroupedSampler | StreamSampler:
-    """The order of samples; `group_size` of them are one global batch.
+    """The order of samples.
 
     Raises:
         DataError: There is not even one batch.
     """
-    per_process = arguments.per_device_train_batch_size
-    needed = per_process * arguments.world_size if arguments.dataloader_drop_last else 1
-    if len(mixture) < needed:
-        raise DataError(
-            f"the data set has {len(mixture)} records, a batch {needed}: lower trainer.per_device_train_batch_size or"
-            " set trainer.dataloader_drop_last=false"
-        )
+    batch.check_enough(len(mixture))
     if settings.data.streaming:
         return StreamSampler(mixture, settings.data.shuffle_buffer, settings.seed)
     lengths = mixture.characters / CHARACTERS_PER_TOKEN + mixture.media * tokens_per_medium
-    return GroupedSampler(settings.data.grouping, lengths, mixture.media == 0, group_size, settings.seed)
+    return GroupedSampler(settings.data.grouping, lengths, mixture.media == 0, batch.size, settings.seed)
 
 
 def save_final(trainer: VoCoTrainer, folder: Path) -> None:

@@ -22,7 +22,8 @@ import yaml
 
 from voco_llama.composition import flatten, to_plain
 from voco_llama.errors import SettingsError
-from voco_llama.provenance import provenance, sampled_fingerprint, write_atomically
+from voco_llama.files import write_atomically
+from voco_llama.provenance import provenance, sampled_fingerprint
 from voco_llama.settings import SourceSettings, TrainSettings
 
 logger = logging.getLogger(__name__)

@@ -16,10 +16,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from voco_llama.choices import GROUPINGS, require_choice
 from voco_llama.data.mixture import Mixture
-from voco_llama.errors import SettingsError
 
-GROUPINGS = ("none", "length", "modality")
 MEGABATCH = 50
 """Groups among which samples are sorted by length: larger is tidier, smaller is more random (LLaVA's value)."""
 
@@ -31,7 +30,7 @@ class GroupedSampler(Sampler[int]):
     optimizer step sees, whatever the number of processes and accumulation steps among which they are divided.
 
     Args:
-        grouping: One of `GROUPINGS`.
+        grouping: One of `voco_llama.choices.GROUPINGS`.
         lengths: `[samples]`, any measure of length.
         is_text_only: `[samples]` bool.
         group_size: Samples of a global batch.
@@ -41,8 +40,7 @@ class GroupedSampler(Sampler[int]):
     def __init__(
         self, grouping: str, lengths: np.ndarray, is_text_only: np.ndarray, group_size: int, seed: int
     ) -> None:
-        if grouping not in GROUPINGS:
-            raise SettingsError(f"data.grouping is '{grouping}': choose one of {', '.join(GROUPINGS)}")
+        require_choice("data.grouping", grouping, GROUPINGS)
         self.grouping = grouping
         self.lengths = np.asarray(lengths)
         self.is_text_only = np.asarray(is_text_only, dtype=bool)

@@ -17,7 +17,7 @@ import openai
 import requests
 from lmms_eval.llm_judge import Request, ServerConfig, get_server
 
-from voco_llama.data.images import one_line, resolve_inside
+from voco_llama.data.media.images import one_line, resolve_inside
 from voco_llama.errors import DataError, VoCoError
 
 MAX_SCORE = 5

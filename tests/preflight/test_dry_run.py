@@ -1,0 +1,302 @@
+"""A dry run: of the toy world against a real training, of the 7B configurations on every machine that they ship for."""
+
+import dataclasses
+import json
+import socket
+import time
+
+import pytest
+import torch
+
+from voco_llama import cli
+from voco_llama.composition import CONFIG_DIR, compose
+from voco_llama.data.readers import kept_tables
+from voco_llama.errors import SettingsError
+from voco_llama.preflight import inputs
+from voco_llama.preflight import plan as plan_module
+from voco_llama.preflight.dry_run import dry_run
+from voco_llama.preflight.fitting import what_fits
+from voco_llama.preflight.inputs import data_inputs
+from voco_llama.preflight.memory import estimate
+from voco_llama.preflight.plan import memory_plan
+from voco_llama.preflight.shapes import meta_model
+from voco_llama.preflight.text import format_dry_run, verdict
+from voco_llama.training.batch import GlobalBatch, world_size
+from voco_llama.training.build import build_or_load, build_processor, open_mixture
+from voco_llama.training.data_checks import segments_a_row
+from voco_llama.training.run import train
+from voco_llama.training.stages import count_parameters, set_trainable
+
+ALIGNMENTS = ("align_7b", "align_lcs_7b")
+EXPERIMENTS = sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml"))
+HARDWARE = sorted(file.stem for file in (CONFIG_DIR / "hardware").glob("*.yaml"))
+
+
+def is_for(hardware: str, experiment: str) -> bool:
+    """Adapters are for trained language models, a whole model on one GPU is for alignment."""
+    return not hardware.startswith("gpu_1") or hardware.endswith("_lora") == (experiment not in ALIGNMENTS)
+
+
+RUNS_7B = [
+    (experiment, hardware)
+    for experiment in EXPERIMENTS
+    for hardware in (None, *HARDWARE)
+    if hardware is None or is_for(hardware, experiment)
+]
+
+
+def composed(experiment, hardware=None, *overrides):
+    return compose([f"experiment={experiment}", *([f"hardware={hardware}"] if hardware else []), *overrides])
+
+
+def no_network(*args, **kwargs):
+    raise AssertionError("a dry run reached for the network")
+
+
+@pytest.mark.slow
+def test_every_7b_run_on_all_hardware_fits_and_keeps_its_recipe(monkeypatch, tmp_path):
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    slowest = 0.0
+    for experiment, hardware in RUNS_7B:
+        started = time.perf_counter()
+        run = dry_run(composed(experiment, hardware))
+        slowest = max(slowest, time.perf_counter() - started)
+        assert run.batch.size == (256 if experiment in ALIGNMENTS else 128), (experiment, hardware)
+        assert run.memory.fits, (experiment, hardware, verdict(run.memory))
+        assert run.shapes["loss"] == ()
+        assert len(run.shapes["logits"]) == 2
+        assert run.epoch.rows is not None or experiment == "video_7b"
+        assert format_dry_run(run)
+    assert slowest < 60  # the promise is two minutes on a laptop
+
+
+@pytest.mark.parametrize(("experiment", "hardware"), RUNS_7B)
+def test_the_global_batch_is_the_recipes(experiment, hardware):
+    settings = composed(experiment, hardware)
+    assert GlobalBatch.of(settings).size == settings.global_batch_size
+    assert settings.global_batch_size == (256 if experiment in ALIGNMENTS else 128)
+
+
+def test_numbers_of_the_papers_row():
+    run = dry_run(composed("voco_1"))
+    language = 6_738_415_616 + 2 * 2 * 4096  # Llama-2-7B, and two words in two tables
+    assert [(count.module, count.trained, count.frozen) for count in run.parameters] == [
+        ("vision", 0, 304_293_888),
+        ("language_model", language, 0),
+        ("projector", 1024 * 4096 + 4096 + 4096 * 4096 + 4096, 0),
+    ]
+    assert run.segment == (576, 1)
+    assert (run.processes, run.rows, run.accumulation) == (8, 8, 2)
+    assert run.shapes["mask"] == (8, 1, 2048, 2048)
+    assert run.shapes["logits"] == (8 * (2048 - 577), 32002)
+    assert run.memory.plan.work.trained_tokens == 8 * (2048 - 577)
+    per_epoch = -(-(665298 // 64) // 2)
+    assert (run.length.steps_an_epoch, run.length.steps) == (per_epoch, 2 * per_epoch)
+    assert run.length.warmup == -(-3 * 2 * per_epoch // 100)
+    rates = dict(run.length.learning_rates)
+    assert (rates[0], rates[run.length.warmup], rates[run.length.steps]) == (0.0, 2e-5, pytest.approx(0.0))
+    assert run.tokens_a_step == (128 * 2048, None)
+    everything, trained = language + 304_293_888 + 20_979_712, language + 20_979_712
+    assert run.saved.final == 2 * everything
+    assert run.saved.checkpoint == 4 * everything + 12 * trained
+    assert run.saved.kept == 3
+    assert any("published shape" in note for note in run.notes)
+    assert any(note.startswith("data.sources.0.file: data/LLaVA") for note in run.notes)
+
+
+def test_ways_of_compressing_and_losses_are_walked():
+    pooled = dry_run(composed("average_pool_1"))
+    assert pooled.segment == (0, 1)
+    assert pooled.shapes["compressed"] == (8, 1, 1024)
+    assert pooled.shapes["logits"] == (8 * 2047, 32002)
+    overrides = ("loss=kl", "loss.teacher_checkpoint=upper")
+    distilled = dry_run(composed("voco_1", None, *overrides))
+    assert distilled.shapes["logits of a chunk"] == (1024, 32002)
+    weights = distilled.memory.estimate.of("weights"), dry_run(composed("voco_1")).memory.estimate.of("weights")
+    assert weights[0] == pytest.approx(2 * weights[1], abs=1)
+
+
+def test_adapters_are_walked():
+    run = dry_run(composed("voco_1", "gpu_1x80gb_lora"))
+    assert {count.module: count.trained for count in run.parameters}["language_model"] == 319_815_680 + 4096
+    assert (run.processes, run.accumulation) == (1, 32)
+
+
+@pytest.fixture
+def toy(settings_for):
+    return settings_for("toy/instruct", "trainer.max_steps=-1", "trainer.num_train_epochs=2", "compression=voco_2")
+
+
+def test_the_toy_world_is_counted_as_it_is_trained(toy, tmp_path):
+    run = dry_run(toy)
+    assert not (tmp_path / "run").exists()
+    mixture = open_mixture(toy)
+    assert (run.epoch.rows, run.epoch.images) == (len(mixture), int(mixture.media.sum()))
+    model, processor = build_or_load(toy)
+    set_trainable(model, toy.stage.trains)
+    assert list(run.parameters) == count_parameters(model)
+    assert run.segment == (processor.num_vision, processor.num_voco)
+    assert [note.split(" is ")[0] for note in run.notes] == ["optimizer muon"]
+    train(toy)
+    result = (tmp_path / "run" / "result.json").read_text()
+    assert f'"steps": {run.length.steps},' in result
+    weights = sum(file.stat().st_size for file in (tmp_path / "run" / "final").glob("*.safetensors"))
+    assert run.saved.final == pytest.approx(weights, rel=0.05)  # and the file's head
+
+
+def test_no_index_is_begun(settings_for, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_tables, "SMALLEST_KEPT", 0)
+    settings = settings_for("toy/instruct", f"data.index_folder={tmp_path}/index")
+    assert dry_run(settings).epoch.rows
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_of_data_are_files_archives_and_names_of_the_hub(monkeypatch, tmp_path):
+    (tmp_path / "a.zip").write_text("")
+    settings = composed("voco_1", None, f"+data.sources.0.archives={{coco/: {tmp_path}/a.zip, gqa: [b.zip]}}")
+    assert {(entry.key.removeprefix("data.sources.0."), entry.is_here) for entry in data_inputs(settings)} == {
+        ("file", False),
+        ("media_folder", False),
+        ("archives.coco", True),
+        ("archives.gqa", False),
+    }
+    settings = composed("voco_1", None, "data.sources=[{format: hf_dataset, file: some/set}]")
+    (entry,) = data_inputs(settings)
+    assert (entry.is_hub, entry.is_here, entry.repo_type) == (True, False, "dataset")
+    monkeypatch.setattr(inputs, "HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "datasets--some--set").mkdir()
+    (entry,) = data_inputs(settings)
+    assert entry.is_here
+    assert dry_run(settings).epoch.rows is None  # it is not opened: that may reach for the network
+
+
+def test_tokens_of_the_data_are_about_those_of_its_rows(toy):
+    run, mixture, processor = dry_run(toy), open_mixture(toy), build_processor(toy)
+    lengths = [len(mixture.try_load(index, processor.row)["input_ids"]) for index in range(len(mixture))]
+    assert run.epoch.tokens == pytest.approx(sum(lengths), rel=0.5)  # characters / 4; these words are shorter
+
+
+def test_processes_are_torchruns_before_the_settings(toy, monkeypatch):
+    settings = dataclasses.replace(toy, hardware=dataclasses.replace(toy.hardware, num_processes=2))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert [dry_run(each).processes for each in (toy, settings)] == [1, 2]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert dry_run(settings).batch.size == 4 * 8
+    monkeypatch.setenv("WORLD_SIZE", "four")
+    with pytest.raises(SettingsError, match="WORLD_SIZE is 'four'"):
+        world_size()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.per_device_train_batch_size=12"], "global_batch_size is 128, which 8 processes of 12 rows do not"),
+        (["trainer.per_device_train_batch_size=32"], "or set global_batch_size to a multiple of 256"),
+        (["trainer.per_device_train_batch_size=0"], "trainer.per_device_train_batch_size is 0"),
+        (["trainer.gradient_accumulation_steps=2"], "is decided by the setting global_batch_size"),
+        (["data.max_length=500"], "data.max_length is 500, but 1 segments of 577 tokens are 577"),
+        (["model.language.pretrained=some/thing"], "the shape of some/thing is not known here"),
+        (["hardware.num_processes=0"], "hardware.num_processes is 0"),
+        (["trainer.lr_scheduler_type=cosin"], "trainer.lr_scheduler_type: "),
+    ],
+)
+def test_contradictions_are_one_line(overrides, message, capsys):
+    assert cli.main(["train", "experiment=voco_1", "dry_run=true", *overrides]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.splitlines()[-1].startswith("error: ")
+
+
+def test_the_video_experiment_has_room_for_its_frames():
+    settings = composed("video_7b")
+    assert segments_a_row(settings) == 8
+    run = dry_run(settings)
+    assert run.shapes["images"][0] == 8 * run.rows
+    assert run.length.steps is None  # a folder of clips has as many as it has
+    assert "steps: unknown" in format_dry_run(run)
+    assert dry_run(composed("video_7b", None, "trainer.max_steps=100")).length.steps == 100
+
+
+def test_what_is_not_modelled_is_said():
+    assert not any("modelled" in note for note in dry_run(composed("voco_1")).notes)
+    run = dry_run(
+        composed("voco_1", None, "trainer.deepspeed=null", "trainer.fsdp=full_shard", "trainer.optim=lion_8bit")
+    )
+    assert [note.split(" ")[0] for note in run.notes if "modelled" in note] == ["FSDP", "optimizer"]
+    assert any("muon" in note for note in plan_module.uncounted(composed("toy/instruct")))
+
+
+def test_deepspeeds_configuration_may_be_a_file(tmp_path):
+    settings = composed("voco_1")
+    (tmp_path / "zero.json").write_text(json.dumps(settings.trainer["deepspeed"]))
+    by_file = composed("voco_1", None, f"trainer.deepspeed={tmp_path}/zero.json")
+    assert dry_run(by_file).memory == dry_run(settings).memory
+
+
+def test_a_dry_run_never_trains(toy):
+    with pytest.raises(SettingsError, match="dry_run=true trains nothing"):
+        train(dataclasses.replace(toy, dry_run=True))
+
+
+def test_the_command_prints_it_and_writes_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "experiment=align_7b", "dry_run=true"]) == 0
+    printed = capsys.readouterr().out
+    assert "global batch: 256 rows = 8 processes x 16 rows x 2 accumulated" in printed
+    assert "of 80 GB: fits" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+PLAIN = ("trainer.deepspeed=null", "trainer.gradient_checkpointing=false")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "gigabytes", "overrides", "expected"),
+    [
+        ("voco_1", 40, (), ()),
+        ("voco_1", 24, (), ("trainer.per_device_train_batch_size=4",)),
+        ("voco_1", 80, ("trainer=zero2",), ()),
+        ("voco_1", 30, ("trainer=zero2",), ("trainer=zero3",)),
+        ("voco_1", 80, ("hardware.num_processes=1",), ("trainer=zero2", "model.lora.rank=128", "model.lora.alpha=256")),
+        (
+            "voco_1",
+            15,
+            (),
+            (
+                "trainer.per_device_train_batch_size=4",
+                "trainer.deepspeed.zero_optimization.offload_optimizer.device=cpu",
+            ),
+        ),
+        ("voco_1", 150, PLAIN, ("trainer.per_device_train_batch_size=4",)),
+        (
+            "voco_1",
+            80,
+            PLAIN,
+            ("trainer.per_device_train_batch_size=4", "trainer.gradient_checkpointing=true"),
+        ),
+        ("voco_1", 3, (), None),
+    ],
+)
+def test_what_fits(experiment, gigabytes, overrides, expected):
+    settings = composed(experiment, None, *overrides)
+    plan = memory_plan(settings, meta_model(settings))
+    remedy = what_fits(settings, plan, gigabytes * 10**9)
+    assert (None if remedy is None else remedy.overrides) == expected
+    if expected:
+        assert estimate(plan).peak > gigabytes * 10**9 >= remedy.peak
+        mended = composed(experiment, None, *overrides, *remedy.overrides)
+        found = estimate(memory_plan(mended, meta_model(mended)))
+        assert found.peak == pytest.approx(remedy.peak, rel=0.001)
+
+
+def test_a_remedy_without_a_global_batch_accumulates_more():
+    overrides = ("global_batch_size=null", "trainer.gradient_accumulation_steps=2", "hardware.gpu_memory_gb=24")
+    memory = dry_run(composed("voco_1", None, *overrides)).memory
+    assert memory.remedy.overrides == (
+        "trainer.per_device_train_batch_size=4",
+        "trainer.gradient_accumulation_steps=4",
+    )
+    assert "does not fit; " in verdict(memory)
+    unknown = dry_run(composed("voco_1", None, "hardware.gpu_memory_gb=null")).memory
+    assert torch.cuda.is_available() or "set hardware.gpu_memory_gb" in verdict(unknown)

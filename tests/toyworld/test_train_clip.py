@@ -1,0 +1,83 @@
+"""Stage clip: it learns, its folder is read by open_clip and by the other stages, and pairs are told apart."""
+
+import json
+
+import pytest
+import torch
+
+from voco_llama.errors import DataError, SettingsError
+from voco_llama.training.run import train
+
+
+@pytest.fixture
+def clip_settings(settings_for):
+    def make(*overrides: str):
+        return settings_for("toy/clip", "trainer.per_device_train_batch_size=12", "trainer.max_steps=40", *overrides)
+
+    return make
+
+
+def test_it_learns_and_the_folder_is_a_tower(clip_settings, settings_for, tmp_path):
+    import open_clip
+
+    folder = train(clip_settings())
+    result = json.loads((folder / "result.json").read_text())
+    curve = [entry["loss"] for entry in result["loss_curve"]]
+    assert curve[-1] < curve[0] - 0.3
+    assert result["held_out_pairs"] == 2
+    assert set(result["retrieval_accuracy"]) == {"image_to_text", "text_to_image"}
+
+    clip = open_clip.create_model(f"local-dir:{folder}")
+    final = train(
+        settings_for(
+            "toy/align", f"model.vision.name={folder}", f"output_dir={tmp_path / 'align'}", "trainer.max_steps=1"
+        )
+    )
+    from voco_llama.model.voco_llama import VoCoLlama
+
+    tower = VoCoLlama.from_pretrained(final).vision.visual
+    for name, weight in clip.visual.state_dict().items():
+        torch.testing.assert_close(tower.state_dict()[name], weight)
+
+
+def test_retrieval_counts_equal_captions_as_one():
+    from voco_llama.toyworld.train_clip import retrieval_accuracy
+
+    class Fixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def features(self, pixel_values, text):
+            return torch.eye(3), torch.tensor([[0.9, 1.0, 0.0], [1.0, 0.0, 0.9], [0.0, 0.9, 1.0]])
+
+    def pairs(*captions):
+        return [{"pixel_values": torch.zeros(3, 2, 2), "text": torch.tensor([caption])} for caption in captions]
+
+    # images 0, 1, 2 find captions 1, 0, 2; captions 0, 1, 2 find images 1, 0, 2
+    assert retrieval_accuracy(Fixed(), pairs(5, 6, 7)) == pytest.approx(
+        {"image_to_text": 1 / 3, "text_to_image": 1 / 3}
+    )
+    assert retrieval_accuracy(Fixed(), pairs(5, 5, 7)) == {"image_to_text": 1.0, "text_to_image": 1.0}
+
+
+def test_a_caption_ends_with_the_end_token(world):
+    from voco_llama.toyworld.train_clip import encode_caption
+    from voco_llama.training.build import load_tokenizer
+
+    tokenizer = load_tokenizer(str(world / "tokenizer"))
+    full = encode_caption("a red circle", tokenizer, 8)
+    assert full.shape == (8,)
+    assert full.tolist().count(tokenizer.eos_token_id) == 1
+    cut = encode_caption("a red circle", tokenizer, 4)
+    assert (cut[0], cut[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert cut[1:3].tolist() == full[1:3].tolist()
+
+
+def test_what_it_cannot_do(clip_settings):
+    with pytest.raises(SettingsError, match="no accumulation"):
+        train(clip_settings("trainer.gradient_accumulation_steps=2"))
+    with pytest.raises(DataError, match="needs records of one image and its caption"):
+        train(clip_settings("data=toy_text"))
+    with pytest.raises(DataError, match="more than 48 pairs"):
+        train(clip_settings("trainer.per_device_train_batch_size=64"))

@@ -1,0 +1,141 @@
+"""Configuration of `VoCoLlama`: the language model's, the vision tower's, and what joins them."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from voco_llama.choices import (
+    COMPRESSORS,
+    CONDITIONS,
+    PROJECTORS,
+    SEGMENT_ATTENTIONS,
+    VOCO_EMBEDDINGS,
+    Condition,
+    SegmentAttention,
+    require_choice,
+)
+from voco_llama.layout import SegmentShape
+from voco_llama.llava_folder import is_llava, read_llava_folder
+from voco_llama.tokens import add_special_tokens
+from voco_llama.vision_config import num_patches
+
+
+class VoCoLlamaConfig(PreTrainedConfig):
+    """What it takes to rebuild the model without its weights.
+
+    Attributes:
+        text_config: Configuration of any causal language model of transformers with rotary positions.
+        vision_config: open_clip model configuration: `embed_dim`, `quick_gelu`, `vision_cfg`, `text_cfg`.
+        vision_layer: Layer whose patch tokens are used; -2 is the one before the last (LLaVA, the paper).
+        projector_type: `linear` (the paper) or `mlp2x_gelu` (LLaVA-1.5).
+        num_voco: VoCo tokens the model was trained with.
+        condition: Visibility the model was trained with: `voco`, or `full` for the upper bound.
+        segment_attention: Of the vision tokens of a segment among themselves: `causal` (the paper) or `bidirectional`.
+        voco_embeddings: `shared`: one embedding for all VoCo tokens (the paper). `distinct`: besides, a trained offset
+            for each of them.
+        compressor: What makes the VoCo tokens: the `language_model` under its mask (the method), or, as baselines,
+            `average_pool` or `q_former` outside it (`voco_llama.model.external`).
+        q_former: Shape of the Q-Former: `layers`, `width`, `heads`, `cross_attention_every`.
+        image_token_id: Id of `<image>`; None until a tokenizer is known.
+        voco_token_id: Id of `<voco>`.
+        segment_prefix_ids: Token ids before the vision tokens of a segment (the authors' order: BOS).
+        segment_infix_ids: Token ids between vision and VoCo tokens (the authors' order: a newline).
+    """
+
+    model_type = "voco_llama"
+    sub_configs: ClassVar = {"text_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        vision_config: dict[str, Any] | None = None,
+        vision_layer: int = -2,
+        projector_type: str = "mlp2x_gelu",
+        num_voco: int = 1,
+        condition: Condition = "voco",
+        segment_attention: SegmentAttention = "causal",
+        voco_embeddings: str = "shared",
+        compressor: str = "language_model",
+        q_former: dict[str, int] | None = None,
+        image_token_id: int | None = None,
+        voco_token_id: int | None = None,
+        segment_prefix_ids: tuple[int, ...] | list[int] = (),
+        segment_infix_ids: tuple[int, ...] | list[int] = (),
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        for name, value, choices in (
+            ("projector", projector_type, PROJECTORS),
+            ("condition", condition, CONDITIONS),
+            ("segment_attention", segment_attention, SEGMENT_ATTENTIONS),
+            ("voco_embeddings", voco_embeddings, VOCO_EMBEDDINGS),
+            ("compressor", compressor, COMPRESSORS),
+        ):
+            require_choice(name, value, choices)
+        self.text_config = text_config if text_config is not None else AutoConfig.for_model("llama")
+        self.vision_config = vision_config or {}
+        self.vision_layer = vision_layer
+        self.projector_type = projector_type
+        self.num_voco = num_voco
+        self.condition = condition
+        self.segment_attention = segment_attention
+        self.voco_embeddings = voco_embeddings
+        self.compressor = compressor
+        self.q_former = q_former
+        self.image_token_id = image_token_id
+        self.voco_token_id = voco_token_id
+        self.segment_prefix_ids = list(segment_prefix_ids)
+        self.segment_infix_ids = list(segment_infix_ids)
+        kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Any:
+        """As in transformers; of a LLaVA's folder, the configuration that the model made of it will have."""
+        if not is_llava(folder):
+            return super().from_pretrained(folder, **kwargs)
+        described = read_llava_folder(folder)
+        tokenizer = described.tokenizer()
+        condition = described.condition(tokenizer)
+        tokens = add_special_tokens(tokenizer)
+        shape = described.segment_shape(tokenizer, described.num_voco(condition), described.order(condition))
+        text_config = described.text_config
+        text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+        return cls(
+            text_config=text_config,
+            vision_config=described.vision_config,
+            vision_layer=described.vision_layer,
+            projector_type=described.projector,
+            num_voco=shape.num_voco,
+            condition=condition,
+            image_token_id=tokens.image,
+            voco_token_id=tokens.voco,
+            segment_prefix_ids=shape.prefix,
+            segment_infix_ids=shape.infix,
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input image in pixels."""
+        return self.vision_config["vision_cfg"]["image_size"]
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """Patch tokens of one image."""
+        return num_patches(self.vision_config)
+
+    @property
+    def compresses_outside(self) -> bool:
+        """Whether an external compressor makes the VoCo tokens, so that the language model sees no vision tokens."""
+        return self.compressor != "language_model"
+
+    def segment_shape(self, num_voco: int | None = None) -> SegmentShape:
+        """Shape of a segment, with another number of VoCo tokens on request."""
+        return SegmentShape(
+            0 if self.compresses_outside else self.num_vision_tokens,
+            self.num_voco if num_voco is None else num_voco,
+            tuple(self.segment_prefix_ids),
+            tuple(self.segment_infix_ids),
+        )

@@ -1,0 +1,1 @@
+"""Images, clips, and where their bytes lie: folders, archives, tables."""

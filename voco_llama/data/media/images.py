@@ -1,0 +1,273 @@
+"""Image files to tensors, as LLaVA-1.5 prepares them.
+
+Files come from data sets that nobody has looked through, so everything a file can do wrong ends in a `DataError` that
+names it: missing, not an image, truncated, or so large that decoding it would exhaust the memory (a decompression
+bomb; judged from the header, before a pixel is decoded).
+
+Colors follow LLaVA: a plain `convert("RGB")`. So an alpha channel is dropped (not blended), a palette looked up, grey
+repeated, CMYK converted without its profile, other color profiles ignored, of an animation the first frame taken. The
+EXIF orientation is ignored too, as LLaVA does it: a photograph that a viewer would turn stays as it is stored (of the
+formats here only TIFF is turned, which Pillow itself does).
+
+One exception: 16-bit grey. Pillow cuts its values off at 255, so that LLaVA sees an almost white picture; here they are
+scaled to 8 bits, as Pillow scales 16-bit RGB. Grey values of a range that nothing states (32-bit integers or floats of
+a TIFF) are refused.
+"""
+
+import json
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+
+from voco_llama.data.media.stored import StoredFile
+from voco_llama.errors import DataError, SettingsError, one_line
+
+MAX_IMAGE_PIXELS = 2**26
+"""Most pixels an image may have once padded to a square: 8192 on a side, 192 MiB as RGB."""
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is decoded. Named, since Pillow would otherwise start outside programs for some formats (PostScript)."""
+
+OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") -> Path:
+    """Joins a name from a data file to its media folder and makes sure that it stays there.
+
+    Args:
+        root: The media folder.
+        name: The path as the data file has it, relative to `root`.
+        source: Where the name stands (a record), put before an error's text.
+
+    Returns:
+        `root / name`. Whether the file exists is not checked.
+
+    Raises:
+        DataError: `name` is empty, absolute, has a `..` in it, or leads out of `root` through a symbolic link.
+    """
+    where = f"{source}: " if source else ""
+    name_shown = repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
+    if not name:
+        raise DataError(
+            f"{where}the file name is empty; name a file inside {root}, or leave the entry out", kind="bad_file_name"
+        )
+    path = Path(root, name)
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(
+            f"{where}{name_shown} leaves the folder {root}; name a file inside it by a relative path",
+            kind="bad_file_name",
+        )
+    try:
+        inside = path.resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"{where}{name_shown} is no usable file name: {one_line(error)}", kind="bad_file_name"
+        ) from error
+    if not inside:
+        raise DataError(
+            f"{where}{name_shown} leaves the folder {root} through a symbolic link; put the files inside it, "
+            "or name the folder that they really are in",
+            kind="bad_file_name",
+        )
+    return path
+
+
+def load_image(path: str | os.PathLike[str] | StoredFile) -> Image.Image:
+    """Decodes an image file (of several frames the first), fully, into RGB.
+
+    Args:
+        path: The file, or where it is stored.
+
+    Returns:
+        A `PIL.Image` in mode RGB that holds no open file.
+
+    Raises:
+        DataError: The file is missing, is in none of `IMAGE_FORMATS`, is corrupt or truncated, has more than
+            `MAX_IMAGE_PIXELS` pixels when padded to a square, or grey values of an unknown range.
+    """
+    where = f"image {path}"
+    if isinstance(path, StoredFile):
+        with path.open() as file:
+            return decode_image(file, where)
+    if not Path(path).is_file():
+        raise DataError(f"{where}: no such file; fetch it, or take the record out")
+    return decode_image(path, where)
+
+
+def decode_image(file: str | os.PathLike[str] | BinaryIO, where: str) -> Image.Image:
+    """`load_image` for a file that is there, or that is held in memory.
+
+    Args:
+        file: A path or a binary file.
+        where: What messages call it.
+
+    Raises:
+        DataError: As `load_image`.
+    """
+    try:
+        with _whole_files_only(), _without_warnings(), Image.open(file, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            if max(width, height) ** 2 > MAX_IMAGE_PIXELS:
+                raise DataError(_too_large(where, f"{width} x {height}"))
+            return _to_rgb(image, where)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(_too_large(where, one_line(error))) from error
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"{where}: not an image that can be read ({', '.join(IMAGE_FORMATS)}); replace it") from error
+    except DECODER_ERRORS as error:
+        raise DataError(f"{where}: corrupt or truncated ({one_line(error)}); fetch it again") from error
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without Pillow's, of large pictures (our own limit is stricter), torn metadata, a palette's lost transparency."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    """What `convert("RGB")` gives, but for deep grey: see the module."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise DataError(f"{where}: grey values of 32 bits, whose range is not known; save it with 8 or 16 bits")
+    return image.convert("RGB")
+
+
+_strictness = threading.Lock()
+_num_strict, _was_lenient = 0, False
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Have Pillow refuse truncated files, whatever another library set (lmms-eval wants them filled up with grey).
+
+    The switch is one for the whole process: the first of several threads turns it, the last one turns it back.
+    """
+    global _num_strict, _was_lenient
+    with _strictness:
+        if not _num_strict:
+            _was_lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        _num_strict += 1
+    try:
+        yield
+    finally:
+        with _strictness:
+            _num_strict -= 1
+            if not _num_strict:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _was_lenient
+
+
+def _too_large(where: str, size: str) -> str:
+    side = int(MAX_IMAGE_PIXELS**0.5)
+    return f"{where}: too large to decode ({size}; at most {side} pixels on a side); scale it down"
+
+
+def expand_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Pads the shorter side, half before and half after (the odd pixel after), as LLaVA's `expand2square`."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), background)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """LLaVA-1.5's `pad` preprocessing.
+
+    Pad to a square with the mean color, resize (bicubic, on 8-bit values, as Pillow does it), divide by 255,
+    subtract `mean`, divide by `std`. Equal to LLaVA's `expand2square` and the `CLIPImageProcessor` of the transformers
+    that it used, which is `CLIPImageProcessorPil` of transformers 5; today's `CLIPImageProcessor` resizes by
+    torchvision, which is a grey level apart here and there.
+
+    Attributes:
+        image_size: Side of the result in pixels.
+        mean: Of red, green, blue, in [0, 1]; also the padding's color, `int(255 * mean)`.
+        std: Of red, green, blue.
+    """
+
+    image_size: int = 336
+    mean: tuple[float, float, float] = OPENAI_CLIP_MEAN
+    std: tuple[float, float, float] = OPENAI_CLIP_STD
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            value = tuple(float(channel) for channel in getattr(self, name))
+            if len(value) != 3:
+                raise SettingsError(f"image transform: {name} needs three values (red, green, blue), not {len(value)}")
+            object.__setattr__(self, name, value)
+        if self.image_size < 1:
+            raise SettingsError(f"image transform: image_size must be at least 1, not {self.image_size}")
+        if not all(0 <= channel <= 1 for channel in self.mean) or not all(channel > 0 for channel in self.std):
+            raise SettingsError("image transform: mean must lie in [0, 1] and std above 0 (colors scaled to [0, 1])")
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """An RGB image of any size -> float32 `[3, image_size, image_size]`, normalized."""
+        background = tuple(int(channel * 255) for channel in self.mean)
+        square = expand_to_square(image, background)
+        resized = square.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(torch.float32) / 255
+        mean, std = (torch.tensor(channels).view(3, 1, 1) for channels in (self.mean, self.std))
+        return ((pixels - mean) / std).contiguous()
+
+    def to_image(self, pixels: torch.Tensor) -> Image.Image:
+        """Undoes the normalization: float `[3, height, width]` -> the RGB image that was normalized."""
+        mean, std = (torch.tensor(channels).view(3, 1, 1) for channels in (self.mean, self.std))
+        values = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them back."""
+        values = asdict(self)
+        return values | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
+        """Reads what `to_dict` gave.
+
+        Raises:
+            SettingsError: A key is unknown or a value is out of range.
+        """
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise SettingsError(f"image transform: unknown key {unknown[0]!r}; known: image_size, mean, std")
+        return cls(**values)
+
+    @classmethod
+    def beside(cls, folder: str | os.PathLike[str], image_size: int) -> "ImageTransform":
+        """With the mean and standard deviation of a folder's `preprocessor_config.json`, where there is one.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        file = Path(folder) / "preprocessor_config.json"
+        if not file.is_file():
+            return cls(image_size)
+        try:
+            described = json.loads(file.read_text(encoding="utf-8"))
+            return cls(image_size, tuple(described["image_mean"]), tuple(described["image_std"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{file}: cannot be read as an image processor ({one_line(error)}); get it again"
+            ) from error

@@ -1,0 +1,207 @@
+"""Frames of a clip, sampled uniformly over its whole length.
+
+A clip is read twice: once only its packets, to count the frames (many containers do not state their number, and some
+state a wrong one), then decoded frame by frame, keeping the wanted ones. So memory holds `num_frames` frames, however
+long the clip. The container's rotation note is ignored, as EXIF orientation is for images.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from voco_llama.data.media.stored import StoredFile
+from voco_llama.errors import DataError, SettingsError, one_line
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+MAX_FRAME_PIXELS = 2**25
+"""Most pixels of a frame padded to a square: 5792 on a side, which admits 4K."""
+
+MAX_CLIP_FRAMES = 2**20
+"""Most frames in a clip: nine hours at 30 a second."""
+
+CLIP_ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+"""Clips are looked for under these endings, in this order."""
+
+LEAST_SHARE = 0.75
+"""A clip whose frames span less than this share of the length it announces is taken for truncated."""
+
+# Containers the demuxer may be: without the list a playlist that calls itself .mp4 could open other files.
+_FORMATS = "mov,mp4,matroska,webm,avi"
+
+
+def list_clips(folder: Path) -> dict[str, str]:
+    """Clips lying flat in a folder: name without ending -> file name (of several the first ending)."""
+    return choose_clips(path.name for path in folder.iterdir())
+
+
+def choose_clips(names: Iterable[str]) -> dict[str, str]:
+    """Of files with or without folders before them the clips: last part without ending -> name, as `list_clips`."""
+    clips: dict[str, str] = {}
+    for name in sorted(names):
+        path = PurePosixPath(name)
+        ending = path.suffix.lower()
+        if ending not in CLIP_ENDINGS:
+            continue
+        held = clips.get(path.stem)
+        if held is None or CLIP_ENDINGS.index(ending) < CLIP_ENDINGS.index(PurePosixPath(held).suffix.lower()):
+            clips[path.stem] = name
+    return clips
+
+
+def frame_indices(total: int, num_frames: int) -> list[int]:
+    """Which frames of `total` stand for the clip, in order.
+
+    With enough frames: `num_frames` different ones evenly from the first to the last, rounded down, as LLaVA's and
+    Video-ChatGPT's `linspace` (a single one is the first). With fewer: every frame, each repeated
+    `floor(num_frames / total)` or one time more, never another number.
+
+    >>> frame_indices(10, 4)
+    [0, 3, 6, 9]
+    >>> frame_indices(3, 8)
+    [0, 0, 0, 1, 1, 1, 2, 2]
+    """
+    if total < num_frames:
+        return [i * total // num_frames for i in range(num_frames)]
+    return [i * (total - 1) // max(num_frames - 1, 1) for i in range(num_frames)]
+
+
+def read_frames(path: str | os.PathLike[str] | StoredFile, num_frames: int) -> list[Image.Image]:
+    """Decodes `num_frames` frames of a clip, sampled by `frame_indices` over the whole of it.
+
+    Args:
+        path: The clip (mp4, mov, mkv, webm, avi), or where it is stored.
+        num_frames: How many frames to return, at least 1.
+
+    Returns:
+        `num_frames` RGB images in order of time; a repeated frame is the same object.
+
+    Raises:
+        DataError: The clip is missing, corrupt, truncated, without frames, too large a picture, or too long.
+        SettingsError: `num_frames` is below 1.
+    """
+    if num_frames < 1:
+        raise SettingsError(f"num_frames must be at least 1, not {num_frames}")
+    with _reading(path) as where:
+        total = _count_frames(path, where)
+        frames, decoded = _decode(path, frame_indices(total, num_frames), where)
+        if len(frames) < num_frames and decoded:  # packets without a picture of their own: count what was decoded
+            frames, decoded = _decode(path, frame_indices(decoded, num_frames), where)
+    if not decoded:
+        raise DataError(f"{where}: no frame can be decoded; fetch it again")
+    return frames
+
+
+def count_frames(path: str | os.PathLike[str] | StoredFile) -> int:
+    """Counts the frames of a clip by its packets, without decoding any.
+
+    Raises:
+        DataError: As `read_frames`, as far as it can be told so.
+    """
+    with _reading(path) as where:
+        return _count_frames(path, where)
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str] | StoredFile) -> Iterator[str]:
+    """What messages call the clip; the decoder's errors become ours."""
+    import av  # slow to import, and only clips need it
+
+    where = f"clip {path}"
+    if not isinstance(path, StoredFile) and not Path(path).is_file():
+        raise DataError(f"{where}: no such file; fetch it, or take the record out")
+    try:
+        yield where
+    except (av.error.FFmpegError, OSError, EOFError, OverflowError) as error:
+        raise DataError(f"{where}: corrupt or not a clip ({one_line(error)}); fetch it again") from error
+
+
+@contextmanager
+def _open(path: str | os.PathLike[str] | StoredFile) -> Iterator["InputContainer"]:
+    import av
+
+    options = {"format_whitelist": _FORMATS}
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open()) if isinstance(path, StoredFile) else str(Path(path).absolute())
+        yield opened.enter_context(av.open(file, metadata_errors="ignore", options=options))
+
+
+def _video_stream(container: "InputContainer", where: str) -> "VideoStream":
+    if not container.streams.video:
+        raise DataError(f"{where}: holds no video stream; fetch it again or replace it")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise DataError(f"{where}: its codec is not one this PyAV decodes; convert it to H.264")
+    _check_size(stream.codec_context.width, stream.codec_context.height, where)
+    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # the decoder's own check, mid-stream
+    return stream
+
+
+def _check_size(width: int, height: int, where: str) -> None:
+    if max(width, height) ** 2 > MAX_FRAME_PIXELS:
+        side = int(MAX_FRAME_PIXELS**0.5)
+        raise DataError(f"{where}: frames too large ({width} x {height}; at most {side} on a side); scale it down")
+
+
+def _count_frames(path: str | os.PathLike[str] | StoredFile, where: str) -> int:
+    """Counts the packets that are shown, without decoding; refuses clips that end long before they say they do."""
+    count, first, last = 0, None, None
+    with _open(path) as container:
+        stream = _video_stream(container, where)
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise DataError(f"{where}: corrupt or truncated at frame {count}; fetch it again")
+            if not packet.size or packet.is_discard:
+                continue
+            count += 1
+            if count > MAX_CLIP_FRAMES:
+                raise DataError(f"{where}: more than {MAX_CLIP_FRAMES} frames; cut it into shorter clips")
+            if packet.pts is not None:
+                end = packet.pts + (packet.duration or 0)
+                first = packet.pts if first is None else min(first, packet.pts)
+                last = end if last is None else max(last, end)
+        if not count:
+            raise DataError(f"{where}: holds no frames; replace it")
+        announced = _announced_seconds(container, stream)
+        if announced and first is not None:
+            seconds = float((last - first) * stream.time_base)
+            if seconds < LEAST_SHARE * announced:
+                raise DataError(
+                    f"{where}: truncated ({count} frames in {seconds:.1f} s of the {announced:.1f} s it announces); "
+                    "fetch it again"
+                )
+    return count
+
+
+def _announced_seconds(container: "InputContainer", stream: "VideoStream") -> float | None:
+    """The length in the header, in seconds; None where it states none."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / 1_000_000
+
+
+def _decode(path: str | os.PathLike[str] | StoredFile, indices: list[int], where: str) -> tuple[list[Image.Image], int]:
+    """Decodes up to the last of `indices` (ascending); returns the frames reached and how many were decoded."""
+    frames: list[Image.Image] = []
+    decoded = 0
+    for frame in _stream_frames(path, where):
+        wanted = indices[len(frames) :].count(decoded)
+        if wanted:
+            frames.extend([frame.to_image()] * wanted)
+        decoded += 1
+        if len(frames) == len(indices):
+            break
+    return frames, decoded
+
+
+def _stream_frames(path: str | os.PathLike[str] | StoredFile, where: str) -> Iterator:
+    with _open(path) as container:
+        for frame in container.decode(_video_stream(container, where)):
+            _check_size(frame.width, frame.height, where)
+            yield frame

@@ -1,0 +1,219 @@
+"""Caption files of clips in the manner of WebVid: a CSV with a column of clip ids and one of captions.
+
+    videoid,contentUrl,duration,page_dir,name
+    21179416,https://...,PT00H00M11S,006001_006050,Aerial shot winter forest
+
+The clip of a row is `<videos>/<page_dir>/<videoid>.mp4`, as WebVid's own download lays them out, or
+`<videos>/<videoid>.mp4`, with any of the endings in `CLIP_ENDINGS`. Rows are validated when read.
+"""
+
+import codecs
+import csv
+import io
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from voco_llama.data.media.roots import MediaRoot, open_media_root
+from voco_llama.data.media.stored import MediaFile
+from voco_llama.data.media.video import CLIP_ENDINGS
+from voco_llama.data.readers.conversations import caption_turns, check_instructions
+from voco_llama.data.readers.kept_tables import open_table
+from voco_llama.data.readers.record_files import (
+    Report,
+    Sizes,
+    check_file,
+    check_marks,
+    name_record,
+    shown,
+    stop,
+)
+from voco_llama.data.records import Record
+from voco_llama.errors import DataError, one_line
+
+INSTRUCTIONS = (
+    "Describe the video concisely.",
+    "Provide a brief description of the given video clip.",
+    "Give a short and clear explanation of the video.",
+    "What happens in the video? Answer briefly.",
+    "Summarize the visual content of the clip.",
+)
+
+
+class CaptionCsv(Sequence[Record]):
+    """The records of a caption CSV: an instruction after the clip, the caption as its answer.
+
+    Args:
+        file: The CSV, UTF-8, with a header.
+        videos: Where the clips are: a folder or an archive.
+        instruction: The instruction, or several; which one a record gets is a pure function of `seed` and its index.
+        seed: See above.
+        id_column: Column of the clip's id, its file name without ending.
+        caption_column: Column of the caption.
+        folder_column: Column of the folder, within `videos`, that a clip may be in; ignored if it is not there.
+        index_folder: Where the places of the rows in the file are kept; None = nowhere.
+
+    Raises:
+        DataError: The file or the folder is missing, unreadable or empty, or a column is missing. From `[index]`:
+            the row is not valid, or its clip is missing.
+        SettingsError: No instruction, or one with an `<image>` mark in it.
+    """
+
+    def __init__(
+        self,
+        file: str | Path,
+        videos: str | Path | MediaRoot,
+        instruction: str | Sequence[str] = INSTRUCTIONS,
+        seed: int = 0,
+        id_column: str = "videoid",
+        caption_column: str = "name",
+        folder_column: str = "page_dir",
+        index_folder: Path | None = None,
+    ) -> None:
+        self.file, self.seed = Path(file), seed
+        self.instructions = check_instructions(instruction, "caption_csv")
+        check_file(self.file)
+        self.videos = open_media_root(videos, self.file, index_folder)
+        with self.file.open("rb") as stream:
+            rows = csv.reader(_Lines(stream), strict=True)
+            self._columns = self._read_header(rows, (id_column, caption_column), folder_column)
+        self._table = open_table(self.file, f"csv {self._columns[1]}", index_folder, self._scan)
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is in each record."""
+        characters = self._table["characters"]
+        return Sizes(characters, np.ones(len(characters), dtype=np.int32))
+
+    @property
+    def _spans(self) -> np.ndarray:
+        """`[records, 2]` int64: the bytes where each begins and ends."""
+        return self._table["spans"]
+
+    def _read_header(
+        self, reader: Iterator[list[str]], needed: tuple[str, str], optional: str
+    ) -> tuple[int, int, int | None]:
+        """The columns of id, caption and folder."""
+        try:
+            header = [name.encode("latin-1").decode("utf-8").strip() for name in next(reader, [])]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(self._unreadable(1, 0, error)) from error
+        missing = [name for name in needed if name not in header]
+        if missing:
+            raise DataError(
+                f"{self.file}: no column {missing[0]!r} (columns: {shown(', '.join(header))}); "
+                "add it, or name the column in the data set's settings"
+            )
+        return *(header.index(name) for name in needed), header.index(optional) if optional in header else None
+
+    def _scan(self) -> dict[str, np.ndarray]:
+        """Where each row begins and ends, and the bytes of its caption."""
+        rows = array("q")
+        with self.file.open("rb") as stream:
+            lines = _Lines(stream)
+            reader = csv.reader(lines, strict=True)
+            begin, line = 0, 1
+            try:
+                next(reader)
+                begin, line = lines.offset, reader.line_num + 1
+                for row in reader:
+                    if row:
+                        caption = row[self._columns[1]] if self._columns[1] < len(row) else ""
+                        rows.extend((begin, lines.offset, len(caption)))
+                    begin, line = lines.offset, reader.line_num + 1
+            except csv.Error as error:
+                raise DataError(self._unreadable(line, begin, error)) from error
+        if not rows:
+            raise DataError(f"{self.file}: holds no records, only a header; give a file with at least one")
+        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        return {"spans": table[:, :2].copy(), "characters": table[:, 2].astype(np.int32)}
+
+    def _unreadable(self, line: int, offset: int, error: Exception) -> str:
+        return (
+            f"{self.file}: unreadable CSV in the row that begins at line {line} (byte offset {offset}): "
+            f"{one_line(error)}; mend its quotes or fetch it again"
+        )
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @property
+    def header(self) -> bytes:
+        """What stands before the first row."""
+        with self.file.open("rb") as stream:
+            return stream.read(int(self._spans[0, 0]))
+
+    def raw(self, index: int) -> bytes:
+        """One row as it stands in the file."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+        begin, end = self._spans[index].tolist()
+        with self.file.open("rb") as stream:
+            stream.seek(begin)
+            return stream.read(end - begin)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
+        id_column, caption_column, folder_column = self._columns
+        row = self._row(index)
+        source = name_record(self.file, index, "videoid", row[id_column] if id_column < len(row) else None)
+        if max(id_column, caption_column) >= len(row):
+            raise DataError(f"{source}: the row has only {len(row)} columns; complete it, or take it out")
+        caption = row[caption_column].strip()
+        if not caption:
+            report(DataError(f"{source}: the caption is empty; fill it in, or take the row out", "empty_answer"))
+        folder = row[folder_column] if folder_column is not None and folder_column < len(row) else ""
+        turns = caption_turns(self.instructions, self.seed, index, caption)
+        check_marks(turns, 1, source, "clip", report)
+        video = self._clip(row[id_column], folder, source, report)
+        return Record(id=row[id_column], turns=turns, video=video, source=source)
+
+    def _row(self, index: int) -> list[str]:
+        data = self.raw(index)
+        source = name_record(self.file, index)
+        try:
+            return next(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
+        except UnicodeDecodeError as error:
+            place = int(self._spans[index, 0]) + error.start
+            raise DataError(f"{source}: not UTF-8 at byte {place}; save the file as UTF-8") from error
+        except (csv.Error, StopIteration) as error:
+            raise DataError(f"{source}: the file changed since it was opened; start again") from error
+
+    def _clip(self, video_id: str, folder: str, source: str, report: Report) -> MediaFile | None:
+        if not video_id:
+            report(DataError(f"{source}: the clip's id is empty; fill it in, or take the row out", "bad_file_name"))
+            return None
+        parts = (f"{folder}/", "") if folder else ("",)
+        found = self.videos.find_first(
+            (f"{part}{video_id}{ending}" for part in parts for ending in CLIP_ENDINGS), source
+        )
+        if found is not None:
+            return found
+        message = (
+            f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}"
+            f"{f', also in {shown(folder)}' if folder else ''}); fetch it, or take the row out"
+        )
+        report(DataError(message, "missing_file"))
+        return None
+
+
+class _Lines(Iterator[str]):
+    """The lines of a file, one character a byte, and the offset up to which they have been read."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.offset = 0
+
+    def __next__(self) -> str:
+        line = self._stream.readline()
+        if not line:
+            raise StopIteration
+        begin = len(codecs.BOM_UTF8) if not self.offset and line.startswith(codecs.BOM_UTF8) else 0
+        self.offset += len(line)
+        return line[begin:].decode("latin-1")

@@ -1,0 +1,101 @@
+r"""LLaVA's conversation files: the pre-training captions, the mix of 665K instructions, and what is written alike.
+
+    [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg",
+      "conversations": [{"from": "human", "value": "<image>\nWhat are the colors of the bus?"},
+                        {"from": "gpt", "value": "White and red."}, ...]}, ...]
+
+`image` is a file name, a list of them, or absent (text-only). Roles may be `user` and `assistant` instead. Other keys
+(`model`) are ignored, save `video`: LLaVA itself has none, and a clip must not pass for text. Files that end in
+`.jsonl` hold one such object a line. Records are validated when read, so a large file opens fast.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from voco_llama.data.media.roots import MediaRoot, open_media_root
+from voco_llama.data.readers.conversations import read_turns
+from voco_llama.data.readers.record_files import (
+    JsonRecords,
+    Report,
+    Sizes,
+    check_marks,
+    name_record,
+    shown,
+    stop,
+)
+from voco_llama.data.records import Record
+from voco_llama.errors import DataError
+
+
+class LlavaJson(Sequence[Record]):
+    """The records of a LLaVA file.
+
+    Args:
+        file: The `.json` or `.jsonl` file.
+        images: Where its images are: a folder, an archive, or both; None for a file of text-only records.
+        index_folder: Where the places of the records in the file are kept; None = nowhere.
+
+    Raises:
+        DataError: The file or the folder is missing, unreadable or empty. From `[index]`: the record is not valid.
+    """
+
+    def __init__(
+        self, file: str | Path, images: str | Path | MediaRoot | None = None, index_folder: Path | None = None
+    ) -> None:
+        self.file = Path(file)
+        self.images = open_media_root(images, self.file, index_folder)
+        self._records = JsonRecords(self.file, _measure, "llava_json", index_folder)
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is in each record."""
+        return self._records.sizes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def raw(self, index: int) -> bytes:
+        """One record as it stands in the file."""
+        return self._records.raw(index)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
+        raw = self._records.read(index)
+        source = name_record(self.file, index, "id", raw.get("id"))
+        if raw.get("video") is not None:
+            message = f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
+            report(DataError(message, "wrong_type"))
+        turns = read_turns(raw.get("conversations"), source, report=report)
+        names = _image_names(raw, source, report)
+        if turns and len(turns) == len(raw["conversations"]):
+            check_marks(turns, len(names), source, report=report)
+        if names and self.images is None:
+            message = f"{source}: names an image but the data set has no image folder; set media_folder"
+            report(DataError(message, "no_media_folder"))
+            names = []
+        images = tuple(self.images.find(name, source) for name in names if isinstance(name, str))
+        return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
+
+
+def _image_names(raw: dict[str, Any], source: str, report: Report = stop) -> list[Any]:
+    value = raw.get("image")
+    names = [] if value is None else value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str):
+            message = f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names"
+            report(DataError(message, "wrong_type"))
+    return names
+
+
+def _measure(raw: Any) -> tuple[int, int]:
+    if not isinstance(raw, dict):
+        return 0, 0
+    turns = raw.get("conversations")
+    texts = [turn.get("value") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    image = raw.get("image")
+    media = len(image) if isinstance(image, list) else int(image is not None)
+    return sum(len(text) for text in texts if isinstance(text, str)), media

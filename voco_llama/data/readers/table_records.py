@@ -1,0 +1,302 @@
+r"""Rows of an Arrow table as records: three forms, and images that stay undecoded in their cells.
+
+    conversations   [{"from": "human", "value": "<image>\n..."}, ...]    LLaVA's own, LLaVA-OneVision
+    texts           [{"user": "...", "assistant": "..."}, ...]            The Cauldron: images before the first text
+    caption         a text                                                captions, after an instruction of ours
+
+An image is what the `Image` feature of `datasets` stores, a struct of `bytes` and `path`; or bytes, or a path alone; or
+nothing (text-only); or a list of these. A path is relative to the media folder and stays inside it.
+"""
+
+import io
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from voco_llama.data.media.roots import MediaRoot, open_media_root
+from voco_llama.data.media.stored import MediaFile, StoredFile
+from voco_llama.data.readers.conversations import caption_turns, check_instructions, read_turns
+from voco_llama.data.readers.record_files import Report, Sizes, check_marks, name_record, shown, stop
+from voco_llama.data.records import IMAGE_MARK, Record, Turn
+from voco_llama.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+INSTRUCTIONS = (
+    "Describe the image concisely.",
+    "Provide a brief description of the given image.",
+    "Give a short and clear explanation of the image.",
+    "What is in the picture? Answer briefly.",
+    "Summarize the visual content of the image.",
+)
+
+IMAGE_COLUMNS = ("image", "images")
+"""The first of these that there is, where the settings name none."""
+
+TEXT_FIELDS = ("value", "user", "assistant")
+"""Of a turn, in either form of conversations."""
+
+
+class TableReader(Sequence[Record]):
+    """The records of a table; what is read of it, and how, is the subclass's business.
+
+    Args:
+        file: See the subclass.
+        images: What paths in the image column are relative to: a folder, an archive, or both; None where all images
+            lie in the table.
+        split: Of the data set.
+        name: Its configuration, where it has several.
+        id_column: Ignored if it is not there.
+        image_column: None: `image` or `images`, whichever there is.
+        conversations_column: A table that has it is of this form.
+        texts_column: The same, of those without conversations.
+        caption_column: The same, of those without either.
+        instruction: Of captions: the instruction, or several; which one a record gets is a function of `seed` and row.
+        seed: See above.
+        index_folder: Where the tables of archives are kept; None = nowhere.
+
+    Raises:
+        DataError: The table is missing, unreadable or empty, or a column is missing. From `[index]`: the row is not
+            valid.
+        SettingsError: No instruction, or one with an `<image>` mark in it.
+    """
+
+    format: ClassVar[str] = "hf_dataset"
+
+    def __init__(
+        self,
+        file: str | Path,
+        images: str | Path | MediaRoot | None = None,
+        split: str = "train",
+        name: str | None = None,
+        id_column: str = "id",
+        image_column: str | None = None,
+        conversations_column: str = "conversations",
+        texts_column: str = "texts",
+        caption_column: str = "caption",
+        instruction: str | Sequence[str] = INSTRUCTIONS,
+        seed: int = 0,
+        index_folder: Path | None = None,
+    ) -> None:
+        self.file = Path(file)
+        self.images = open_media_root(images, self.file, index_folder)
+        self.instructions = check_instructions(instruction, self.format)
+        self.seed = seed
+        names = self._open(split, name)
+        if not len(self):
+            raise DataError(f"{self.file}: holds no records; give a table with at least one")
+        forms = {"conversations": conversations_column, "texts": texts_column, "caption": caption_column}
+        self.form = next((form for form, column in forms.items() if column in names), None)
+        if self.form is None:
+            raise DataError(
+                f"{self.file}: no column {', '.join(map(repr, forms.values()))} (columns: {', '.join(names)}); "
+                "name the one to read in the source's options"
+            )
+        self.text_column = forms[self.form]
+        if image_column is not None and image_column not in names:
+            raise DataError(f"{self.file}: no column {image_column!r} (columns: {', '.join(names)}); name another")
+        self.image_column = image_column or next((column for column in IMAGE_COLUMNS if column in names), None)
+        self.id_column = id_column if id_column in names else None
+        self.video_column = "video" if "video" in names else None
+
+    @abstractmethod
+    def _open(self, split: str, name: str | None) -> list[str]:
+        """Opens the table, for its length, and gives the names of its columns."""
+
+    @abstractmethod
+    def _row(self, index: int, columns: list[str]) -> "pa.Table":
+        """One row of these columns."""
+
+    @abstractmethod
+    def _tables(self, columns: list[str]) -> "Iterator[pa.Table]":
+        """All rows of these columns in order, some at a time."""
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """How much there is in each record, known without reading a byte of its images."""
+        columns = list(filter(None, (self.text_column, self.image_column)))
+        tables = [(text_bytes(t[self.text_column]), self._count_media(t)) for t in self._tables(columns)]
+        characters, media = zip(*tables, strict=True)
+        return Sizes(np.concatenate(characters).astype(np.int32), np.concatenate(media).astype(np.int32))
+
+    def _count_media(self, table: "pa.Table") -> np.ndarray:
+        if self.image_column is None:
+            return np.zeros(len(table), dtype=np.int64)
+        return np.concatenate([_count(chunk, _are_there) for chunk in table[self.image_column].chunks])
+
+    def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """The record; problems of its turns and marks go to `report`, others are raised."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+        columns = (self.id_column, self.text_column, self.image_column, self.video_column)
+        row = self._row(index, [column for column in columns if column is not None])
+        try:
+            record_id = None if self.id_column is None else row[self.id_column][0].as_py()
+            text = row[self.text_column][0].as_py()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name_record(self.file, index)}: not UTF-8; save its text as UTF-8") from error
+        source = name_record(self.file, index, "id", record_id)
+        if self.video_column is not None and row[self.video_column][0].is_valid:
+            raise DataError(f"{source}: has a 'video', which this format does not read; use video_chatgpt")
+        images = () if self.image_column is None else tuple(self._images(row[self.image_column][0], index, source))
+        turns = self._turns(text, len(images), index, source, report)
+        if turns:
+            check_marks(turns, len(images), source, report=report)
+        return Record(str(index if record_id is None else record_id), turns, images, source=source)
+
+    def _turns(self, text: Any, num_images: int, index: int, source: str, report: Report) -> tuple[Turn, ...]:
+        if self.form == "conversations":
+            return read_turns(text, source, self.text_column, report)
+        if self.form == "caption":
+            if not isinstance(text, str) or not text.strip():
+                message = f"{source}: the caption is {'empty' if text else shown(text)}; fill it in"
+                report(DataError(message, "empty_answer"))
+                return ()
+            return caption_turns(self.instructions, self.seed, index, text.strip())
+        conversations = [
+            {"from": role, "value": entry.get(role)}
+            for entry in (text if isinstance(text, list) else ())
+            for role in ("user", "assistant")
+        ]
+        turns = read_turns(conversations if isinstance(text, list) else text, source, self.text_column, report)
+        if not turns or any(IMAGE_MARK in turn.text for turn in turns):
+            return turns
+        first, *rest = turns
+        return Turn(first.role, f"{IMAGE_MARK}\n" * num_images + first.text), *rest
+
+    def _images(self, value: "pa.Scalar", index: int, source: str) -> Iterator[MediaFile]:
+        is_list = hasattr(value.type, "value_type") and value.is_valid
+        for number, item in enumerate(value.values if is_list else [value]):
+            stored, path = _parts(item)
+            if stored is None and path is None:
+                if is_list:
+                    raise DataError(f"{source}: {self.image_column!r} {number} is empty; fill it in, or take it out")
+                continue
+            if stored is not None:
+                yield Cell(self.file, index, self.image_column, number if is_list else None, path, self)
+            elif self.images is None:
+                raise DataError(f"{source}: {self.image_column!r} is the path {shown(path)}; set media_folder")
+            else:
+                yield self.images.find(path, source)
+
+    def read_image(self, index: int, number: int | None) -> bytes:
+        """The bytes in a cell, or in one place of its list.
+
+        Raises:
+            DataError: The table cannot be read any more.
+        """
+        value = self._row(index, [self.image_column])[self.image_column][0]
+        return _parts(value if number is None else value.values[number])[0].as_py()
+
+
+@dataclass(frozen=True)
+class Cell(StoredFile):
+    """An image whose bytes are in a table. They are read when it is opened, so a record stays small.
+
+    Attributes:
+        file: Of the table.
+        row: In it.
+        column: In it.
+        number: In the cell's list; None where the cell is one image.
+        path: What the cell says of the file that the bytes came from.
+        reader: Reads the bytes.
+    """
+
+    file: Path
+    row: int
+    column: str
+    number: int | None
+    path: str | None = field(compare=False)
+    reader: TableReader = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row} column {self.column}" + (
+            "" if self.number is None else f" image {self.number}"
+        )
+
+    @property
+    def name(self) -> str:
+        """That of the file that it came from, else its column's."""
+        return Path(self.path).name if self.path else self.column
+
+    def open(self) -> BinaryIO:
+        """See `StoredFile`."""
+        return io.BytesIO(self.reader.read_image(self.row, self.number))
+
+
+def _parts(value: "pa.Scalar") -> "tuple[pa.Scalar | None, str | None]":
+    """The bytes of an image, not yet copied, and its path; each None where there is none."""
+    import pyarrow as pa
+
+    if not value.is_valid:
+        return None, None
+    if pa.types.is_struct(value.type):
+        fields = dict(value.items())
+        stored, path = fields.get("bytes"), fields.get("path")
+        is_stored, has_path = (part is not None and part.is_valid for part in (stored, path))
+        return stored if is_stored else None, path.as_py() if has_path else None
+    is_text = pa.types.is_string(value.type) or pa.types.is_large_string(value.type)
+    return (None, value.as_py()) if is_text else (value, None)
+
+
+def text_bytes(column: "pa.ChunkedArray") -> np.ndarray:
+    """`[rows]` bytes of text in a column of texts or of turns."""
+    import pyarrow.compute as pc
+
+    return np.concatenate([_count(chunk, pc.binary_length) for chunk in column.chunks])
+
+
+def text_marks(column: "pa.ChunkedArray") -> np.ndarray:
+    """`[rows]` `<image>` marks in a column of texts or of turns."""
+    import pyarrow.compute as pc
+
+    count = partial(pc.count_substring, pattern=IMAGE_MARK)
+    return np.concatenate([_count(chunk, count) for chunk in column.chunks])
+
+
+def _count(array: "pa.Array", count: "Callable[[pa.Array], pa.Array]") -> np.ndarray:
+    """`[rows]` int64: what `count` finds, summed over each row's lists and fields of text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        inner = _count(pc.list_flatten(array), count)
+        rows = pc.list_parent_indices(array).to_numpy()
+        return np.bincount(rows, weights=inner, minlength=len(array)).astype(np.int64)
+    if count is _are_there:
+        return _are_there(array).to_numpy(zero_copy_only=False).astype(np.int64)
+    if pa.types.is_struct(array.type):
+        fields = [name for name in TEXT_FIELDS if array.type.get_field_index(name) >= 0]
+        return sum((_count(pc.struct_field(array, name), count) for name in fields), np.zeros(len(array), np.int64))
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        return pc.fill_null(count(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.zeros(len(array), np.int64)
+
+
+def _are_there(array: "pa.Array") -> "pa.Array":
+    """Which images are there; only Arrow's bits of validity are looked at, never the bytes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_struct(array.type):
+        return array.is_valid()
+    parts = [pc.struct_field(array, name) for name in ("bytes", "path") if array.type.get_field_index(name) >= 0]
+    there = pa.array(np.zeros(len(array), dtype=bool))
+    for part in parts:
+        there = pc.or_(there, part.is_valid())
+    return there
+
+
+def same_names(names: Iterable[list[str]]) -> bool:
+    """Whether all shards of a table have the same columns."""
+    first, *rest = (set(some) for some in names)
+    return all(some == first for some in rest)

@@ -1,0 +1,1 @@
+"""`voco-llama data check`: what is wrong with a training's data."""

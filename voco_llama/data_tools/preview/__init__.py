@@ -1,0 +1,1 @@
+"""`voco-llama data preview`: samples as the model will see them."""

@@ -1,1 +1,0 @@
-"""`voco-llama doctor`: what stands in the way of a training, before anything heavy is loaded."""

@@ -1,1 +1,0 @@
-"""What a training would be, without its weights, data or GPU: shapes, parameters, steps, sizes, memory."""

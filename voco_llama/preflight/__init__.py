@@ -1,0 +1,1 @@
+"""What a training would be, and what stands in its way: the dry run and the doctor."""

@@ -1,0 +1,1 @@
+"""Results compared: tables, plots, and the paper's numbers beside them."""

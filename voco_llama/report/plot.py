@@ -1,0 +1,172 @@
+"""Plots of a report: retention against the number of tokens, and by benchmark; PNG and SVG.
+
+The same results give the same SVG, byte for byte: ids are salted with a constant, and no date is written.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voco_llama.report.aggregate import Comparison, Estimate, Row
+from voco_llama.report.paper import LOWER, UPPER, PaperTable
+from voco_llama.report.tables import PERCENT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ENDINGS = (".png", ".svg")
+DOTS_PER_INCH = 150
+MARKERS = "osD^vP*X<>h"
+"""One more than there are colors, so that no two of a hundred series look the same."""
+LINE_FROM = 3
+"""Points that make a curve; fewer stay points."""
+LEGEND_COLUMNS = 2
+SPREAD = 0.02
+"""Series are drawn apart by this part of the distance between 1 and 2 tokens, so that error bars do not hide others."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of the plot against tokens.
+
+    Attributes:
+        label: In the legend.
+        points: Number of tokens (1 or more) and retention (1 is the upper bound), by rising number.
+        from_paper: Drawn dashed, in grey.
+    """
+
+    label: str
+    points: tuple[tuple[int, Estimate], ...]
+    from_paper: bool = False
+
+
+def series_name(row: str, num_voco: int) -> str:
+    """A row's name without its number of tokens: `voco_4_kl` is in `voco_kl`, `elastic_at_4` in `elastic`."""
+    at = re.compile(rf"_at_{num_voco}$")
+    return at.sub("", row) if at.search(row) else re.sub(rf"_{num_voco}(?=_|$)", "", row, count=1)
+
+
+def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[Series]:
+    """Rows that read an image through VoCo tokens, but for the lower bound, as series of average retention.
+
+    Args:
+        comparison: Rows and bounds.
+        labels: Series name to what the legend calls it; a series that is not there keeps its name.
+
+    Returns:
+        Series by `series_name`; one whose name is a row too (`voco_16` of `voco_16_at_4`) has that row's point besides.
+    """
+    lower = comparison.bounds[1].name
+    points = {
+        row.name: (row.fact("num_voco"), row.average_retention(comparison.shared))
+        for row in comparison.rows
+        if row.fact("condition") == "voco" and row.name != lower
+    }
+    points = {name: (count, average) for name, (count, average) in points.items() if math.isfinite(average.mean)}
+    found: dict[str, list[tuple[int, Estimate]]] = {}
+    for name, (count, average) in points.items():
+        found.setdefault(series_name(name, count), []).append((count, average))
+    for name, members in found.items():
+        if name in points and series_name(name, points[name][0]) != name:
+            members.append(points[name])
+    return [
+        Series(labels.get(name, name), tuple(sorted(points, key=lambda point: point[0])))
+        for name, points in found.items()
+    ]
+
+
+def paper_series(table: PaperTable) -> Series:
+    """The rows of a table of the paper, but for its bounds, over all of its columns."""
+    points = [(row.num_voco, Estimate(row.average, math.nan, 1)) for row in table.rows if row.row not in (UPPER, LOWER)]
+    label = f"paper, {table.number} (mean of {', '.join(table.columns)})"
+    return Series(label, tuple(sorted(points, key=lambda point: point[0])), from_paper=True)
+
+
+def plot_retention(series: Sequence[Series], stem: Path) -> None:
+    """Average retention against the number of tokens (log axis), with standard errors over seeds.
+
+    Args:
+        series: At least one.
+        stem: Path of the pictures without their endings.
+    """
+    figure = _figure(7, 5.5)
+    axes = figure.subplots()
+    for index, one in enumerate(series):
+        shift = 2 ** (SPREAD * (index - (len(series) - 1) / 2))
+        line = "" if len(one.points) < LINE_FROM else "--" if one.from_paper else "-"
+        axes.errorbar(
+            [shift * count for count, _ in one.points],
+            [PERCENT * value.mean for _, value in one.points],
+            yerr=_errors([value for _, value in one.points]),
+            linestyle=line or "none",
+            color="grey" if one.from_paper else f"C{index}",
+            marker="x" if one.from_paper else MARKERS[index % len(MARKERS)],
+            markersize=5,
+            capsize=3,
+            label=one.label,
+        )
+    counts = sorted({count for one in series for count, _ in one.points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("tokens an image")
+    axes.set_ylabel("average retention in %")
+    _bounds(axes.axhline)
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
+    _save(figure, stem)
+
+
+def plot_benchmarks(rows: Sequence[tuple[str, Row]], columns: Sequence[str], stem: Path) -> None:
+    """One panel a benchmark, one bar a row: its retention, with the standard error over seeds.
+
+    Args:
+        rows: Label and row, from top to bottom.
+        columns: Benchmarks, from left to right.
+        stem: Path of the pictures without their endings.
+    """
+    labels = [label for label, _ in rows]
+    figure = _figure(2 + 1.6 * len(columns), 1 + 0.25 * len(rows))
+    panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
+    for benchmark, axes in zip(columns, panels, strict=True):
+        kept = [row.retention(benchmark) for _, row in rows]
+        _bars(axes, labels, kept)
+        axes.set_title(benchmark, fontsize="medium")
+    panels[0].invert_yaxis()
+    figure.supxlabel("retention in %", fontsize="medium")
+    _save(figure, stem)
+
+
+def _bars(axes: "Axes", labels: Sequence[str], kept: Sequence[Estimate]) -> None:
+    colors = [f"C{index}" for index in range(len(labels))]
+    axes.barh(labels, [PERCENT * value.mean for value in kept], xerr=_errors(kept), color=colors, capsize=2)
+    _bounds(axes.axvline)
+
+
+def _bounds(line: Callable[..., Any]) -> None:
+    line(PERCENT, color="grey", linestyle="--", linewidth=1, zorder=0)
+    line(0, color="grey", linestyle=":", linewidth=1, zorder=0)
+
+
+def _errors(values: Sequence[Estimate]) -> list[float]:
+    """Half the length of error bars in %; NaN draws none."""
+    return [PERCENT * value.error for value in values]
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # slow to import, and only a report needs it
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", stem: Path) -> None:
+    import matplotlib as mpl
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "voco-llama"}):
+        for ending in ENDINGS:
+            metadata = {"Date": None} if ending == ".svg" else {}
+            figure.savefig(stem.with_name(stem.name + ending), dpi=DOTS_PER_INCH, metadata=metadata)

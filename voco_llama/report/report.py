@@ -1,0 +1,205 @@
+"""`report`: result files to tables (Markdown, LaTeX, CSV) and plots; no number that does not come from a file."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voco_llama.errors import DataError
+from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND, IN_ORDER, SHUFFLED, find_results, read_result
+from voco_llama.files import write_atomically
+from voco_llama.report import sections
+from voco_llama.report.aggregate import Comparison, Estimate, Result, check_results, compare, estimate
+from voco_llama.report.paper import PaperTable, disagreements, read_paper_table
+from voco_llama.report.plot import paper_series, plot_benchmarks, plot_retention, retention_series
+from voco_llama.report.selection import Selection, read_selection
+from voco_llama.report.tables import TextTable, to_csv, to_latex, to_markdown
+
+REPORT, SUMMARY, RETENTION_PLOT, BENCHMARKS_PLOT = "report", "summary", "retention", "benchmarks"
+PRINTED_TOLERANCE = 0.1
+"""Points of retention that a figure of the paper may differ from what its scores give."""
+CLIP_ORDERS = {IN_ORDER: "clips, in order", SHUFFLED: "clips, shuffled"}
+PARTS = ("", "_standard_error", "_seeds")
+"""Columns of an estimate."""
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What to report.
+
+    Attributes:
+        results: Folder of result files; those in folders below it are read too (a folder a seed, for example).
+        output: Folder for the tables and the plots.
+        table: Which rows, in which order: a name in `eval/tables`, or the path of such a file. None: all rows.
+        reference: A table of the paper (`table_1`, `table_2`, `table_4`) to put beside ours.
+        paper: A table of the paper to print by itself; no result is read then.
+        seeds: Those to take; None: all.
+        upper: Row of the upper bound.
+        lower: Row of the lower bound: the upper bound's weights under the VoCo mask.
+        allow_limited: Take rows that were evaluated on a part of the questions.
+    """
+
+    results: Path
+    output: Path
+    table: str | None = None
+    reference: str | None = None
+    paper: str | None = None
+    seeds: list[int] | None = None
+    upper: str = "upper"
+    lower: str = "lower"
+    allow_limited: bool = False
+
+
+def report(settings: ReportSettings) -> str:
+    """Write `report.md`, `report.tex`, `report.csv` (every seed), `summary.csv` (over seeds) and the plots.
+
+    Returns:
+        The text of `report.md`, whose tables are aligned to be read in a terminal.
+
+    Raises:
+        DataError: There are no results, or they cannot stand in one table (see `aggregate.check_results` and
+            `aggregate.compare`).
+        SettingsError: A table or a reference is unknown.
+    """
+    if settings.paper is not None:
+        return _paper_report(read_paper_table(settings.paper), settings.output)
+    selection = Selection() if settings.table is None else read_selection(settings.table)
+    reference = None if settings.reference is None else read_paper_table(settings.reference)
+    results = _read(settings, selection)
+    comparison = compare(
+        [result for result in results if result["kind"] == BENCHMARKS_KIND],
+        settings.upper,
+        settings.lower,
+        selection.names,
+    )
+    clips = _clips(results)
+    tables = [
+        sections.scores_table(comparison, selection),
+        sections.retention_table(comparison, selection),
+        sections.differences_table(comparison, selection),
+        *([] if reference is None else sections.reference_tables(comparison, selection, reference)),
+        sections.clips_table(clips, selection) if clips else None,
+    ]
+    notes = sections.notes(comparison, selection, reference)
+    pictures = _plot(comparison, selection, reference, settings.output)
+    write_atomically(settings.output / f"{REPORT}.csv", _seeds_csv(comparison))
+    write_atomically(settings.output / f"{SUMMARY}.csv", _summary_csv(comparison, clips))
+    kept = [table for table in tables if table is not None]
+    return _write(settings.output, REPORT, selection.title, kept, notes, pictures)
+
+
+def _paper_report(table: PaperTable, output: Path) -> str:
+    notes = [
+        "Scores are the paper's, every retention and average is computed from them; `As printed` is its own average.",
+        *(
+            f"{label}, {column}: the paper prints {printed:.1f}, its scores give {computed:.2f}."
+            for label, column, printed, computed in disagreements(table, PRINTED_TOLERANCE)
+        ),
+    ]
+    stem = f"paper_{table.name}"
+    rows = [
+        (row.label, row.num_voco, column, row.scores[column], row.retentions[column], row.printed.get(column, ""))
+        for row in table.rows
+        for column in table.columns
+    ]
+    head = ("row", "num_voco", "benchmark", "score", "retention", "printed_retention_percent")
+    write_atomically(output / f"{stem}.csv", to_csv(head, rows))
+    return _write(output, stem, f"Paper, {table.number}", [sections.paper_table(table)], notes, [])
+
+
+def _read(settings: ReportSettings, selection: Selection) -> list[Result]:
+    """The results that the table is made of, checked."""
+    files = find_results(settings.results)
+    if not files:
+        raise DataError(f"{settings.results}: holds no results: run voco-llama evaluate first")
+    results = {file: read_result(file) for file in files}
+    if settings.seeds is not None:
+        seeds = sorted({result["seed"] for result in results.values()})
+        results = {file: result for file, result in results.items() if result["seed"] in settings.seeds}
+        if not results:
+            raise DataError(f"{settings.results}: no result has a seed of {settings.seeds}: there are {seeds}")
+    if selection.names is not None:
+        found = dict.fromkeys(result["row"] for result in results.values())
+        if not set(found) & set(selection.names):
+            raise DataError(f"no row of table {settings.table} has a result: {settings.results} has {', '.join(found)}")
+        taken = {*selection.names, settings.upper, settings.lower}
+        results = {file: result for file, result in results.items() if result["row"] in taken}
+    check_results(results, settings.allow_limited)
+    return list(results.values())
+
+
+def _clips(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """Results on clips by row, each by rising seed."""
+    by_row: dict[str, list[Result]] = {}
+    for result in sorted((one for one in results if one["kind"] == CLIPS_KIND), key=lambda one: one["seed"]):
+        by_row.setdefault(result["row"], []).append(result)
+    return sorted(by_row.items())
+
+
+def _plot(comparison: Comparison, selection: Selection, reference: PaperTable | None, output: Path) -> list[str]:
+    """Draw what there is to draw, and return it as Markdown."""
+    pictures = []
+    series = retention_series(comparison, selection.series)
+    if series and reference is not None:
+        series.append(paper_series(reference))
+    if series:
+        plot_retention(series, output / RETENTION_PLOT)
+        pictures.append(f"![Average retention against tokens an image]({RETENTION_PLOT}.png)")
+    bounds = {row.name for row in comparison.bounds}
+    bars = [(selection.label(row.name), row) for row in comparison.rows if row.name not in bounds]
+    if bars and comparison.shared:
+        plot_benchmarks(bars, comparison.shared, output / BENCHMARKS_PLOT)
+        pictures.append(f"![Retention by benchmark]({BENCHMARKS_PLOT}.png)")
+    return pictures
+
+
+def _write(
+    output: Path, stem: str, title: str, tables: Sequence[TextTable], notes: Sequence[str], pictures: Sequence[str]
+) -> str:
+    listed = "\n".join(f"- {note}" for note in notes)
+    text = "\n\n".join([f"# {title}", *map(to_markdown, tables), listed, *pictures]) + "\n"
+    write_atomically(output / f"{stem}.md", text)
+    comments = "\n".join(f"% {note}" for note in notes)
+    write_atomically(output / f"{stem}.tex", "\n\n".join([*map(to_latex, tables), comments]) + "\n")
+    return text
+
+
+def _seeds_csv(comparison: Comparison) -> str:
+    facts = ("condition", "num_voco", "tokens_per_image", "kv_bytes_per_image", "limit", "checkpoint_fingerprint")
+    described = ("metric", "value", "full", "accuracy", "questions", "data_fingerprint")
+    head = ("row", "seed", *facts, "benchmark", *described, "unreadable", "plain_ratio", "retention")
+    rows = (
+        [
+            *(row.name, one.seed),
+            *(one.result[fact] for fact in facts),
+            benchmark,
+            *(score[key] for key in described),
+            *(score["details"].get("unreadable", ""), one.ratios[benchmark], one.retentions[benchmark]),
+        ]
+        for row in comparison.rows
+        for one in row.by_seed
+        for benchmark, score in one.result["benchmarks"].items()
+    )
+    return to_csv(head, rows)
+
+
+def _summary_csv(comparison: Comparison, clips: Sequence[tuple[str, Sequence[Result]]]) -> str:
+    head = ("row", "benchmark", *(f"{what}{part}" for what in ("value", "plain_ratio", "retention") for part in PARTS))
+    return to_csv(head, _summary_rows(comparison, clips))
+
+
+def _summary_rows(comparison: Comparison, clips: Sequence[tuple[str, Sequence[Result]]]) -> Iterator[list[Any]]:
+    nothing = Estimate(math.nan, math.nan, 0)
+
+    def line(row: str, benchmark: str, *estimates: Estimate) -> list[Any]:
+        return [row, benchmark, *(part for one in estimates for part in (one.mean, one.error, one.count))]
+
+    for row in comparison.rows:
+        for benchmark in comparison.columns:
+            yield line(row.name, benchmark, row.value(benchmark), row.ratio(benchmark), row.retention(benchmark))
+        averages = row.average_ratio(comparison.shared), row.average_retention(comparison.shared)
+        yield line(row.name, "average", nothing, *averages)
+    for name, results in clips:
+        for order, label in CLIP_ORDERS.items():
+            yield line(name, label, estimate(result[order] for result in results), nothing, nothing)

@@ -1,0 +1,259 @@
+"""The tables of a report, and the notes that say how to read them."""
+
+import math
+from collections.abc import Sequence, Sized
+
+from voco_llama.errors import DataError
+from voco_llama.evaluation.results import IN_ORDER, SHUFFLED
+from voco_llama.report.aggregate import Comparison, Estimate, Result, Row, estimate, paired_difference
+from voco_llama.report.paper import PaperRow, PaperTable
+from voco_llama.report.selection import Selection
+from voco_llama.report.tables import MISSING, PERCENT, PLUS_MINUS, TextTable, cell, fewer
+
+ROUNDING = 1e-9
+"""A standard error below it is that of equal values."""
+
+
+def scores_table(comparison: Comparison, selection: Selection) -> TextTable:
+    """Cost, raw scores and the mean accuracy over shared benchmarks."""
+    seeds, several = comparison.seeds, len(comparison.seeds) > 1
+    head = ["Row", *(["Seeds"] if several else []), "Tokens", "KV bytes/image", *comparison.columns, "Mean accuracy"]
+    body = []
+    for row in comparison.rows:
+        scores = [_score(row, benchmark) for benchmark in comparison.columns]
+        cost = [str(row.fact("tokens_per_image")), f"{row.fact('kv_bytes_per_image'):,}"]
+        accuracy = row.over_seeds(lambda one: _mean_accuracy(one.result, comparison.shared))
+        first = [selection.label(row.name), *([_of(row.seeds, seeds)] if several else [])]
+        body.append([*first, *cost, *scores, cell(accuracy, scale=1, digits=3)])
+    return TextTable("Scores", head, body)
+
+
+def _of(some: Sized, seeds: Sequence[int]) -> str:
+    return str(len(some)) if len(some) == len(seeds) else f"{len(some)} of {len(seeds)}"
+
+
+def _score(row: Row, benchmark: str) -> str:
+    full = next(
+        (one.result["benchmarks"][benchmark]["full"] for one in row.by_seed if benchmark in one.values), math.nan
+    )
+    return cell(row.value(benchmark), scale=PERCENT if full == 1 else 1, expected=len(row.seeds))
+
+
+def _mean_accuracy(result: Result, columns: Sequence[str]) -> float:
+    accuracies = [result["benchmarks"][name]["accuracy"] for name in columns]
+    return sum(accuracies) / len(accuracies) if accuracies else math.nan
+
+
+def retention_table(comparison: Comparison, selection: Selection) -> TextTable:
+    """Retention with its standard error, the plain ratio in brackets; averages over shared benchmarks."""
+    body = []
+    for row in comparison.rows:
+        cells = [
+            _pair(row.retention(benchmark), row.ratio(benchmark), len(row.seeds)) for benchmark in comparison.columns
+        ]
+        average = _pair(row.average_retention(comparison.shared), row.average_ratio(comparison.shared), len(row.seeds))
+        body.append([selection.label(row.name), *cells, average])
+    return TextTable("Retention in % (plain ratio in %)", ["Row", *comparison.columns, "Average"], body)
+
+
+def _pair(kept: Estimate, ratio: Estimate, expected: int) -> str:
+    if not math.isfinite(kept.mean) and not math.isfinite(ratio.mean):
+        return MISSING
+    plain = f"{PERCENT * ratio.mean:.1f}" if math.isfinite(ratio.mean) else MISSING
+    return f"{cell(kept)} ({plain})" + (fewer(kept, expected) if kept.count else "")
+
+
+def differences_table(comparison: Comparison, selection: Selection) -> TextTable | None:
+    """The selection's pairs of rows, compared seed by seed; None if no pair has both rows."""
+    rows = {row.name: row for row in comparison.rows}
+    body = []
+    for first, second in selection.pairs:
+        if first in rows and second in rows:
+            difference = paired_difference(rows[first], rows[second], comparison.shared)
+            name = f"{selection.label(first)} minus {selection.label(second)}"
+            body.append([name, str(difference.count), cell(difference), _in_errors(difference)])
+    head = ["Difference", "Seeds", "Points", "In standard errors"]
+    return TextTable("Differences of average retention, paired by seed", head, body) if body else None
+
+
+def _in_errors(difference: Estimate) -> str:
+    if not math.isfinite(difference.error) or math.isclose(difference.error, 0, abs_tol=ROUNDING):
+        return MISSING
+    return f"{difference.mean / difference.error:.1f}"
+
+
+def reference_tables(comparison: Comparison, selection: Selection, paper: PaperTable) -> list[TextTable]:
+    """Each of our rows above its counterpart in the paper, over the benchmarks that both have.
+
+    The paper's own average over all of its columns stands apart from the average over these benchmarks.
+
+    Raises:
+        DataError: There is no such benchmark.
+    """
+    both = [benchmark for benchmark in comparison.shared if benchmark in paper.counterparts]
+    if not both:
+        raise DataError(
+            f"the paper's {paper.number} has {', '.join(paper.counterparts)}, all rows together have"
+            f" {', '.join(comparison.shared) or 'no benchmark'}: leave the reference out, or evaluate one of those"
+        )
+    theirs = [paper.counterparts[benchmark] for benchmark in both]
+    scores, kept = [], []
+    for row in comparison.rows:
+        counterpart = paper.of_row(selection.paper(row.name))
+        if counterpart is None:
+            continue
+        ours, label = selection.label(row.name), f"paper: {counterpart.label}"
+        scores.append([ours, *(_score(row, benchmark) for benchmark in both)])
+        scores.append([label, *(f"{counterpart.scores[column]:.1f}" for column in theirs)])
+        cells = [cell(row.retention(benchmark), expected=len(row.seeds)) for benchmark in both]
+        kept.append([ours, *cells, cell(row.average_retention(both)), ""])
+        kept.append([label, *_paper_retentions(counterpart, theirs)])
+    title = f"beside the paper's {paper.number}"
+    over = f"All {len(paper.columns)} of the paper"
+    return [
+        TextTable(f"Scores {title}", ["Row", *both], scores),
+        TextTable(f"Retention in % {title}", ["Row", *both, "Average", over], kept),
+    ]
+
+
+def _paper_retentions(row: PaperRow, columns: Sequence[str]) -> list[str]:
+    average = estimate([sum(row.retentions[column] for column in columns) / len(columns)])
+    cells = [f"{PERCENT * row.retentions[column]:.1f}" for column in columns]
+    return [*cells, cell(average), f"{PERCENT * row.average:.1f}"]
+
+
+def clips_table(rows: Sequence[tuple[str, Sequence[Result]]], selection: Selection) -> TextTable:
+    """Exact match on clips.
+
+    Args:
+        rows: Name of a row, and its result of each seed.
+        selection: Of labels.
+    """
+    seeds = sorted({result["seed"] for _, results in rows for result in results})
+    head = [
+        "Row",
+        *(["Seeds"] if len(seeds) > 1 else []),
+        *("Frames", "Tokens", "KV bytes/clip", "In order", "Shuffled", "Questions"),
+    ]
+    body = []
+    for name, results in rows:
+        first = results[0]
+        orders = [cell(estimate(result[order] for result in results)) for order in (IN_ORDER, SHUFFLED)]
+        body.append(
+            [
+                selection.label(name),
+                *([_of(results, seeds)] if len(seeds) > 1 else []),
+                *(str(first["num_frames"]), str(first["tokens_per_clip"]), f"{first['kv_bytes_per_clip']:,}"),
+                *orders,
+                str(sum(result["questions"] for result in results)),
+            ]
+        )
+    return TextTable("Clips, exact match in %", head, body)
+
+
+def paper_table(table: PaperTable) -> TextTable:
+    """A table of the paper by itself: raw scores, retentions computed from them, and the average it prints."""
+    body = []
+    for row in table.rows:
+        cells = [f"{row.scores[column]:.1f} ({PERCENT * row.retentions[column]:.1f})" for column in table.columns]
+        printed = MISSING if row.printed_average is None else f"{row.printed_average:.1f}"
+        body.append([row.label, *cells, f"{PERCENT * row.average:.1f}", printed])
+    head = ["Row", *table.columns, "Average", "As printed"]
+    return TextTable(f"The paper's {table.number}: {table.title}; scores (retention in %)", head, body)
+
+
+def notes(comparison: Comparison, selection: Selection, paper: PaperTable | None) -> list[str]:
+    """How the numbers came about, and what is wrong or missing."""
+    upper, lower = comparison.bounds
+    kinds = sorted({row.fact("kv_dtype") for row in comparison.rows})
+    found = [
+        f"Retention is (row - {lower.name}) / ({upper.name} - {lower.name}), the plain ratio row / {upper.name}.",
+        "GQA, SQA, VQAv2: exact match in %; MMBench, SEED: accuracy in %; POPE: F1 in %; MME: perception score, 200 a"
+        " category.",
+        "Mean accuracy is the mean over benchmarks of the share of questions answered right, 0 to 1.",
+        f"Tokens are what the language model keeps of an image, KV bytes their keys and values ({', '.join(kinds)}).",
+        *_seed_notes(comparison, selection),
+        *_missing_notes(comparison, selection),
+    ]
+    for one, other in zip(upper.by_seed, _at_seeds(lower, upper.seeds), strict=True):
+        if other and one.result["checkpoint_fingerprint"] != other["checkpoint_fingerprint"]:
+            found.append(
+                f"{lower.name} was not measured on the weights of {upper.name} (seed {one.seed}): it is not the paper's"
+                " lower bound."
+            )
+    if any(one.result["limit"] for row in (*comparison.rows, *comparison.bounds) for one in row.by_seed):
+        found.append("Some rows were evaluated on a part of the questions only.")
+    found += [
+        f"INCOMPLETE: {row.name} (seed {one.seed}) left {len(one.result['failures'])} questions unanswered, which count"
+        " as wrong."
+        for row in (*comparison.rows, *comparison.bounds)
+        for one in row.by_seed
+        if one.result.get("failures")
+    ]
+    unreadable = _unreadable(comparison, selection)
+    if unreadable:
+        found.append(f"Answers that are neither yes nor no, or name no option: {'; '.join(unreadable)}.")
+    if selection.pairs:
+        found.append(
+            "Differences in standard errors are t statistics with n - 1 degrees of freedom, n the common seeds."
+        )
+    if paper is not None:
+        found.append(
+            f"Rows that begin with `paper:` are the numbers of the paper ({paper.number}), of other models on other"
+            " data; none of our means contains them, and their retentions are computed from the paper's scores."
+        )
+    return found
+
+
+def _at_seeds(row: Row, seeds: Sequence[int]) -> list[Result | None]:
+    by_seed = {one.seed: one.result for one in row.by_seed}
+    return [by_seed.get(seed) for seed in seeds]
+
+
+def _seed_notes(comparison: Comparison, selection: Selection) -> list[str]:
+    seeds = comparison.seeds
+    if len(seeds) == 1:
+        return [f"One seed ({seeds[0]}): there is no standard error."]
+    found = [
+        f"Means over {len(seeds)} seeds ({', '.join(map(str, seeds))}) {PLUS_MINUS} standard error (sample standard"
+        " deviation / sqrt(n)); each seed is measured against its own bounds."
+    ]
+    few = [row for row in comparison.rows if row.seeds != seeds]
+    if few:
+        listed = "; ".join(f"{selection.label(row.name)}: {', '.join(map(str, row.seeds))}" for row in few)
+        found.append(f"Rows that lack some of the seeds ({listed}) are means over fewer seeds than the others.")
+    return found
+
+
+def _missing_notes(comparison: Comparison, selection: Selection) -> list[str]:
+    found = []
+    names = {row.name for row in comparison.rows}
+    absent = [selection.label(name) for name in selection.names or () if name not in names]
+    if absent:
+        found.append(f"Rows of the table without a result: {', '.join(absent)}.")
+    if comparison.shared != comparison.columns:
+        found.append(
+            f"{MISSING} marks what is missing or undefined; averages are over"
+            f" {', '.join(comparison.shared) or 'nothing'} only."
+        )
+    undefined = [
+        f"{benchmark} with seed {one.seed}"
+        for one in comparison.bounds[0].by_seed
+        for benchmark in comparison.shared
+        if not math.isfinite(one.retentions[benchmark])
+    ]
+    if undefined:
+        found.append(f"The bounds are equal in {', '.join(undefined)}: no retention there, and averages leave it out.")
+    return found
+
+
+def _unreadable(comparison: Comparison, selection: Selection) -> list[str]:
+    found = []
+    for row in comparison.rows:
+        for benchmark in comparison.columns:
+            described = [one.result["benchmarks"][benchmark] for one in row.by_seed if benchmark in one.values]
+            count = sum(one["details"].get("unreadable", 0) for one in described)
+            if count:
+                asked = sum(one["questions"] for one in described)
+                found.append(f"{selection.label(row.name)} {benchmark} {count:.0f} of {asked}")
+    return found

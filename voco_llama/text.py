@@ -1,0 +1,31 @@
+"""How durations and tables read, in logs, on a terminal and in Markdown."""
+
+from collections.abc import Iterable, Sequence
+
+from tabulate import tabulate
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m05s`, `2h10m`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
+
+
+def aligned(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    """Columns for a terminal: the first to the left, the others to the right."""
+    return _table(head, body, "plain")
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    """The same as a table of Markdown, padded so that it reads well in a terminal too; `|` in a cell is escaped."""
+    escaped = ([str(cell).replace("|", r"\|") for cell in row] for row in (head, *body))
+    return _table(next(escaped), escaped, "pipe")
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[object]], form: str) -> str:
+    alignment = ["left", *["right"] * (len(head) - 1)]
+    rows = [[str(cell) for cell in row] for row in body]
+    return tabulate(rows, head, form, disable_numparse=True, preserve_whitespace=True, colalign=alignment)

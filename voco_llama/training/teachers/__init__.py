@@ -1,0 +1,1 @@
+"""What the KL term compares a student with, at hand or written to disk before."""

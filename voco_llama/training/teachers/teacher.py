@@ -1,0 +1,273 @@
+"""Teachers: what the KL term compares the student with. Every one reads the rows with the image visible.
+
+    checkpoint    a frozen model of ours; under ZeRO-3 its weights are divided over the processes as the student's are
+    adapters_off  the student itself without its LoRA adapters
+    top_k         files that `voco-llama teacher` wrote (`voco_llama.training.teachers.top_k`)
+
+A teacher reads the student's own batch: the same text, images and order of rows, under condition `full` and with
+contiguous positions. It may have been trained with fewer VoCo tokens than the rows have, so it is shown no more than
+that; and no more than the rows have, as after an elastic draw. VoCo tokens are never trained on, so the i-th trained
+token of the teacher's rows is the i-th of the student's.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from voco_llama.configuration import VoCoLlamaConfig
+from voco_llama.data.processor import VoCoProcessor
+from voco_llama.errors import CheckpointError
+from voco_llama.layout import truncate_voco
+from voco_llama.model.losses import TeacherStates, TeacherTokens, TeacherTopK
+from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+TOP_K_ENTRIES = ("teacher_ids", "teacher_log_probs")
+"""Of a batch whose rows bring a teacher's words: `[tokens, k]`, int32 and float32."""
+
+
+class Teacher(Protocol):
+    """See the module.
+
+    Attributes:
+        batch_entries: What its batches hold for it alone.
+    """
+
+    batch_entries: tuple[str, ...]
+
+    def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
+        """Go to the device, divided as the student is; every process calls it once, before training."""
+
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherTokens:
+        """What it predicts for the trained tokens of a batch, without gradient."""
+
+
+class CheckpointTeacher:
+    """A frozen model beside the student.
+
+    Args:
+        model: It is put into evaluation mode, and none of its parameters takes a gradient.
+        pad_token_id: Of the rows.
+    """
+
+    batch_entries = ()
+
+    def __init__(self, model: VoCoLlama, pad_token_id: int) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.num_voco = model.config.num_voco
+        self.pad_token_id = pad_token_id
+        self.head: Any = model.get_output_embeddings()
+        self.accelerator: Accelerator | None = None
+
+    def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
+        self.accelerator = accelerator
+        if not is_deepspeed_zero3_enabled():
+            self.model.to(arguments.device)
+            return
+        import deepspeed
+
+        zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        config = {
+            "train_micro_batch_size_per_gpu": arguments.per_device_train_batch_size,
+            "zero_optimization": {k: v for k, v in zero.items() if v != "auto" and k != "offload_optimizer"},
+            "bf16": {"enabled": arguments.bf16},
+            "fp16": {"enabled": arguments.fp16},
+        }
+        self.model, *_ = deepspeed.initialize(model=self.model, config=config)
+        self.model.eval()
+        # The head runs once a chunk, in the backward pass too: whole, so that no call has to gather it.
+        with deepspeed.zero.GatheredParameters(list(self.head.parameters())):
+            whole = {name: parameter.detach().clone() for name, parameter in self.head.named_parameters()}
+        self.head = functools.partial(linear, **whole)
+
+    @torch.no_grad()
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherStates:
+        with self.accelerator.autocast():
+            hidden_states = read_uncompressed(self.model, batch, self.num_voco, self.pad_token_id)
+        return TeacherStates(hidden_states, self.head)
+
+
+class AdaptersOffTeacher:
+    """The student without its adapters: the model that training started from, at no memory of its own.
+
+    Adapters and VoCo's embedding, which peft keeps beside the table of embeddings, are all that differs between the
+    two: the checks refuse what else would move the teacher while the student learns (a projector that trains, offsets
+    of distinct VoCo embeddings).
+
+    Args:
+        adapters: Of the student's language model.
+        num_voco: VoCo tokens that the model was trained with before.
+        pad_token_id: Of the rows.
+    """
+
+    batch_entries = ()
+
+    def __init__(self, adapters: "PeftModel", num_voco: int, pad_token_id: int) -> None:
+        self.adapters = adapters
+        self.num_voco = num_voco
+        self.pad_token_id = pad_token_id
+        self.accelerator: Accelerator | None = None
+
+    def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
+        self.accelerator = accelerator
+
+    @torch.no_grad()
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherStates:
+        from peft.utils import AuxiliaryTrainingWrapper
+
+        was_training = student.training
+        student.eval()
+        with self.adapters.disable_adapter(), self.accelerator.autocast():
+            hidden_states = read_uncompressed(student, batch, self.num_voco, self.pad_token_id)
+        student.train(was_training)
+        head = student.get_output_embeddings()
+        if isinstance(head, AuxiliaryTrainingWrapper):  # tied to the embeddings, among which VoCo's trains
+            head = head.original_module
+        return TeacherStates(hidden_states, head)
+
+
+class TopKTeacher:
+    """A teacher that spoke before: each row of the batch brings its words."""
+
+    batch_entries = TOP_K_ENTRIES
+
+    def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
+        """Nothing: there are no weights."""
+
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherTopK:
+        ids, log_probs = (batch[name] for name in TOP_K_ENTRIES)
+        return TeacherTopK(ids.long(), log_probs)
+
+
+def read_uncompressed(model: Any, batch: dict[str, Tensor], num_voco: int, pad_token_id: int) -> Tensor:
+    """Last hidden states where the next token is trained, from one pass under condition `full`.
+
+    Args:
+        model: A `VoCoLlama`, wrapped or not.
+        batch: As the student reads it.
+        num_voco: VoCo tokens a segment that the model was trained with; the rows lose what they have beyond.
+        pad_token_id: Of the rows.
+
+    Returns:
+        `[trained tokens, hidden]`, in row-major order.
+    """
+    rows = truncate_voco(batch, num_voco, pad_token_id)
+    rows["position"] = contiguous_positions(rows["document"])
+    return model(**rows, condition="full", with_logits=False).hidden_states
+
+
+def contiguous_positions(document: Tensor) -> Tensor:
+    """Positions under `full`: each token's place in its document, int64 `[batch, length]`; 0 for padding.
+
+    Documents `[0 0 0 1 1 -1]` are numbered `[0 1 2 0 1 0]`.
+    """
+    place = torch.arange(document.shape[1], device=document.device).expand_as(document)
+    starts = document.diff(dim=1, prepend=document[:, :1] - 1) != 0
+    start = place.masked_fill(~starts, 0).cummax(dim=1).values
+    return (place - start).masked_fill(document < 0, 0)
+
+
+def check_teacher(folder: str, processor: VoCoProcessor) -> VoCoLlamaConfig:
+    """Refuse a teacher that cannot read the student's rows, before any weight is loaded.
+
+    Args:
+        folder: Of the teacher.
+        processor: The student's.
+
+    Returns:
+        The teacher's configuration.
+
+    Raises:
+        CheckpointError: It has another tokenizer, sees images otherwise, or sees none itself.
+    """
+    theirs = VoCoProcessor.from_pretrained(folder)
+    try:
+        config = VoCoLlamaConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"teacher {folder}: its config.json cannot be read: give a folder of ours") from error
+    if theirs.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
+        raise CheckpointError(
+            f"teacher {folder} has another tokenizer ({len(theirs.tokenizer)} tokens, the student"
+            f" {len(processor.tokenizer)}): its predictions are about other tokens; choose a teacher of the same one"
+        )
+    if config.compresses_outside:
+        raise CheckpointError(
+            f"teacher {folder} reads images through its {config.compressor} alone: choose one whose language model"
+            " sees them"
+        )
+    if (theirs.image_transform, config.num_vision_tokens) != (processor.image_transform, processor.num_vision):
+        raise CheckpointError(
+            f"teacher {folder} makes {config.num_vision_tokens} vision tokens of an image of"
+            f" {theirs.image_transform.image_size} pixels, the student {processor.num_vision} of"
+            f" {processor.image_transform.image_size} (or normalizes otherwise): choose a teacher with the same tower"
+        )
+    return config
+
+
+def load_teacher(settings: TrainSettings, vocab_size: int | None = None) -> VoCoLlama:
+    """The model that `loss.teacher_checkpoint` names.
+
+    Args:
+        settings: Attention and dtype are those of the student.
+        vocab_size: Rows of the student's table of words; None does not compare them.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or its table has another size.
+    """
+    folder = settings.loss.teacher_checkpoint
+    theirs = VoCoLlamaConfig.from_pretrained(folder).text_config.vocab_size
+    if vocab_size is not None and theirs != vocab_size:
+        raise CheckpointError(
+            f"teacher {folder} predicts {theirs} words, the student {vocab_size}: choose a teacher of the same language"
+            " model"
+        )
+    dtype = getattr(torch, settings.model.dtype)
+    return VoCoLlama.from_pretrained(folder, dtype=dtype, attn_implementation=settings.model.attention)
+
+
+def build_teacher(
+    settings: TrainSettings, student: VoCoLlama, processor: VoCoProcessor, adapters: "PeftModel | None"
+) -> Teacher | None:
+    """The teacher that `loss.teacher` names; None if it names none.
+
+    Args:
+        settings: Of the run.
+        student: Before training.
+        processor: The student's.
+        adapters: The student's.
+
+    Raises:
+        CheckpointError: The teacher cannot be loaded or does not fit the student.
+    """
+    kind, pad = settings.loss.teacher, processor.tokens.pad
+    if kind == "checkpoint":
+        return CheckpointTeacher(load_teacher(settings, student.config.text_config.vocab_size), pad)
+    if kind == "adapters_off":
+        return AdaptersOffTeacher(adapters, _trained_num_voco(settings, processor), pad)
+    return TopKTeacher() if kind == "top_k" else None
+
+
+def _trained_num_voco(settings: TrainSettings, processor: VoCoProcessor) -> int:
+    """VoCo tokens that the student was trained with before this run; a model of separate parts knows none yet.
+
+    Raises:
+        CheckpointError: It was trained with another segment attention, which its base cannot do without.
+    """
+    if settings.model.checkpoint is None:
+        return processor.num_voco
+    before, now = VoCoLlamaConfig.from_pretrained(settings.model.checkpoint), settings.compression.segment_attention
+    if before.segment_attention != now:
+        raise CheckpointError(
+            f"loss.teacher=adapters_off: {settings.model.checkpoint} was trained with segment_attention"
+            f" {before.segment_attention}, the student has {now}, and they share one: use loss.teacher=checkpoint"
+        )
+    return before.num_voco

@@ -1,0 +1,227 @@
+"""Top-k files: what a teacher predicts for every trained token of a data set, on disk.
+
+    manifest.json        what the files were made from; `complete` is true once all are there
+    top_k_00000.safetensors, ...
+
+A file holds `records_per_file` entries of the mixture, in its order:
+
+    token_ids   [tokens, k] int32      the k likeliest words of each trained token, likeliest first
+    log_probs   [tokens, k] float32    their log-probabilities at the manifest's temperature
+    offsets     [entries + 1] int64    the tokens of entry i are offsets[i] to offsets[i + 1]
+    checksums   [entries] int64        CRC-32 of the ids of its trained tokens
+
+Files are memory-mapped: a row reads its own tokens and no more.
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from voco_llama.composition import flatten, to_plain
+from voco_llama.data.collate import Collator
+from voco_llama.data.mixture import Mixture
+from voco_llama.data.processor import VoCoProcessor
+from voco_llama.errors import CheckpointError, DataError
+from voco_llama.provenance import fingerprint_data, sampled_fingerprint
+from voco_llama.settings import TrainSettings
+from voco_llama.tokens import IGNORE_INDEX
+from voco_llama.training.teachers.teacher import TOP_K_ENTRIES
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+
+def made_from(settings: TrainSettings, mixture: Mixture, processor: VoCoProcessor, teacher_num_voco: int) -> dict:
+    """All that decides which tokens are trained, in which order, and what the teacher reads before them.
+
+    Args:
+        settings: Of the training that the files are for.
+        mixture: Its data.
+        processor: Its processor.
+        teacher_num_voco: VoCo tokens that the teacher was trained with.
+
+    Returns:
+        Nested dictionaries that JSON can hold.
+    """
+    sources = [
+        to_plain(source) | {"file": _data_fingerprint(source.file), "media_folder": None, "archives": None}
+        for source in settings.data.sources
+    ]
+    return {
+        "loss": {"temperature": settings.loss.temperature},
+        "tokenizer": fingerprint_data(processor.tokenizer.get_vocab()),
+        "prompt": to_plain(settings.prompt),
+        "image": processor.image_transform.to_dict(),
+        "num_voco": min(teacher_num_voco, processor.num_voco),
+        "data": {
+            "max_length": settings.data.max_length,
+            "num_frames": settings.data.num_frames,
+            "sources": sources,
+        },
+        "seed": settings.seed,
+        "records": len(mixture),
+        "order": mixture.order_fingerprint,
+    }
+
+
+def _data_fingerprint(file: str) -> str:
+    """Of a file or folder; a set on the hub has but its name."""
+    return sampled_fingerprint(Path(file)) if Path(file).exists() else file
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of top-k files.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or of another format version.
+    """
+    file = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file}: cannot be read: make the files first, with voco-llama teacher") from error
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file}: format version {manifest.get('format_version')}, and this code reads {FORMAT_VERSION}: make the"
+            " files again, with voco-llama teacher"
+        )
+    return manifest
+
+
+def check_same(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse files that were made from something else.
+
+    Raises:
+        CheckpointError: It names what differs.
+    """
+    before, now = dict(flatten(there)), dict(flatten(here))
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        shown = ", ".join(f"{key} ({_short(before.get(key))} there, {_short(now.get(key))} now)" for key in differing)
+        raise CheckpointError(
+            f"{folder}: its top-k files are stale, made from other {shown}: choose another loss.top_k_folder, or"
+            " remove it and make them again with voco-llama teacher"
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 16 else f"{text[:8]}..."
+
+
+def open_top_k(settings: TrainSettings, mixture: Mixture, processor: VoCoProcessor) -> "TopKFiles":
+    """The files that `loss.top_k_folder` names, if they are those of this training.
+
+    Raises:
+        CheckpointError: They are missing, incomplete, or made from something else.
+    """
+    folder = Path(settings.loss.top_k_folder)
+    manifest = read_manifest(folder)
+    here = made_from(settings, mixture, processor, manifest["teacher"]["num_voco"])
+    there = manifest["made_from"]
+    if settings.loss.teacher_checkpoint is not None:
+        there = there | {"teacher": manifest["teacher"]["fingerprint"]}
+        here["teacher"] = sampled_fingerprint(Path(settings.loss.teacher_checkpoint))
+    check_same(folder, there, here)
+    if not manifest["complete"]:
+        raise CheckpointError(f"{folder}: its top-k files are incomplete: let voco-llama teacher finish")
+    return TopKFiles(folder, manifest["records_per_file"])
+
+
+def top_k_file(folder: Path, number: int) -> Path:
+    """The `number`-th file."""
+    return folder / f"top_k_{number:05}.safetensors"
+
+
+def answer_checksum(labels: Tensor) -> tuple[int, int]:
+    """Number of trained tokens of a row, and the CRC-32 of their ids (as int64, little-endian)."""
+    answers = labels[labels != IGNORE_INDEX]
+    return len(answers), zlib.crc32(answers.numpy().astype("<i8").tobytes())
+
+
+class TopKFiles:
+    """Memory-mapped files; each process opens them for itself when it first reads.
+
+    Args:
+        folder: Of the files.
+        records_per_file: Entries of the mixture in each.
+    """
+
+    def __init__(self, folder: Path, records_per_file: int) -> None:
+        self.folder = folder
+        self.records_per_file = records_per_file
+        self._opened: dict[int, tuple[Any, Tensor, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": {}}  # a mapping does not travel to a spawned worker
+
+    def _open(self, number: int) -> tuple[Any, Tensor, Tensor]:
+        if number not in self._opened:
+            file = top_k_file(self.folder, number)
+            try:
+                opened = safe_open(file, framework="pt")
+                self._opened[number] = opened, opened.get_tensor("offsets"), opened.get_tensor("checksums")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{file}: cannot be read ({' '.join(str(error).split())}): remove {self.folder} and make the files"
+                    " again, with voco-llama teacher"
+                ) from error
+        return self._opened[number]
+
+    def words(self, index: int, labels: Tensor) -> dict[str, Tensor]:
+        """What the teacher predicts for one row.
+
+        Args:
+            index: Of the entry in the mixture.
+            labels: The row's, `[length]`.
+
+        Returns:
+            `teacher_ids` int32 and `teacher_log_probs` float32, both `[trained tokens, k]`.
+
+        Raises:
+            DataError: The row's trained tokens are not those that the teacher read.
+        """
+        number, place = divmod(index, self.records_per_file)
+        opened, offsets, checksums = self._open(number)
+        start, stop = offsets[place].item(), offsets[place + 1].item()
+        if (stop - start, checksums[place].item()) != answer_checksum(labels):
+            raise DataError(
+                f"{top_k_file(self.folder, number)}: entry {place} is about other answer tokens ({stop - start}) than"
+                f" record {index} of the data now has ({answer_checksum(labels)[0]}): make the files again, with"
+                " voco-llama teacher"
+            )
+        # Copied: a view would drag the whole file along when the row goes to another process.
+        tensors = (opened.get_slice(name)[start:stop].clone() for name in ("token_ids", "log_probs"))
+        return dict(zip(TOP_K_ENTRIES, tensors, strict=True))
+
+
+class TopKRows(Sequence[dict[str, Tensor]]):
+    """Rows of the data with what a teacher predicts for them."""
+
+    def __init__(self, rows: Sequence[dict[str, Tensor]], files: TopKFiles) -> None:
+        self._rows = rows
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._rows[index]
+        return row | self._files.words(index, row["labels"])
+
+
+class TopKCollator:
+    """Collates rows as `Collator` does, and joins their teacher's words in row order."""
+
+    def __init__(self, collator: Collator) -> None:
+        self._collator = collator
+
+    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        joined = {name: torch.cat([sample[name] for sample in samples]) for name in TOP_K_ENTRIES}
+        return self._collator(samples) | joined

@@ -1,0 +1,198 @@
+"""`voco-llama teacher`: a teacher reads a data set once, and its top-k predictions go to disk.
+
+The command goes on where a kill stopped it: finished files are kept, each is written whole or not at all, and a
+folder made from anything else is refused.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from transformers import TrainingArguments
+
+from voco_llama.data.collate import Collator
+from voco_llama.data.mixture import LoadedMixture
+from voco_llama.errors import SettingsError
+from voco_llama.files import write_atomically
+from voco_llama.model.losses import top_k
+from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.provenance import provenance, sampled_fingerprint
+from voco_llama.settings import TeacherSettings
+from voco_llama.training.arguments import training_arguments
+from voco_llama.training.build import build_processor, open_mixture
+from voco_llama.training.checks import check_settings
+from voco_llama.training.teachers.teacher import check_teacher, load_teacher, read_uncompressed
+from voco_llama.training.teachers.top_k import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    answer_checksum,
+    check_same,
+    made_from,
+    read_manifest,
+    top_k_file,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def write_top_k(settings: TeacherSettings) -> Path:
+    """Write the top-k files of one training's data, or go on with them.
+
+    Args:
+        settings: From `voco_llama.composition.compose`.
+
+    Returns:
+        The folder, `loss.top_k_folder`.
+
+    Raises:
+        VoCoError: Settings, data, or the teacher cannot be used, or the folder holds files made from something else.
+    """
+    settings = _settings_of_the_command(settings)
+    folder, teacher_folder = Path(settings.loss.top_k_folder), Path(settings.loss.teacher_checkpoint)
+    arguments = training_arguments(settings)
+    processor, mixture = build_processor(settings), open_mixture(settings)
+    config = check_teacher(str(teacher_folder), processor)
+    if settings.k > config.text_config.vocab_size:
+        raise SettingsError(f"k is {settings.k}, and the teacher knows {config.text_config.vocab_size} words: lower it")
+    num_voco = min(config.num_voco, processor.num_voco)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "complete": False,
+        "k": settings.k,
+        "records_per_file": settings.records_per_file,
+        "teacher": {"fingerprint": sampled_fingerprint(teacher_folder), "num_voco": config.num_voco},
+        "made_from": made_from(settings, mixture, processor, config.num_voco),
+    }
+    if not _begin(folder, manifest):
+        logger.info("%s is complete: nothing to do", folder)
+        return folder
+
+    teacher = load_teacher(settings).to(arguments.device).eval()
+    rows = LoadedMixture(mixture, processor.row)
+    count = -(-len(rows) // settings.records_per_file)
+    started = time.perf_counter()
+    for number in range(count):
+        if top_k_file(folder, number).is_file():
+            continue
+        first = number * settings.records_per_file
+        part = Subset(rows, range(first, min(first + settings.records_per_file, len(rows))))
+        loader = DataLoader(
+            part,
+            batch_size=arguments.per_device_train_batch_size,
+            collate_fn=Collator(processor.tokens),
+            num_workers=arguments.dataloader_num_workers,
+        )
+        write_file(top_k_file(folder, number), teacher, loader, arguments, settings, num_voco)
+        logger.info("file %d/%d  %.0f s", number + 1, count, time.perf_counter() - started)
+    _finish(folder, manifest, count)
+    return folder
+
+
+def _settings_of_the_command(settings: TeacherSettings) -> TeacherSettings:
+    """The same without what only concerns training; checked.
+
+    Raises:
+        SettingsError: A contradiction, or several processes.
+    """
+    for name in ("teacher_checkpoint", "top_k_folder"):
+        if getattr(settings.loss, name) is None:
+            raise SettingsError(f"loss.{name} is not set: name the {'teacher' if 'check' in name else 'output folder'}")
+    for name in ("k", "records_per_file"):
+        if getattr(settings, name) < 1:
+            raise SettingsError(f"{name} is {getattr(settings, name)}: give 1 or more")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsError("voco-llama teacher runs in one process: start it without torchrun")
+    loss = dataclasses.replace(settings.loss, teacher="checkpoint", lm=0.0, kl=1.0, schedule=None)
+    settings = dataclasses.replace(settings, loss=loss, trainer=settings.trainer | {"deepspeed": None})
+    check_settings(settings)
+    return settings
+
+
+def _begin(folder: Path, manifest: dict) -> bool:
+    """Whether there is something to do; the manifest is there afterwards.
+
+    Raises:
+        CheckpointError: The folder's files were made from something else.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
+        return True
+    there = read_manifest(folder)
+    compared = ("k", "records_per_file", "teacher", "made_from")
+    check_same(folder, {key: there[key] for key in compared}, {key: manifest[key] for key in compared})
+    return not there["complete"]
+
+
+@torch.no_grad()
+def write_file(
+    file: Path,
+    teacher: VoCoLlama,
+    loader: DataLoader,
+    arguments: TrainingArguments,
+    settings: TeacherSettings,
+    num_voco: int,
+) -> None:
+    """Write one file, whole or not at all.
+
+    Args:
+        file: Its path.
+        teacher: On its device, in evaluation mode.
+        loader: Of batches of this file's entries, in order.
+        arguments: Device and mixed precision.
+        settings: k, temperature, size of a chunk.
+        num_voco: VoCo tokens that the teacher is shown.
+    """
+    device, loss = arguments.device, settings.loss
+    dtype = torch.float16 if arguments.fp16 else torch.bfloat16
+    parts: dict[str, list[Tensor]] = {"token_ids": [], "log_probs": []}
+    counts, checksums = [0], []
+    for batch in loader:
+        checked = [answer_checksum(labels) for labels in batch["labels"]]
+        counts += [count for count, _ in checked]
+        checksums += [checksum for _, checksum in checked]
+        batch = {name: value.to(device) for name, value in batch.items()}
+        with torch.autocast(device.type, dtype=dtype, enabled=arguments.bf16 or arguments.fp16):
+            states = read_uncompressed(teacher, batch, num_voco, loader.collate_fn.tokens.pad)
+            ids, log_probs = top_k(
+                teacher.get_output_embeddings(), states, settings.k, loss.temperature, loss.chunk_size
+            )
+        parts["token_ids"].append(ids.int().cpu())
+        parts["log_probs"].append(log_probs.cpu())
+    tensors = {name: torch.cat(values) for name, values in parts.items()}
+    tensors |= {"offsets": torch.tensor(counts).cumsum(0), "checksums": torch.tensor(checksums)}
+    mass = tensors["log_probs"].double().exp().sum().item()
+    temporary = file.with_name(f".{file.name}.partial")
+    save_file(tensors, temporary, {"tokens": str(sum(counts)), "mass": repr(mass)})
+    temporary.replace(file)
+
+
+def _finish(folder: Path, manifest: dict, count: int) -> None:
+    """Complete the manifest by what all files hold together."""
+    tokens, mass = 0, 0.0
+    for number in range(count):
+        with safe_open(top_k_file(folder, number), framework="pt") as opened:
+            metadata = opened.metadata()
+        tokens += int(metadata["tokens"])
+        mass += float(metadata["mass"])
+    manifest = manifest | {
+        "complete": True,
+        "trained_tokens": tokens,
+        "coverage": mass / max(tokens, 1),
+        "environment": provenance(),
+    }
+    write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
+    logger.info(
+        "%s: %d records, %d trained tokens, coverage %.4f",
+        folder,
+        manifest["made_from"]["records"],
+        tokens,
+        manifest["coverage"],
+    )
