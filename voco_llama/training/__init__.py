@@ -1,0 +1,1 @@
+"""Training: what it reads, what it checks, how rows are ordered and divided, and the loop."""
