@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from voco_llama.data_tools.prepare.video_qa import PrepareVideoQaSettings, prepare_video_qa
+from voco_llama.data_tools.video_qa import PrepareVideoQaSettings, prepare_video_qa
 from voco_llama.toyworld.tables import IMAGE, INT, TEXT, write_card, write_table
 from voco_llama.toyworld.writers import encode_video
 

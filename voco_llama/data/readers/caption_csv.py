@@ -17,22 +17,22 @@ from typing import BinaryIO
 
 import numpy as np
 
+from voco_llama.data.kept_tables import open_table
 from voco_llama.data.media.roots import MediaRoot, open_media_root
 from voco_llama.data.media.stored import MediaFile
 from voco_llama.data.media.video import CLIP_ENDINGS
-from voco_llama.data.readers.conversations import caption_turns, check_instructions
-from voco_llama.data.readers.kept_tables import open_table
-from voco_llama.data.readers.record_files import (
+from voco_llama.data.records import (
+    Record,
     Report,
     Sizes,
+    caption_turns,
     check_file,
+    check_instructions,
     check_marks,
     name_record,
-    shown,
     stop,
 )
-from voco_llama.data.records import Record
-from voco_llama.errors import DataError, one_line
+from voco_llama.errors import DataError, ProblemKind, one_line, shown
 
 INSTRUCTIONS = (
     "Describe the video concisely.",
@@ -167,7 +167,9 @@ class CaptionCsv(Sequence[Record]):
             raise DataError(f"{source}: the row has only {len(row)} columns; complete it, or take it out")
         caption = row[caption_column].strip()
         if not caption:
-            report(DataError(f"{source}: the caption is empty; fill it in, or take the row out", "empty_answer"))
+            report(
+                DataError(f"{source}: the caption is empty; fill it in, or take the row out", ProblemKind.EMPTY_ANSWER)
+            )
         folder = row[folder_column] if folder_column is not None and folder_column < len(row) else ""
         turns = caption_turns(self.instructions, self.seed, index, caption)
         check_marks(turns, 1, source, "clip", report)
@@ -187,7 +189,11 @@ class CaptionCsv(Sequence[Record]):
 
     def _clip(self, video_id: str, folder: str, source: str, report: Report) -> MediaFile | None:
         if not video_id:
-            report(DataError(f"{source}: the clip's id is empty; fill it in, or take the row out", "bad_file_name"))
+            report(
+                DataError(
+                    f"{source}: the clip's id is empty; fill it in, or take the row out", ProblemKind.BAD_FILE_NAME
+                )
+            )
             return None
         parts = (f"{folder}/", "") if folder else ("",)
         found = self.videos.find_first(
@@ -199,7 +205,7 @@ class CaptionCsv(Sequence[Record]):
             f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}"
             f"{f', also in {shown(folder)}' if folder else ''}); fetch it, or take the row out"
         )
-        report(DataError(message, "missing_file"))
+        report(DataError(message, ProblemKind.MISSING_FILE))
         return None
 
 

@@ -14,18 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.data.media.roots import MediaRoot, open_media_root
-from voco_llama.data.readers.conversations import read_turns
-from voco_llama.data.readers.record_files import (
-    JsonRecords,
-    Report,
-    Sizes,
-    check_marks,
-    name_record,
-    shown,
-    stop,
-)
-from voco_llama.data.records import Record
-from voco_llama.errors import DataError
+from voco_llama.data.readers.json_records import JsonRecords
+from voco_llama.data.records import Record, Report, Sizes, check_marks, name_record, read_turns, stop
+from voco_llama.errors import DataError, ProblemKind, shown
 
 
 class LlavaJson(Sequence[Record]):
@@ -68,14 +59,14 @@ class LlavaJson(Sequence[Record]):
         source = name_record(self.file, index, "id", raw.get("id"))
         if raw.get("video") is not None:
             message = f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
-            report(DataError(message, "wrong_type"))
+            report(DataError(message, ProblemKind.WRONG_TYPE))
         turns = read_turns(raw.get("conversations"), source, report=report)
         names = _image_names(raw, source, report)
         if turns and len(turns) == len(raw["conversations"]):
             check_marks(turns, len(names), source, report=report)
         if names and self.images is None:
             message = f"{source}: names an image but the data set has no image folder; set media_folder"
-            report(DataError(message, "no_media_folder"))
+            report(DataError(message, ProblemKind.NO_MEDIA_FOLDER))
             names = []
         images = tuple(self.images.find(name, source) for name in names if isinstance(name, str))
         return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
@@ -87,7 +78,7 @@ def _image_names(raw: dict[str, Any], source: str, report: Report = stop) -> lis
     for name in names:
         if not isinstance(name, str):
             message = f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names"
-            report(DataError(message, "wrong_type"))
+            report(DataError(message, ProblemKind.WRONG_TYPE))
     return names
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from voco_llama.data.media.roots import MediaRoot, open_media_root
 from voco_llama.data.media.video import CLIP_ENDINGS
-from voco_llama.data.readers.record_files import JsonRecords, Report, Sizes, check_marks, name_record, stop
-from voco_llama.data.records import IMAGE_MARK, Record, Turn
-from voco_llama.errors import DataError
+from voco_llama.data.readers.json_records import JsonRecords
+from voco_llama.data.records import IMAGE_MARK, Record, Report, Sizes, Turn, check_marks, name_record, stop
+from voco_llama.errors import DataError, ProblemKind
 
 
 class VideoChatGpt(Sequence[Record]):
@@ -55,11 +55,15 @@ class VideoChatGpt(Sequence[Record]):
         video_id = raw.get("video_id")
         source = name_record(self.file, index, "video_id", video_id)
         if not isinstance(video_id, str | int) or isinstance(video_id, bool):
-            report(DataError(f"{source}: no 'video_id'; each record needs the name of its clip", "wrong_type"))
+            report(
+                DataError(f"{source}: no 'video_id'; each record needs the name of its clip", ProblemKind.WRONG_TYPE)
+            )
             video_id = None
         for key, name in (("q", "question"), ("a", "answer")):
             if not isinstance(raw.get(key), str) or not raw[key].strip():
-                kind = "empty_answer" if key == "a" and isinstance(raw.get(key), str) else "wrong_type"
+                kind = (
+                    ProblemKind.EMPTY_ANSWER if key == "a" and isinstance(raw.get(key), str) else ProblemKind.WRONG_TYPE
+                )
                 report(DataError(f"{source}: no text in {key!r}; fill in the {name}, or take the record out", kind))
         file_name = None if video_id is None else self._clips.get(str(video_id))
         if file_name is None and video_id is not None:
@@ -67,7 +71,7 @@ class VideoChatGpt(Sequence[Record]):
                 f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}); "
                 "fetch it, or take the record out"
             )
-            report(DataError(message, "missing_file"))
+            report(DataError(message, ProblemKind.MISSING_FILE))
         turns = (Turn("user", f"{IMAGE_MARK}\n{raw.get('q')}"), Turn("assistant", str(raw.get("a"))))
         check_marks(turns, 1, source, "clip", report)
         video = None if file_name is None else self.videos.find(file_name, source)
