@@ -296,9 +296,9 @@ def test_the_command(tmp_path, capsys, clips):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("unpack=false", "no setting 'unpack' any more: archives are read in place, under the settings that"),
-        ("download=true", "no setting 'download' any more: nothing is downloaded: run the commands that"),
-        ("++retries=3", "no setting 'retries' any more"),
+        ("unpack=false", "error: unpack=false: archives are read in place, under the settings that `data prepare set="),
+        ("download=true", "error: download=true: nothing is downloaded: run the commands that `data prepare set="),
+        ("++retries=3", "error: retries=3: nothing is downloaded"),
     ],
 )
 def test_settings_that_there_were_say_the_new_way(capsys, override, message):

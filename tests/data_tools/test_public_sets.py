@@ -3,15 +3,15 @@
 import hashlib
 import logging
 import os
+import re
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
-import yaml
 
 from voco_llama.composition import compose
 from voco_llama.data_tools import public_sets
-from voco_llama.data_tools.public_sets import Part, State, choose, names_elsewhere, read_set, read_sets, verify
+from voco_llama.data_tools.public_sets import Part, State, choose, names_elsewhere, read_sets, verify
 from voco_llama.errors import DataError, SettingsError
 
 SETS = read_sets()
@@ -78,59 +78,49 @@ def test_an_unknown_set():
         choose(SETS, "lcs_558")
 
 
-PART = {"place": "a/b.json", "about": "1 MB", "url": "https://host/b.json"}
-
-
-def describe(file, **changes):
-    part = {key: value for key, value in {**PART, **changes}.items() if value is not None}
-    values = {"title": "t", "page": "p", "licence": "l", "files": [part]}
-    file.write_text(yaml.safe_dump(values))
-    return file
-
-
-def test_a_description_is_read(tmp_path):
-    (part,) = read_set(describe(tmp_path / "a.yaml")).files
-    assert (part.place, part.checksum) == ("a/b.json", None)
-    assert part.fetching(Path("my data")) == "wget -c -P 'my data/a' https://host/b.json"
-
-
-def test_how_a_file_of_the_hub_is_fetched():
-    part = Part(place="a/b.zip", repository="owner/name", revision="abc")
-    expected = "hf download owner/name b.zip --repo-type dataset --revision abc --local-dir data/a"
-    assert part.fetching(Path("data")) == expected
-    assert Part(fills="a", manual="ask").fetching(Path("data")) is None
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, id=f"{name} {part.place or part.fills}") for name in SETS for part in SETS[name].files]
+)
+def test_a_description_is_whole(part):
+    places = [PurePosixPath(place) for place in (part.place, part.unpack, part.fills) if place is not None]
+    assert not any(place.is_absolute() or ".." in place.parts for place in places)
+    assert part.place or (part.fills and part.manual)
+    if part.place:
+        assert (part.unpack is None) == (part.fills is None)
+        assert part.unpack is None or PurePosixPath(part.fills).is_relative_to(part.unpack)
+    assert part.url or part.repository or part.manual
+    assert (part.repository is None) == (part.revision is None)
+    assert part.size or part.about
+    assert re.fullmatch(r"[0-9a-f]{64}", part.sha256 or "0" * 64)
+    assert re.fullmatch(r"[0-9a-f]{32}", part.md5 or "0" * 32)
+    if part.url:
+        assert re.match(r"https?://", part.url)
+        assert part.url.endswith(f"/{PurePosixPath(part.place).name}")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("text", "message"),
     [
-        ({"sha265": "0" * 64}, "unknown setting"),
-        ({"size": "big"}, "could not be converted to Integer"),
-        ({"place": "../b.json"}, "no place below"),
-        ({"place": "/b.json"}, "no place below"),
-        ({"place": None}, "needs fills and manual"),
-        ({"place": "a.zip", "unpack": "a"}, "one of unpack and fills"),
-        ({"place": "a.zip", "unpack": "a", "fills": "b"}, "not inside the one"),
-        ({"url": None}, "neither url nor repository nor manual"),
-        ({"url": "file:///etc/passwd"}, r"not http\(s\)"),
-        ({"url": "https://host/c.json"}, "ends in another name than its place"),
-        ({"url": None, "repository": "a/b"}, "without the other"),
-        ({"about": None}, "neither size nor about"),
-        ({"sha256": "0" * 63}, "a sha256 that is none"),
-        ({"md5": "x" * 32}, "a md5 that is none"),
+        ("titel: t", "unknown setting 'titel'"),
+        ("title: t", "has no value"),
+        ("{title: t, page: p, licence: l, files: [{size: big}]}", "could not be converted to Integer"),
     ],
 )
-def test_a_description_that_is_wrong(changes, message, tmp_path):
+def test_a_description_that_is_wrong(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(SettingsError, match=message) as caught:
-        read_set(describe(tmp_path / "a.yaml", **changes))
+        read_sets(tmp_path)
     assert str(tmp_path / "a.yaml") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_description_that_lacks_something(tmp_path):
-    (tmp_path / "a.yaml").write_text("title: t\n")
-    with pytest.raises(SettingsError, match=r"a.yaml: .*has no value"):
-        read_set(tmp_path / "a.yaml")
+def test_how_a_file_is_fetched():
+    part = Part(place="a/b.zip", repository="owner/name", revision="abc")
+    options = "--repo-type dataset --revision abc --local-dir 'my data/a'"
+    assert part.fetching(Path("my data")) == f"hf download owner/name b.zip {options}"
+    part = Part(place="a/b.zip", url="https://host/b.zip")
+    assert part.fetching(Path("my data")) == "wget -c -P 'my data/a' https://host/b.zip"
+    assert Part(fills="a", manual="ask").fetching(Path("data")) is None
 
 
 # ---- files

@@ -9,7 +9,6 @@ import yaml
 from voco_llama.data_tools.video_qa import (
     COLUMNS,
     PARQUET,
-    PrepareVideoQaSettings,
     prepare_video_qa,
     read_mapping,
 )
@@ -44,7 +43,7 @@ def prepare(tmp_path):
             files["mapping"] = tmp_path / "youtube_mapping.txt"
             files["mapping"].write_text(mapping)
         values = {"set": "msrvtt_qa", "videos": videos, "hub": tmp_path / "hub", **files, **changes}
-        return prepare_video_qa(PrepareVideoQaSettings(**values))
+        return prepare_video_qa(**values)
 
     return prepare
 

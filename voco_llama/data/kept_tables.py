@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from voco_llama.files import written_aside
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the arrays of some kind of table get another meaning."""
 
 SMALLEST_KEPT = 2**24
@@ -38,31 +38,13 @@ _SHOWN_NAME = 40  # characters of the file's name in its entry's
 Arrays = dict[str, np.ndarray]
 
 
-class Table(Mapping[str, np.ndarray]):
-    """Named arrays, in memory or memory-mapped; mapped ones are pickled as the path of their entry.
+class Table(dict[str, np.ndarray]):
+    """Arrays by name, in memory; or memory-mapped from an entry, and then pickled as the entry's path."""
 
-    Args:
-        arrays: By name.
-        entry: The folder that they are mapped from.
-    """
-
-    def __init__(self, arrays: Arrays, entry: Path | None = None) -> None:
-        self._arrays = arrays
-        self.entry = entry
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
+    entry: Path | None = None
 
     def __reduce__(self) -> tuple:
-        if self.entry is None:
-            return Table, (self._arrays,)
-        return _map_again, (self.entry, tuple(self._arrays))
+        return (Table, (dict(self),)) if self.entry is None else (_map_again, (self.entry, tuple(self)))
 
 
 def open_table(file: Path, kind: str, index_folder: Path | None, make: Callable[[], Arrays]) -> Table:
@@ -125,8 +107,10 @@ def _locked(file: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _map(entry: Path, names: tuple[str, ...]) -> Table:
-    return Table({name: np.load(_array_file(entry, name), mmap_mode="r") for name in names}, entry)
+def _map(entry: Path, names: Iterable[str]) -> Table:
+    table = Table({name: np.load(_array_file(entry, name), mmap_mode="r") for name in names})
+    table.entry = entry
+    return table
 
 
 def _map_again(entry: Path, names: tuple[str, ...]) -> Table:
@@ -151,7 +135,7 @@ def _read(entry: Path) -> Table | None:
     try:
         checksums = json.loads((entry / _CHECKSUMS).read_text(encoding="utf-8"))
         if checksums == {name: _checksum(_array_file(entry, name)) for name in checksums}:
-            return _map(entry, tuple(checksums))
+            return _map(entry, checksums)
         found = "wrong checksum"
     except (OSError, ValueError, TypeError) as error:
         found = str(error)

@@ -5,7 +5,6 @@ place, and names the commands that fetch the rest, and the settings under which 
 It fetches and unpacks nothing itself.
 """
 
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,14 +21,14 @@ from voco_llama.data_tools.public_sets import (
     read_sets,
     verify,
 )
-from voco_llama.data_tools.video_qa import CLIP_NAMES, OWNER, PrepareVideoQaSettings, prepare_video_qa
+from voco_llama.data_tools.video_qa import CLIP_NAMES, OWNER, prepare_video_qa
 from voco_llama.errors import DataError, SettingsError, one_line
 
 READY, PARTLY, MISSING, BROKEN = "ready", "partly", "missing", "broken"
 _WIDTH = max(map(len, (READY, PARTLY, MISSING, BROKEN)))
 
-_NOT_UNPACKED = "archives are read in place, under the settings that `data prepare` names, and unpacked by hand"
-_NOT_FETCHED = "nothing is downloaded: run the commands that `data prepare` names (hf download, wget)"
+_NOT_UNPACKED = "archives are read in place, under the settings that `data prepare set=...` names; leave it out"
+_NOT_FETCHED = "nothing is downloaded: run the commands that `data prepare set=...` names; leave it out"
 GONE = dict.fromkeys(("unpack", "max_members", "max_ratio"), _NOT_UNPACKED) | dict.fromkeys(
     ("download", "retries"), _NOT_FETCHED
 )
@@ -45,7 +44,7 @@ def refuse_gone(overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key in GONE:
-            raise SettingsError(f"data prepare has no setting '{key}' any more: {GONE[key]}; leave it out")
+            raise SettingsError(f"{override.lstrip('+~')}: {GONE[key]}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class DataPrepareSettings:
         hub: Folder that holds the data sets of questions on clips, `<hub>/<owner>/<name>`.
         set: Which set; null lists all of them.
         archives: Another folder in which downloaded files are looked for.
-        annotations: For `msvd_qa` and `msrvtt_qa`, as are the rest: see `PrepareVideoQaSettings`.
+        annotations: For `msvd_qa` and `msrvtt_qa`, as are the rest: see `prepare_video_qa`.
         videos: See there.
         answers: See there.
         mapping: See there.
@@ -242,9 +241,15 @@ def _prepare_clips(settings: DataPrepareSettings) -> SetReport:
     for key in ("annotations", "videos"):
         if getattr(settings, key) is None:
             raise SettingsError(f"{key} has no value: give one, as in '{key}=...'")
-    known = {entry.name for entry in dataclasses.fields(PrepareVideoQaSettings)}
-    values = {name: value for name, value in vars(settings).items() if name in known}
-    prepare_video_qa(PrepareVideoQaSettings(**values))
+    prepare_video_qa(
+        settings.set,
+        settings.annotations,
+        settings.videos,
+        settings.hub,
+        settings.answers,
+        settings.mapping,
+        settings.allow_missing,
+    )
     return _look_at_clips(str(settings.set), settings)
 
 

@@ -7,7 +7,6 @@ can fill. Places are relative to the folder of data, and are those that `configs
 import json
 import logging
 import os
-import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,7 +26,6 @@ END_BYTES = 64
 SETS_DIR = CONFIG_DIR / "data_sets"
 BYTES_A_GB = 10**9
 BYTES_A_MB = 10**6
-_HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "md5": re.compile(r"[0-9a-f]{32}")}
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,8 @@ class Part:
             return None
         parent, name = (folder / self.place).parent, PurePosixPath(self.place).name
         if self.repository:
-            revision = f"--repo-type dataset --revision {self.revision} --local-dir {shlex.quote(str(parent))}"
-            return f"hf download {self.repository} {name} {revision}"
+            options = f"--repo-type dataset --revision {self.revision} --local-dir {shlex.quote(str(parent))}"
+            return f"hf download {self.repository} {name} {options}"
         return f"wget -c -P {shlex.quote(str(parent))} {self.url}" if self.url else None
 
 
@@ -113,23 +111,9 @@ def read_sets(folder: Path = SETS_DIR) -> dict[str, DataSet]:
     """Read every description in a folder, by the name of its file.
 
     Raises:
-        SettingsError: A description has an unknown key, lacks one, or contradicts itself.
+        SettingsError: A description has an unknown key, or lacks one.
     """
-    return {file.stem: read_set(file) for file in sorted(folder.glob("*.yaml"))}
-
-
-def read_set(file: Path) -> DataSet:
-    """Read one description.
-
-    Raises:
-        SettingsError: It has an unknown key, lacks one, or contradicts itself.
-    """
-    data_set = read_file(file, DataSet)
-    for number, part in enumerate(data_set.files, start=1):
-        problem = _problem(part)
-        if problem:
-            raise SettingsError(f"{file}: part {number} {problem}: mend it")
-    return data_set
+    return {file.stem: read_file(file, DataSet) for file in sorted(folder.glob("*.yaml"))}
 
 
 def choose(sets: dict[str, DataSet], name: str, others: tuple[str, ...] = ()) -> DataSet:
@@ -160,34 +144,6 @@ def names_elsewhere(part: Part, sets: dict[str, DataSet]) -> list[str]:
     if sum(PurePosixPath(place).name == parts[-1] for place in everyone) <= 1:
         names.append(parts[-1])
     return names
-
-
-def _problem(part: Part) -> str | None:
-    """What a part's description contradicts, or None."""
-    for name in (part.place, part.unpack, part.fills):
-        if name is not None and (not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
-            return f"names {name!r}, which is no place below the folder of data"
-    if part.place is None and (part.fills is None or part.manual is None):
-        return "has no place, so it needs fills and manual"
-    if (part.unpack is None) != (part.fills is None) and part.place is not None:
-        return "has one of unpack and fills without the other"
-    if part.unpack and part.fills and not PurePosixPath(part.fills).is_relative_to(part.unpack):
-        return "fills a folder that is not inside the one it is unpacked into"
-    if not (part.url or part.repository or part.manual):
-        return "says neither url nor repository nor manual"
-    if part.url is not None and not part.url.startswith(("http://", "https://")):
-        return f"has the URL {part.url!r}, which is not http(s)"
-    if part.url and part.url.rpartition("/")[2] != PurePosixPath(str(part.place)).name:
-        return f"has the URL {part.url!r}, which ends in another name than its place"
-    if (part.repository is None) != (part.revision is None):
-        return "has one of repository and revision without the other"
-    if part.size is None and part.about is None:
-        return "says neither size nor about"
-    for name, pattern in _HEX.items():
-        value = getattr(part, name)
-        if value is not None and not pattern.fullmatch(value):
-            return f"has a {name} that is none"
-    return None
 
 
 class State:

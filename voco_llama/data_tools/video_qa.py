@@ -11,7 +11,6 @@ and `{"question_id", "answer"}` (`test_q.json`, `test_a.json`).
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from voco_llama.choices import require_choice
 from voco_llama.data.media.roots import resolve_inside
 from voco_llama.data.media.video import CLIP_ENDINGS, list_clips
 from voco_llama.data.readers.json_records import JsonRecords
@@ -39,11 +39,18 @@ NAMED_CLIPS = 5
 Row = dict[str, str]
 
 
-@dataclass(frozen=True)
-class PrepareVideoQaSettings:
-    """What to prepare.
+def prepare_video_qa(
+    set: str,
+    annotations: Path,
+    videos: Path,
+    hub: Path,
+    answers: Path | None = None,
+    mapping: Path | None = None,
+    allow_missing: bool = False,
+) -> Path:
+    """Write the data set's folder; run again, it writes the same.
 
-    Attributes:
+    Args:
         set: `msvd_qa` or `msrvtt_qa`.
         annotations: The JSON list of questions with their answers, or the one of questions alone.
         videos: The folder of clips, each `<name>` with one of the usual endings.
@@ -51,19 +58,6 @@ class PrepareVideoQaSettings:
         answers: The JSON list of answers, where `annotations` has the questions alone.
         mapping: MSVD's `youtube_mapping.txt` (lines `<clip> vid<number>`); None: clips are named by number.
         allow_missing: Leave out the questions whose clip is not there, instead of stopping.
-    """
-
-    set: str
-    annotations: Path
-    videos: Path
-    hub: Path
-    answers: Path | None = None
-    mapping: Path | None = None
-    allow_missing: bool = False
-
-
-def prepare_video_qa(settings: PrepareVideoQaSettings) -> Path:
-    """Write the data set's folder; run again, it writes the same.
 
     Returns:
         The folder. Its card is written last, so that a folder with a card is whole.
@@ -72,17 +66,16 @@ def prepare_video_qa(settings: PrepareVideoQaSettings) -> Path:
         SettingsError: There is no such set, or the folder of the set holds clips of its own.
         DataError: A file is missing or unreadable, a record lacks something, or clips are missing.
     """
-    if settings.set not in CLIP_NAMES:
-        raise SettingsError(f"set is {settings.set!r}: choose one of {', '.join(CLIP_NAMES)}")
-    name, number_pattern = CLIP_NAMES[settings.set]
-    if not settings.videos.is_dir():
-        raise DataError(f"{settings.videos}: no such folder; it should hold the clips of {settings.annotations}")
-    names = {} if settings.mapping is None else read_mapping(settings.mapping)
-    asked = list(_read_questions(settings.annotations, settings.answers, names, number_pattern))
-    rows = _find_clips(asked, settings)
-    folder = settings.hub / OWNER / name
+    require_choice("set", set, CLIP_NAMES)
+    name, number_pattern = CLIP_NAMES[set]
+    if not videos.is_dir():
+        raise DataError(f"{videos}: no such folder; it should hold the clips of {annotations}")
+    names = {} if mapping is None else read_mapping(mapping)
+    asked = list(_read_questions(annotations, answers, names, number_pattern))
+    rows = _find_clips(asked, videos, allow_missing)
+    folder = hub / OWNER / name
     (folder / "README.md").unlink(missing_ok=True)
-    _link(folder / "videos", settings.videos)
+    _link(folder / "videos", videos)
     with written_aside(folder / PARQUET) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in COLUMNS])), aside)
     write_atomically(folder / "README.md", _card(name, rows, len(asked) - len(rows)))
@@ -114,7 +107,7 @@ def _read_questions(file: Path, answer_file: Path | None, names: Mapping[str, st
     seen: set[str] = set()
     records = JsonRecords(file, lambda raw: (0, 1))
     for index in range(len(records)):
-        raw = records.read(index)
+        raw = records.parse(index)
         key = "question_id" if "question_id" in raw else "id"
         source = name_record(file, index, key, raw.get(key))
         question_id = _identity(raw, key, source)
@@ -132,7 +125,7 @@ def _read_answers(file: Path) -> dict[str, str]:
     records = JsonRecords(file, lambda raw: (0, 0))
     answers: dict[str, str] = {}
     for index in range(len(records)):
-        raw = records.read(index)
+        raw = records.parse(index)
         source = name_record(file, index, "question_id", raw.get("question_id"))
         question_id = _identity(raw, "question_id", source)
         if question_id in answers:
@@ -165,22 +158,22 @@ def _text(raw: Mapping[str, Any], key: str, source: str) -> str:
     return value
 
 
-def _find_clips(asked: list[Row], settings: PrepareVideoQaSettings) -> list[Row]:
+def _find_clips(asked: list[Row], videos: Path, allow_missing: bool) -> list[Row]:
     """Rows whose clip is there, with its file name."""
-    clips = list_clips(settings.videos)
+    clips = list_clips(videos)
     missing = sorted({row["video_name"] for row in asked if row["video_name"] not in clips})
     if missing:
         some = ", ".join(map(shown, missing[:NAMED_CLIPS])) + (", ..." if len(missing) > NAMED_CLIPS else "")
-        found = f"{settings.videos}: {len(missing)} of {len({row['video_name'] for row in asked})} clips are missing"
+        found = f"{videos}: {len(missing)} of {len({row['video_name'] for row in asked})} clips are missing"
         found += f" ({some}; looked for {', '.join(CLIP_ENDINGS)})"
-        if not settings.allow_missing or not clips.keys() & {row["video_name"] for row in asked}:
+        if not allow_missing or not clips.keys() & {row["video_name"] for row in asked}:
             raise DataError(f"{found}: fetch them, or leave their questions out with allow_missing=true")
         logger.warning("%s: their questions are left out", found)
     rows = []
     for row in asked:
         if row["video_name"] in clips:
             file = clips[row["video_name"]]
-            resolve_inside(settings.videos, file, row["source"])
+            resolve_inside(videos, file, row["source"])
             rows.append({column: row[column] for column in COLUMNS[1:]} | {"video": file})
     return rows
 

@@ -210,7 +210,7 @@ def test_json_lines_are_not_streamed(tmp_path):
 
 
 def test_nothing_is_decoded_and_no_image_is_read_for_the_sizes(llava, monkeypatch):
-    for name in ("voco_llama.data.media.images.decode_image", "PIL.Image.open"):
+    for name in ("voco_llama.data.media.images._opened", "PIL.Image.open"):
         monkeypatch.setattr(name, None)
     assert len(list(HfDataset(llava))) == 5
     read = []

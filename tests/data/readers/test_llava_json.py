@@ -132,8 +132,8 @@ def test_any_window_finds_the_same_records(folder, monkeypatch, block):
     expected = opened(folder, text)
     monkeypatch.setattr(json_records._Scanner.__init__, "__defaults__", (block,))
     records = opened(folder, text)
-    assert (records._records._spans == expected._records._spans).all()
-    data_read = [text.encode()[start:end] for start, end in records._records._spans]
+    assert [records.raw(index) for index in range(len(data))] == [expected.raw(index) for index in range(len(data))]
+    data_read = [records.raw(index) for index in range(len(data))]
     assert [json.loads(piece) for piece in data_read] == data
 
 

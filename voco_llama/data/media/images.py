@@ -47,11 +47,12 @@ _SAME_FORMAT = {"MPO": "JPEG"}
 """Several JPEGs in one file, as phones write them: its first one is what a JPEG decoder reads."""
 
 
-def load_image(path: str | os.PathLike[str] | StoredFile) -> Image.Image:
+def load_image(file: str | os.PathLike[str] | StoredFile | BinaryIO, where: str | None = None) -> Image.Image:
     """Decodes an image file (of several frames the first), fully, into RGB.
 
     Args:
-        path: The file, or where it is stored.
+        file: A path, where it is stored, or a binary file.
+        where: What messages call it; None: by its path.
 
     Returns:
         A `PIL.Image` in mode RGB that holds no open file.
@@ -60,19 +61,7 @@ def load_image(path: str | os.PathLike[str] | StoredFile) -> Image.Image:
         DataError: The file is missing, is in none of `IMAGE_FORMATS`, is corrupt or truncated, has more than
             `MAX_IMAGE_PIXELS` pixels when padded to a square, or grey values of an unknown range.
     """
-    return decode_image(path, f"image {path}")
-
-
-def decode_image(file: str | os.PathLike[str] | StoredFile | BinaryIO, where: str) -> Image.Image:
-    """`load_image` of a file that may be held in memory too.
-
-    Args:
-        file: A path, where it is stored, or a binary file.
-        where: What messages call it.
-
-    Raises:
-        DataError: As `load_image`.
-    """
+    where = f"image {file}" if where is None else where
     with _whole_files_only(), _opened(file, where) as image:
         return _to_rgb(image, where)
 

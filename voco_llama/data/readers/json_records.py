@@ -1,4 +1,4 @@
-"""Files of many records, opened fast and held small.
+"""Files of many records, opened fast and held small (`RecordFile`), and those of JSON.
 
 A JSON list of 665,000 conversations is a gigabyte of text and several gigabytes of Python objects. So a file is scanned
 once for where each record begins and ends and how much there is in it, and a record is parsed when it is asked for.
@@ -9,21 +9,74 @@ large file are kept on disk (`kept_tables`), so that it is scanned once and all 
 import codecs
 import json
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from json.decoder import WHITESPACE
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from voco_llama.data.kept_tables import open_table
-from voco_llama.data.records import Sizes, check_file, name_record
+from voco_llama.data.kept_tables import Arrays, open_table
+from voco_llama.data.records import Record, Report, Sizes, check_file, name_record, stop
 from voco_llama.errors import DataError, one_line
 
 _BLOCK = 2**24
 
 
-class JsonRecords:
+class RecordFile(Sequence[Record]):
+    """The records of a file, each of which is a stretch of its bytes.
+
+    Args:
+        file: The file.
+        kind: Of the table that `scan` makes, where it is kept.
+        index_folder: Where it is kept; None = nowhere.
+        scan: Reads the file through, for `spans` `[records, 2]` int64, the bytes where each record begins and ends, and
+            the columns of `Sizes`.
+
+    Raises:
+        DataError: The file is missing; and what `scan` raises. From `[index]`: the record is not valid.
+    """
+
+    def __init__(self, file: Path, kind: str, index_folder: Path | None, scan: Callable[[], Arrays]) -> None:
+        self.file = file
+        check_file(file)
+        self._table = open_table(file, kind, index_folder, scan)
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much there is in each record."""
+        return Sizes(self._table["characters"], self._table["media"])
+
+    def __len__(self) -> int:
+        return len(self._table["spans"])
+
+    def raw(self, index: int) -> bytes:
+        """One record as it stands in the file.
+
+        Raises:
+            IndexError: There is no such record.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+        start, end = self._table["spans"][index].tolist()
+        with self.file.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(end - start)
+
+    def not_utf8(self, index: int, error: UnicodeDecodeError) -> DataError:
+        """The error for a record of other text."""
+        place = int(self._table["spans"][index, 0]) + error.start
+        return DataError(f"{name_record(self.file, index)}: not UTF-8 at byte {place}; save the file as UTF-8")
+
+    def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
+        raise NotImplementedError
+
+
+class JsonRecords(RecordFile):
     """The elements of a JSON list, or the lines of a JSON Lines file (`.jsonl`).
 
     Args:
@@ -41,50 +94,20 @@ class JsonRecords:
     def __init__(
         self, file: Path, measure: Callable[[Any], tuple[int, int]], kind: str = "", index_folder: Path | None = None
     ) -> None:
-        self.file = file
-        check_file(file)
-        self._table = open_table(file, f"json {kind}", index_folder, lambda: _scan(file, measure))
+        super().__init__(file, f"json {kind}", index_folder, lambda: _scan(file, measure))
 
-    @property
-    def sizes(self) -> Sizes:
-        """How much there is in each record."""
-        return Sizes(self._table["characters"], self._table["media"])
-
-    @property
-    def _spans(self) -> np.ndarray:
-        """`[records, 2]` int64: the bytes where each begins and ends."""
-        return self._table["spans"]
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    def raw(self, index: int) -> bytes:
-        """One record as it stands in the file.
-
-        Raises:
-            IndexError: There is no such record.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
-        start, end = self._spans[index].tolist()
-        with self.file.open("rb") as stream:
-            stream.seek(start)
-            return stream.read(end - start)
-
-    def read(self, index: int) -> dict[str, Any]:
-        """Parses one record.
+    def parse(self, index: int) -> dict[str, Any]:
+        """What JSON one record holds.
 
         Raises:
             IndexError: There is no such record.
             DataError: It is not an object, is not UTF-8, or the file changed since it was opened.
         """
-        data = self.raw(index)
-        start = int(self._spans[index, 0])
-        source = name_record(self.file, index)
+        data, source = self.raw(index), name_record(self.file, index)
         try:
             value = json.loads(data.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise DataError(f"{source}: not UTF-8 at byte {start + error.start}; save the file as UTF-8") from error
+            raise self.not_utf8(index, error) from error
         except json.JSONDecodeError as error:
             raise DataError(f"{source}: the file changed since it was opened; start again") from error
         if b"\\ud" in data.lower():  # an escaped surrogate pair, or half of one, which no tokenizer takes
@@ -97,7 +120,7 @@ class JsonRecords:
         return value
 
 
-def _scan(file: Path, measure: Callable[[Any], tuple[int, int]]) -> dict[str, np.ndarray]:
+def _scan(file: Path, measure: Callable[[Any], tuple[int, int]]) -> Arrays:
     rows = array("q")  # begin, end, characters, media
     with file.open("rb") as stream:
         scan = _scan_lines if file.suffix == ".jsonl" else _scan_list
