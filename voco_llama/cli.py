@@ -135,8 +135,9 @@ def _evaluate_clips(overrides: list[str]) -> None:
 
 
 def _data_prepare(overrides: list[str]) -> None:
-    from voco_llama.data_tools.prepare.prepare import DataPrepareSettings, prepare
+    from voco_llama.data_tools.prepare import DataPrepareSettings, prepare, refuse_gone
 
+    refuse_gone(overrides)
     report = prepare(_compose_flat(overrides, "data_prepare", DataPrepareSettings))
     sys.stdout.write(str(report))
     report.check()
@@ -147,8 +148,7 @@ def _data_check(overrides: list[str]) -> int:
     from voco_llama.data_tools.settings import DataCheckSettings
 
     settings = compose(overrides, "data_check", DataCheckSettings)
-    from voco_llama.data_tools.check.check import check_data
-    from voco_llama.data_tools.check.summary import check_summary, error_line
+    from voco_llama.data_tools.check import check_data, check_summary, error_line
 
     findings = check_data(settings)
     sys.stdout.write(check_summary(findings))
@@ -162,19 +162,18 @@ def _data_stats(overrides: list[str]) -> None:
     from voco_llama.data_tools.settings import DataStatsSettings
 
     settings = compose(overrides, "data_stats", DataStatsSettings)
-    from voco_llama.data_tools.stats.stats import count_data
-    from voco_llama.data_tools.stats.table import stats_table
+    from voco_llama.data_tools.stats import count_data, stats_table
 
     sys.stdout.write(stats_table(count_data(settings)))
 
 
 def _data_preview(overrides: list[str]) -> None:
     from voco_llama.composition import compose
-    from voco_llama.data_tools.preview.settings import PreviewSettings, check_preview
+    from voco_llama.data_tools.settings import PreviewSettings, check_preview
 
     settings = compose(overrides, "data_preview", PreviewSettings)
     check_preview(settings)  # before the slow imports
-    from voco_llama.data_tools.preview.preview import preview
+    from voco_llama.data_tools.preview import preview
 
     preview(settings)
 
@@ -228,10 +227,13 @@ def _sweep(overrides: list[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
-    "data-prepare": (_data_prepare, "list the public data sets; verify, unpack and, if asked to, download one of them"),
+    "data-prepare": (
+        _data_prepare,
+        "list the public data sets; verify one, and say what is missing and how to fetch and read it",
+    ),
     "data-check": (_data_check, "read every record, image and clip of a training's data, and report what is wrong"),
     "data-stats": (_data_stats, "count records, turns, tokens, image sizes and steps of a training's data"),
-    "data-preview": (_data_preview, "draw samples of a training as the model will see them: a page, HTML and PNG"),
+    "data-preview": (_data_preview, "draw samples of a training as the model will see them: an HTML page"),
     "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
     "doctor": (_doctor, "check this machine, and what a training named by experiment=... needs of it; writes nothing"),
     "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),

@@ -4,10 +4,60 @@ Each carries one line: what is wrong, where, and what to do. The command line pr
 status 2; anything else that escapes is a bug and keeps its traceback.
 """
 
+from enum import StrEnum
+
+
+class ProblemKind(StrEnum):
+    """What can be wrong with a record of a data set, as `voco-llama data check` names and counts it.
+
+    An error is what a training refuses: it stops there, or passes over the record with `data.skip_bad_records`. A note
+    is what it takes as it is, and somebody may want to know.
+
+    Attributes:
+        meaning: In words.
+        is_note: Whether it is a note.
+    """
+
+    def __new__(cls, name: str, meaning: str, is_note: bool = False) -> "ProblemKind":
+        """A text, `name`, with its facts."""
+        kind = str.__new__(cls, name)
+        kind._value_, kind.meaning, kind.is_note = name, meaning, is_note
+        return kind
+
+    meaning: str
+    is_note: bool
+
+    UNREADABLE_RECORD = "unreadable_record", "its bytes, its JSON or its columns are broken"
+    WRONG_TYPE = "wrong_type", "a part is missing or is not what it should be"
+    NO_TURNS = "no_turns", "the conversation is empty"
+    ROLES = "roles", "user and assistant do not take turns, or a role is unknown"
+    EMPTY_ANSWER = "empty_answer", "an answer without text"
+    MARK_IN_ANSWER = "mark_in_answer", "an <image> mark in an answer"
+    MISSING_MARK = "missing_mark", "fewer <image> marks than images or clips"
+    TOO_MANY_MARKS = "too_many_marks", "more <image> marks than images or clips"
+    NO_MEDIA_FOLDER = "no_media_folder", "names an image, but the source has no media_folder"
+    BAD_FILE_NAME = "bad_file_name", "a file name that is empty or leads out of the folder"
+    MISSING_FILE = "missing_file", "an image or a clip that is not there"
+    EMPTY_FILE = "empty_file", "an image or a clip of zero bytes"
+    UNDECODABLE = "undecodable", "an image or a clip that is corrupt, truncated, too large, or something else"
+    IMAGE_CUT = "image_cut", "cutting it to data.max_length would cut an image"
+    NO_ANSWER_LEFT = "no_answer_left", "cutting it to data.max_length would leave no answer"
+    CUT = "cut", "longer than data.max_length: the end of its text is cut", True
+    OTHER_FORMAT = "other_format", "an image of another format than its name says", True
+    SPECIAL_TOKEN_TEXT = "special_token_text", "text that spells out a special token; it is read as text", True
+    DUPLICATE = "duplicate", "the same conversation on the same media as an earlier record", True
+    REPEATED_ID = "repeated_id", "an id that records of different content share", True
+
 
 def one_line(error: BaseException, length: int = 300) -> str:
     """The text of another library's error on one line, cut to a length, or the error's type where it has no text."""
     return " ".join(str(error).split())[:length] or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """A value from a file as messages show it: quoted, on one line, shortened."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def own_line(error: "VoCoError") -> str:
@@ -34,10 +84,10 @@ class DataError(VoCoError):
     """A record, an image, a clip or an index cannot be used; the text names the file and the record.
 
     Attributes:
-        kind: What `voco-llama data check` counts it as (`voco_llama.data_tools.check.kinds`).
+        kind: What `voco-llama data check` counts it as.
     """
 
-    def __init__(self, message: str, kind: str = "unreadable_record") -> None:
+    def __init__(self, message: str, kind: ProblemKind = ProblemKind.UNREADABLE_RECORD) -> None:
         super().__init__(message)
         self.kind = kind
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from voco_llama.choices import Condition
-from voco_llama.errors import DataError
+from voco_llama.errors import DataError, ProblemKind
 from voco_llama.tokens import IGNORE_INDEX, TokenIds
 
 PADDING_DOCUMENT = -1
@@ -163,14 +163,14 @@ def _check_cut(length: int, max_length: int, segments_end: int, labels: list[int
         raise DataError(
             f"the row has {length} tokens and its last image ends at {segments_end}, so cutting it to max_length"
             f" {max_length} would lose VoCo tokens: raise data.max_length or drop the record",
-            "image_cut",
+            ProblemKind.IMAGE_CUT,
         )
     was_trained = any(label != IGNORE_INDEX for label in labels)
     if was_trained and all(label == IGNORE_INDEX for label in labels[:max_length]):
         raise DataError(
             f"the row has {length} tokens and none of its trained tokens is left after cutting it to max_length"
             f" {max_length}: raise data.max_length or drop the record",
-            "no_answer_left",
+            ProblemKind.NO_ANSWER_LEFT,
         )
 
 

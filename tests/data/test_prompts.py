@@ -117,5 +117,5 @@ def test_the_default_is_llavas_system_text():
 
 @pytest.mark.parametrize(("name", "value"), [("order", "last"), ("template", "chatml")])
 def test_an_unknown_style_is_refused(name, value):
-    with pytest.raises(SettingsError, match=f"prompt.{name} '{value}' is unknown: choose one of"):
+    with pytest.raises(SettingsError, match=f"prompt.{name} is '{value}': choose one of"):
         PromptStyle(**{name: value})

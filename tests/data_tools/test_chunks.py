@@ -2,10 +2,11 @@ import logging
 import os
 
 import pytest
+from huggingface_hub import constants
 
 from voco_llama.data_tools import chunks as chunks_module
-from voco_llama.data_tools.chunks import CHUNK, chunks_of, in_order
-from voco_llama.errors import DataError
+from voco_llama.data_tools.chunks import CHUNK, chunks_of, find_processor, in_order
+from voco_llama.errors import DataError, ProblemKind
 
 
 def squares(source, records):
@@ -29,7 +30,7 @@ def test_results_come_in_order(workers):
 
 
 def fail(source, records):
-    raise DataError("record 3: broken", "roles")
+    raise DataError("record 3: broken", ProblemKind.ROLES)
 
 
 def test_an_error_is_not_swallowed():
@@ -43,3 +44,48 @@ def test_lines_of_progress_without_a_terminal(monkeypatch, caplog, capsys):
         list(in_order(squares, chunks_of([range(CHUNK + 1)]), 0, "squares"))
     assert caplog.messages == [f"squares: {done} of {CHUNK + 1} records" for done in (CHUNK, CHUNK + 1)]
     assert capsys.readouterr().err == ""
+
+
+# ---- the processor
+
+
+@pytest.fixture
+def chosen(settings, defects, images):
+    return lambda **own: settings(("llava_json", defects, images), **own)
+
+
+def test_the_processor_of_the_training(chosen, tmp_path):
+    processor, said = find_processor(chosen())
+    assert (processor.max_length, processor.style.system) == (128, "")
+    assert said == f"measured by the tokenizer of {tmp_path / 'tokenizer'}, at most 128"
+
+
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        ({"model.tokenizer": "/no/such/folder"}, "model.tokenizer: /no/such/folder is neither a folder here nor in"),
+        ({"model.tokenizer": "nobody/nothing"}, "model.tokenizer: nobody/nothing is neither"),
+        ({"model.checkpoint": "no/such/run"}, "model.checkpoint: no/such/run is neither"),
+        ({"model.tokenizer": None, "model.language.pretrained": None}, "model.tokenizer: None is neither"),
+        ({"model.vision.name": "none.json"}, "model.vision.name: none.json cannot be read"),
+    ],
+)
+def test_nothing_at_hand(chosen, own, reason, caplog):
+    processor, said = find_processor(chosen(**own))
+    assert processor is None
+    assert said.startswith(f"not measured: {reason}")
+    assert said.removeprefix("not measured: ") in caplog.text
+
+
+def test_a_tokenizer_in_the_cache_of_the_hub_is_used(chosen, tmp_path, monkeypatch):
+    repository = tmp_path / "cache" / "models--somebody--something"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    before = chosen()
+    (tmp_path / "tokenizer").rename(snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("voco_llama.data_tools.chunks.build_processor", lambda settings: settings.model.tokenizer)
+    before.model.tokenizer = "somebody/something"
+    assert find_processor(before)[0] == "somebody/something"

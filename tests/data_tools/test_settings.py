@@ -1,7 +1,6 @@
 import pytest
 
 from voco_llama.composition import compose, to_plain
-from voco_llama.data_tools.check.kinds import ERRORS, NOTES
 from voco_llama.data_tools.settings import DataCheckSettings, DataStatsSettings
 
 OWN = {
@@ -12,7 +11,7 @@ OWN = {
         "media": "decode",
         "workers": None,
     },
-    ("data_stats", DataStatsSettings): {"output": None, "sample": 10_000, "processes": 1, "workers": None},
+    ("data_stats", DataStatsSettings): {"output": None, "sample": 10_000, "workers": None},
 }
 
 
@@ -20,7 +19,3 @@ OWN = {
 @pytest.mark.parametrize("overrides", [[], ["data=mix665k"], ["experiment=toy/voco_4", "data=toy_clips"]])
 def test_the_commands_take_the_settings_of_a_training(command, overrides):
     assert to_plain(compose(overrides, *command)) == to_plain(compose(overrides)) | OWN[command]
-
-
-def test_a_kind_is_an_error_or_a_note():
-    assert not ERRORS.keys() & NOTES.keys()

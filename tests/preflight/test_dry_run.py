@@ -10,7 +10,7 @@ import torch
 
 from voco_llama import cli
 from voco_llama.composition import CONFIG_DIR, compose
-from voco_llama.data.readers import kept_tables
+from voco_llama.data import kept_tables
 from voco_llama.errors import SettingsError
 from voco_llama.preflight import inputs
 from voco_llama.preflight import plan as plan_module

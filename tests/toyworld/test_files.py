@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from voco_llama.data.media.images import load_image
-from voco_llama.data.readers.opening import open_reader
+from voco_llama.data.readers import open_reader
 from voco_llama.errors import SettingsError
 from voco_llama.toyworld import ToyWorldSettings, world, write_toyworld
 from voco_llama.toyworld.models import train_tokenizer

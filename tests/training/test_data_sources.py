@@ -5,9 +5,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from voco_llama.data import kept_tables
 from voco_llama.data.media.archives import ArchiveMember
 from voco_llama.data.media.images import load_image
-from voco_llama.data.readers import kept_tables
 from voco_llama.training.build import open_mixture
 
 

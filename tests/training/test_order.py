@@ -15,7 +15,7 @@ from tests.data.tables import LLAVA_TYPES, llava_rows, written
 from tests.training.conftest import losses
 from voco_llama.data.collate import Collator
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.data.readers import parquet_stream
+from voco_llama.data.readers import hf_dataset
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import open_mixture
 from voco_llama.training.run import order_of, train
@@ -133,8 +133,8 @@ def test_a_killed_run_goes_on_with_the_record_it_would_have_seen(settings_of, se
 
 def test_an_epoch_of_a_stream_reads_each_row_group_once(settings_of, monkeypatch):
     settings = settings_of("any", *ORDERS["stream"], "data.sources.0.weight=0.8")
-    read, group = [], parquet_stream._read_group
-    monkeypatch.setattr(parquet_stream, "_read_group", lambda *args: read.append(args[1]) or group(*args))
+    read, group = [], hf_dataset._read_group
+    monkeypatch.setattr(hf_dataset, "_read_group", lambda *args: read.append(args[1]) or group(*args))
     mixture = open_mixture(settings)
     seen = [int(mixture[i].id) for i in StreamSampler(mixture, settings.data.shuffle_buffer, settings.seed)]
     assert len(set(seen)) == len(seen) == 18

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from voco_llama.data.readers.opening import Reader
+from voco_llama.data.readers import Reader
 from voco_llama.data.records import Record
 from voco_llama.errors import DataError, SettingsError
 

@@ -1,13 +1,19 @@
-"""The record that every reader yields: one conversation and the files it looks at.
+"""The record that every reader yields, and what all readers check of it: one conversation and the files it looks at.
 
 A record is plain data, cheap to pickle to worker processes; nothing is decoded here. The mark `<image>` in a
 turn's text stands where an image (or, for a clip, all its frames) belongs.
 """
 
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
 
 from voco_llama.data.media.stored import MediaFile
+from voco_llama.errors import DataError, ProblemKind, SettingsError, shown
 
 IMAGE_MARK = "<image>"
 
@@ -43,3 +49,137 @@ class Record:
     @property
     def is_text_only(self) -> bool:
         return not self.images and self.video is None
+
+
+Report = Callable[[DataError], None]
+"""Takes what is wrong with a record: raises it (`stop`), or collects it, and reading goes on."""
+
+
+def stop(error: DataError) -> None:
+    """The `Report` of a reader that reads: the first problem ends it."""
+    raise error
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much there is in each record, known without decoding or even validating it.
+
+    Attributes:
+        characters: `[records]` int32, text in UTF-8 bytes (nearer to tokens than characters are), about.
+        media: `[records]` int32, images or clips; 0 = text-only.
+    """
+
+    characters: np.ndarray
+    media: np.ndarray
+
+
+def name_record(file: Path, index: int, key: str = "", value: object = None) -> str:
+    """`file.json record 17 (id 'x')`; records count from 0."""
+    return f"{file} record {index}" + (f" ({key} {shown(value)})" if value is not None else "")
+
+
+def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = "image", report: Report = stop) -> None:
+    """Makes sure that each image or clip has its `<image>` mark, in a user turn, and each mark its image.
+
+    Raises:
+        DataError: The numbers differ, or an answer holds a mark; unless `report` takes it.
+    """
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role == "user")
+    if any(IMAGE_MARK in turn.text for turn in turns if turn.role == "assistant"):
+        report(
+            DataError(
+                f"{source}: an answer holds an {IMAGE_MARK} mark; marks belong in user turns",
+                ProblemKind.MARK_IN_ANSWER,
+            )
+        )
+    if marks != num_media:
+        message = (
+            f"{source}: {marks} {IMAGE_MARK} mark{'' if marks == 1 else 's'} but {num_media} {kind}"
+            f"{'' if num_media == 1 else 's'}; write one mark for each, where it belongs in the text"
+        )
+        report(DataError(message, ProblemKind.MISSING_MARK if marks < num_media else ProblemKind.TOO_MANY_MARKS))
+
+
+def check_file(file: Path) -> None:
+    """Raises a `DataError` where `file` is not a file."""
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; check the path of the data set")
+
+
+ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+def read_turns(conversations: Any, source: str, key: str = "conversations", report: Report = stop) -> tuple[Turn, ...]:
+    """The turns of a LLaVA record.
+
+    Args:
+        conversations: Its list of objects with `from` and `value`, of any type until it was checked here.
+        source: Where the record stands, for messages.
+        key: What messages call the list.
+        report: Takes each problem; a turn that is none is left out.
+
+    Raises:
+        DataError: It is no such list, roles do not take turns, an answer is empty, or the last turn has none; unless
+            `report` takes it.
+    """
+    if not isinstance(conversations, list):
+        report(DataError(f"{source}: no {key!r} list; each record needs one", ProblemKind.WRONG_TYPE))
+        return ()
+    if not conversations:
+        message = f"{source}: {key!r} is empty; give it a question and an answer, or take the record out"
+        report(DataError(message, ProblemKind.NO_TURNS))
+        return ()
+    turns: list[Turn] = []
+    expected: Role = "user"
+    for number, entry in enumerate(conversations):
+        turn = _turn(entry, number, expected, source, report)
+        if turn is not None:
+            turns.append(turn)
+        role = expected if turn is None else turn.role
+        expected = "user" if role == "assistant" else "assistant"
+    if turns and turns[-1].role == "user":
+        report(DataError(f"{source}: ends with a user turn; add its answer, or take the turn out", ProblemKind.ROLES))
+    return tuple(turns)
+
+
+def _turn(entry: Any, number: int, expected: Role, source: str, report: Report) -> Turn | None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str):
+        message = f"{source}: turn {number} is not an object with 'from' and a text in 'value'; write it so"
+        report(DataError(message, ProblemKind.WRONG_TYPE))
+        return None
+    name = entry.get("from")
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        message = f"{source}: turn {number} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}"
+        report(DataError(message, ProblemKind.ROLES))
+        return None
+    if role != expected:
+        message = (
+            f"{source}: turn {number} is from {shown(name)} where the {expected}'s turn belongs; "
+            "user and assistant take turns, the user first"
+        )
+        report(DataError(message, ProblemKind.ROLES))
+    if role == "assistant" and not entry["value"].strip():
+        message = f"{source}: the answer in turn {number} is empty; fill it in, or take the record out"
+        report(DataError(message, ProblemKind.EMPTY_ANSWER))
+    return Turn(role, entry["value"])
+
+
+def check_instructions(instruction: str | Sequence[str], format: str) -> tuple[str, ...]:
+    """The instructions that the records of a caption format choose from.
+
+    Raises:
+        SettingsError: There is none, or one is empty or has an `<image>` mark in it.
+    """
+    instructions = (instruction,) if isinstance(instruction, str) else tuple(instruction)
+    if not instructions or not all(text.strip() for text in instructions):
+        raise SettingsError(f"{format}: instruction is empty; give one or several, or leave the setting out")
+    if any(IMAGE_MARK in text for text in instructions):
+        raise SettingsError(f"{format}: an instruction holds {IMAGE_MARK}; leave it out, it is put before it")
+    return instructions
+
+
+def caption_turns(instructions: Sequence[str], seed: int, index: int, caption: str) -> tuple[Turn, ...]:
+    """An instruction after the image or clip, the caption as its answer; which one is a function of seed and index."""
+    instruction = random.Random(f"{seed}:{index}").choice(instructions)
+    return Turn("user", f"{IMAGE_MARK}\n{instruction}"), Turn("assistant", caption)

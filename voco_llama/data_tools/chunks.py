@@ -1,4 +1,4 @@
-"""Work over many records in several processes, its results in order.
+"""Work over many records in several processes, its results in order; and the processor that measures their rows.
 
 PyTorch's `DataLoader` does it: it keeps the order, prefetches little, and ends its workers on an interrupt. Results are
 plain objects; nothing of them is collated.
@@ -9,12 +9,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from voco_llama.errors import SettingsError
+from voco_llama.data.processor import VoCoProcessor
+from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.settings import TrainSettings
+from voco_llama.training.build import build_processor
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -85,3 +91,29 @@ class _Tasks(Dataset, Generic[Result]):
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+def find_processor(settings: TrainSettings) -> tuple[VoCoProcessor | None, str]:
+    """The training's processor, or None, and one line on what lengths in tokens are measured by, or why they are not.
+
+    Only a tokenizer that is at hand counts: nothing is fetched from the hub.
+    """
+    model = settings.model
+    name = model.checkpoint or model.tokenizer or model.language.pretrained
+    try:
+        if name is None or not _is_here(name):
+            key = "model.tokenizer" if model.checkpoint is None else "model.checkpoint"
+            raise CheckpointError(
+                f"{key}: {name} is neither a folder here nor in the hub's cache; fetch or name another"
+            )
+        return build_processor(settings), f"measured by the tokenizer of {name}, at most {settings.data.max_length}"
+    except (CheckpointError, SettingsError) as error:
+        logger.warning("lengths in tokens are left out: %s", error)
+        return None, f"not measured: {error}"
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return Path(name).exists() or isinstance(try_to_load_from_cache(name, "tokenizer_config.json"), str)
+    except HFValidationError:  # a path, and no name on the hub
+        return False

@@ -1,9 +1,11 @@
-"""What `data check` and `data stats` read: the settings of a training, and these."""
+"""What `data check`, `data stats` and `data preview` read: the settings of a training, and these."""
 
 from dataclasses import dataclass, field
 
 from voco_llama.choices import MEDIA_DEPTHS
+from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
+from voco_llama.training.checks import check_settings
 
 
 @dataclass
@@ -32,11 +34,37 @@ class DataStatsSettings(TrainSettings):
     Attributes:
         output: JSON file to write; null prints the table alone.
         sample: Records of each source that are read, drawn by `seed`; 0 = all of them.
-        processes: Of the training, for the number of its steps.
         workers: Processes that read; null: one for each core, 0: this one alone.
     """
 
     output: str | None = None
     sample: int = 10_000
-    processes: int = 1
     workers: int | None = None
+
+
+@dataclass(kw_only=True)
+class PreviewSettings(TrainSettings):
+    """What `voco-llama data preview` reads.
+
+    Attributes:
+        samples: How many are shown, the first of the mixture in its shuffled order, which depends on the seed.
+        records: Shows these records instead, by their numbers in the file of `source`, counted from 0.
+        source: Number of the source in `data.sources` that `records` is about.
+        output: Folder of the page.
+    """
+
+    samples: int
+    records: list[int] | None = None
+    source: int = 0
+    output: str
+
+
+def check_preview(settings: PreviewSettings) -> None:
+    """Refuse settings that contradict each other; files of weights need not be there.
+
+    Raises:
+        SettingsError: The first contradiction found.
+    """
+    if settings.samples < 1:
+        raise SettingsError(f"samples is {settings.samples}: give at least 1")
+    check_settings(settings, paths=False)

@@ -14,7 +14,7 @@ from voco_llama.data.media.roots import open_media_root
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
-from voco_llama.data.readers.opening import Reader, open_reader, open_stream
+from voco_llama.data.readers import Reader, open_reader, open_stream
 from voco_llama.errors import CheckpointError, one_line
 from voco_llama.model.checkpoints import build_model
 from voco_llama.model.language import build_language_model

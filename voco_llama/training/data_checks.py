@@ -1,8 +1,8 @@
 """What contradicts what among the settings of the data; a part of `voco_llama.training.checks`."""
 
 from voco_llama.data.media.roots import list_archives
+from voco_llama.data.readers import check_streamed
 from voco_llama.data.readers.hf_dataset import is_hub_name
-from voco_llama.data.readers.opening import check_streamed
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.loss_checks import require, require_path

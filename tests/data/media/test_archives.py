@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from voco_llama.data import kept_tables
 from voco_llama.data.media import archives
 from voco_llama.data.media.archives import Archive, member_name
 from voco_llama.data.media.images import load_image
-from voco_llama.data.readers import kept_tables
 from voco_llama.errors import DataError
 
 FILES = {

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 from sklearn.datasets import load_sample_image
 
-from voco_llama.data.media.images import decode_image, load_image
+from voco_llama.data.media.images import load_image
 from voco_llama.errors import DataError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -44,7 +44,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    image = decode_image(io.BytesIO(data), "image x")
+    image = load_image(io.BytesIO(data), "image x")
     assert image.mode == "RGB"
     return np.array(image)
 
@@ -215,7 +215,7 @@ def test_strictness_holds_for_threads_that_decode_at_once(monkeypatch):
 
     def decode_slowly():
         try:
-            decode_image(Slow(half), "image slow")
+            load_image(Slow(half), "image slow")
         except DataError as error:
             caught.append(str(error))
 

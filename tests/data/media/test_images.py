@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import pickle
 import struct
 import zlib
@@ -13,11 +14,14 @@ from voco_llama.data.media.images import (
     MAX_IMAGE_PIXELS,
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
+    ImageHeader,
     ImageTransform,
     expand_to_square,
+    format_in_name,
     load_image,
-    resolve_inside,
+    read_image_header,
 )
+from voco_llama.data.media.stored import StoredFile
 from voco_llama.errors import DataError, SettingsError
 
 
@@ -135,44 +139,63 @@ def test_a_thin_image_counts_as_the_square_it_becomes(tmp_path):
     assert "too large to decode (60000 x 2; at most 8192 pixels on a side)" in error_of(tmp_path / "thin.png")
 
 
-# ---- names
+# ---- headers
 
 
-def test_resolve_inside(tmp_path):
-    (tmp_path / "coco").mkdir()
-    assert resolve_inside(tmp_path, "coco/a b.jpg") == tmp_path / "coco" / "a b.jpg"
-    assert resolve_inside(tmp_path, "./a..b.jpg") == tmp_path / "a..b.jpg"
+class Bytes(StoredFile):
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    name = "a.png"
+
+    def open(self) -> io.BytesIO:
+        return io.BytesIO(self.data)
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../a.jpg", "coco/../../a.jpg", "coco/../a.jpg"])
-def test_paths_that_leave_are_refused(tmp_path, name):
-    with pytest.raises(DataError, match=r"f\.json record 3: .* leaves the folder"):
-        resolve_inside(tmp_path, name, "f.json record 3")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+def test_format_and_size(tmp_path, kind):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a", format=kind)
+    header = ImageHeader(kind, 30, 20)
+    assert read_image_header(tmp_path / "a") == header
+    assert read_image_header(Bytes((tmp_path / "a").read_bytes())) == header
 
 
-def test_symbolic_links_that_leave_are_refused(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    (folder / "out").symlink_to(tmp_path)
-    (folder / "loop").symlink_to(folder / "loop")
-    (folder / "here").symlink_to(folder)
-    with pytest.raises(DataError, match=r"leaves the folder .* through a symbolic link"):
-        resolve_inside(folder, "out/a.jpg")
-    with pytest.raises(DataError, match="no usable file name"):
-        resolve_inside(folder, "loop/a.jpg")
-    assert resolve_inside(folder, "here/a.jpg") == folder / "here" / "a.jpg"
+def test_pictures_of_a_phone_are_jpegs(tmp_path):
+    pictures = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
+    pictures[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=pictures[1:])
+    assert read_image_header(tmp_path / "a.jpg") == ImageHeader("JPEG", 8, 6)
 
 
-def test_a_linked_media_folder_is_fine(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert resolve_inside(tmp_path / "link", "a.jpg") == tmp_path / "link" / "a.jpg"
+def test_no_pixel_is_decoded(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-1000])
+    assert read_image_header(tmp_path / "a.jpg") == ImageHeader("JPEG", 64, 64)
 
 
-@pytest.mark.parametrize(("name", "text"), [("", "is empty"), ("a\0b", "no usable file name"), ("\ud800", "no usable")])
-def test_unusable_names(tmp_path, name, text):
-    with pytest.raises(DataError, match=text):
-        resolve_inside(tmp_path, name)
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not an image that can be read"),
+        (b"<html>404</html>", "not an image that can be read"),
+        (b"P6 9000 100 255\n", "too large to decode (9000 x 100; at most 8192 pixels on a side)"),
+        (b"P6 90000 90000 255\n", "too large to decode (Image size (8100000000 pixels) exceeds limit"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image that can be read"),
+        (None, "no such file; fetch it"),
+    ],
+)
+def test_what_cannot_be_read(tmp_path, data, message):
+    if data is not None:
+        (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        read_image_header(tmp_path / "a.jpg")
+    assert str(caught.value).startswith(f"image {tmp_path / 'a.jpg'}: {message}")
+    assert "\n" not in str(caught.value)
+    assert caught.value.kind == ("missing_file" if data is None else "undecodable")
+
+
+def test_what_a_name_says():
+    names = ["a.jpg", "b/a.JPEG", "a.png", "a.gif", "a.webp", "a", "a.txt"]
+    assert [format_in_name(name) for name in names] == ["JPEG", "JPEG", "PNG", "GIF", "WEBP", None, None]
 
 
 # ---- transform

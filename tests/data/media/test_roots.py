@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from voco_llama.data.media.images import load_image
-from voco_llama.data.media.roots import MediaRoot, list_archives, open_media_root
+from voco_llama.data.media.roots import MediaRoot, list_archives, open_media_root, resolve_inside
 from voco_llama.data.mixture import LoadedMixture, Mixture
 from voco_llama.data.readers.caption_csv import CaptionCsv
 from voco_llama.data.readers.llava_json import LlavaJson
@@ -245,3 +245,43 @@ def test_what_cannot_be_opened(tmp_path):
 def test_a_folder_that_is_named_like_an_archive(tmp_path):
     (tmp_path / "a.zip").mkdir()
     assert open_media_root(tmp_path / "a.zip", tmp_path / "f").find("x") == tmp_path / "a.zip" / "x"
+
+
+# ---- names
+
+
+def test_resolve_inside(tmp_path):
+    (tmp_path / "coco").mkdir()
+    assert resolve_inside(tmp_path, "coco/a b.jpg") == tmp_path / "coco" / "a b.jpg"
+    assert resolve_inside(tmp_path, "./a..b.jpg") == tmp_path / "a..b.jpg"
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../a.jpg", "coco/../../a.jpg", "coco/../a.jpg"])
+def test_paths_that_leave_are_refused(tmp_path, name):
+    with pytest.raises(DataError, match=r"f\.json record 3: .* leaves the folder"):
+        resolve_inside(tmp_path, name, "f.json record 3")
+
+
+def test_symbolic_links_that_leave_are_refused(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "here").symlink_to(folder)
+    with pytest.raises(DataError, match=r"leaves the folder .* through a symbolic link"):
+        resolve_inside(folder, "out/a.jpg")
+    with pytest.raises(DataError, match="no usable file name"):
+        resolve_inside(folder, "loop/a.jpg")
+    assert resolve_inside(folder, "here/a.jpg") == folder / "here" / "a.jpg"
+
+
+def test_a_linked_media_folder_is_fine(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert resolve_inside(tmp_path / "link", "a.jpg") == tmp_path / "link" / "a.jpg"
+
+
+@pytest.mark.parametrize(("name", "text"), [("", "is empty"), ("a\0b", "no usable file name"), ("\ud800", "no usable")])
+def test_unusable_names(tmp_path, name, text):
+    with pytest.raises(DataError, match=text):
+        resolve_inside(tmp_path, name)

@@ -1,6 +1,8 @@
 """Images and clips are read the same wherever their bytes lie."""
 
+import hashlib
 import io
+import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from voco_llama.data.media.images import load_image
-from voco_llama.data.media.stored import StoredFile
+from voco_llama.data.media.stored import StoredFile, content_key
 from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError
 
@@ -53,3 +55,26 @@ def test_a_stored_clip_is_read_as_a_file_is(tmp_path):
 def test_messages_name_where_it_is_stored(read):
     with pytest.raises(DataError, match="table row 3 held"):
         read(Held(b"nothing of the kind"))
+
+
+def test_the_key_is_of_the_content_alone(tmp_path):
+    data = bytes(range(256)) * 5000  # more than a block
+    for name in ("a.mp4", "b.avi"):
+        (tmp_path / name).write_bytes(data)
+    expected = hashlib.sha256(data).hexdigest()
+    assert content_key(tmp_path / "a.mp4") == content_key(tmp_path / "b.avi") == content_key(Held(data)) == expected
+    assert content_key(tmp_path / "a.mp4", "md5") == hashlib.md5(data, usedforsecurity=False).hexdigest()
+    assert content_key(Held(data + b"!")) != expected
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_a_key_is_remembered_until_the_file_changes(tmp_path, change):
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"one")
+    before, state = content_key(file), file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert content_key(file) == before  # not read again: neither its size nor its time tells
+    file.write_bytes(b"three" if change == "size" else b"two")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + (change == "time")))
+    assert content_key(file) == hashlib.sha256(file.read_bytes()).hexdigest()

@@ -173,7 +173,7 @@ def test_num_frames_must_be_positive(tmp_path):
 
 def test_frames_are_counted_without_decoding(tmp_path, monkeypatch):
     clip = write_clip(tmp_path / "a.mp4", 7)
-    monkeypatch.setattr(video, "_stream_frames", None)
+    monkeypatch.setattr(video, "_decode", None)
     assert count_frames(clip) == 7
     (tmp_path / "b.mp4").write_bytes(b"no clip")
     with pytest.raises(DataError, match=r"clip .*b\.mp4: corrupt or not a clip"):

@@ -13,10 +13,9 @@ import torch
 from tests.data.tables import IMAGE, LLAVA_TYPES, TEXTS, TURNS, llava_rows, png, stored, turns, written
 from tests.tiny import tiny_processor
 from voco_llama.data.media.images import load_image
-from voco_llama.data.readers import hf_dataset, parquet_stream
-from voco_llama.data.readers.hf_dataset import HfDataset, is_hub_name
+from voco_llama.data.readers import hf_dataset
+from voco_llama.data.readers.hf_dataset import HfDataset, ParquetStream, is_hub_name
 from voco_llama.data.readers.llava_json import LlavaJson
-from voco_llama.data.readers.parquet_stream import ParquetStream
 from voco_llama.data.records import Turn
 from voco_llama.errors import DataError, SettingsError
 
@@ -211,12 +210,12 @@ def test_json_lines_are_not_streamed(tmp_path):
 
 
 def test_nothing_is_decoded_and_no_image_is_read_for_the_sizes(llava, monkeypatch):
-    for name in ("voco_llama.data.media.images.decode_image", "PIL.Image.open"):
+    for name in ("voco_llama.data.media.images._opened", "PIL.Image.open"):
         monkeypatch.setattr(name, None)
     assert len(list(HfDataset(llava))) == 5
     read = []
-    group = parquet_stream._read_group
-    monkeypatch.setattr(parquet_stream, "_read_group", lambda *args: read.append(args[2]) or group(*args))
+    group = hf_dataset._read_group
+    monkeypatch.setattr(hf_dataset, "_read_group", lambda *args: read.append(args[2]) or group(*args))
     assert ParquetStream(llava).sizes.media.tolist() == [1, 1, 0, 1, 1]
     assert read == [["conversations"]] * 3
 
@@ -226,8 +225,8 @@ def test_a_stream_copies_nothing_and_holds_few_rows(tmp_path, arrow_cache, monke
     assert records.group_starts.tolist() == [0, 2, 4, 6, 8, 10, 12]
     records.shuffle_buffer = 4
     read = []
-    group = parquet_stream._read_group
-    monkeypatch.setattr(parquet_stream, "_read_group", lambda *args: read.append(args[1]) or group(*args))
+    group = hf_dataset._read_group
+    monkeypatch.setattr(hf_dataset, "_read_group", lambda *args: read.append(args[1]) or group(*args))
     for index in (0, 3, 1, 2, 5, 4, 0):
         assert records[index].id == f"r{index}"
         assert sum(map(len, records._held.values())) <= 4 + 2

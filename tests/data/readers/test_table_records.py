@@ -8,8 +8,7 @@ import pytest
 
 from tests.data.tables import IMAGE, LLAVA_TYPES, TEXTS, TURNS, png, stored, turns, written
 from voco_llama.data.media.images import load_image
-from voco_llama.data.readers.hf_dataset import HfDataset
-from voco_llama.data.readers.parquet_stream import ParquetStream
+from voco_llama.data.readers.hf_dataset import HfDataset, ParquetStream
 from voco_llama.errors import DataError
 
 READERS = pytest.mark.parametrize("reader", [HfDataset, ParquetStream])

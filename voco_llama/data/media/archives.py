@@ -24,8 +24,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from voco_llama.data.kept_tables import Arrays, open_table
 from voco_llama.data.media.stored import StoredFile
-from voco_llama.data.readers.kept_tables import Arrays, open_table
 from voco_llama.errors import DataError, one_line
 
 MAX_MEMBER_BYTES = 2**30

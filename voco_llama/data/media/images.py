@@ -21,7 +21,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile
 
-from voco_llama.data.media.stored import StoredFile
-from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.data.media.stored import MediaFile, StoredFile
+from voco_llama.errors import DataError, ProblemKind, SettingsError, one_line
 
 MAX_IMAGE_PIXELS = 2**26
 """Most pixels an image may have once padded to a square: 8192 on a side, 192 MiB as RGB."""
@@ -42,55 +42,17 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_SAME_FORMAT = {"MPO": "JPEG"}
+"""Several JPEGs in one file, as phones write them: its first one is what a JPEG decoder reads."""
 
 
-def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") -> Path:
-    """Joins a name from a data file to its media folder and makes sure that it stays there.
-
-    Args:
-        root: The media folder.
-        name: The path as the data file has it, relative to `root`.
-        source: Where the name stands (a record), put before an error's text.
-
-    Returns:
-        `root / name`. Whether the file exists is not checked.
-
-    Raises:
-        DataError: `name` is empty, absolute, has a `..` in it, or leads out of `root` through a symbolic link.
-    """
-    where = f"{source}: " if source else ""
-    name_shown = repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
-    if not name:
-        raise DataError(
-            f"{where}the file name is empty; name a file inside {root}, or leave the entry out", kind="bad_file_name"
-        )
-    path = Path(root, name)
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(
-            f"{where}{name_shown} leaves the folder {root}; name a file inside it by a relative path",
-            kind="bad_file_name",
-        )
-    try:
-        inside = path.resolve().is_relative_to(Path(root).resolve())
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{where}{name_shown} is no usable file name: {one_line(error)}", kind="bad_file_name"
-        ) from error
-    if not inside:
-        raise DataError(
-            f"{where}{name_shown} leaves the folder {root} through a symbolic link; put the files inside it, "
-            "or name the folder that they really are in",
-            kind="bad_file_name",
-        )
-    return path
-
-
-def load_image(path: str | os.PathLike[str] | StoredFile) -> Image.Image:
+def load_image(file: str | os.PathLike[str] | StoredFile | BinaryIO, where: str | None = None) -> Image.Image:
     """Decodes an image file (of several frames the first), fully, into RGB.
 
     Args:
-        path: The file, or where it is stored.
+        file: A path, where it is stored, or a binary file.
+        where: What messages call it; None: by its path.
 
     Returns:
         A `PIL.Image` in mode RGB that holds no open file.
@@ -99,48 +61,74 @@ def load_image(path: str | os.PathLike[str] | StoredFile) -> Image.Image:
         DataError: The file is missing, is in none of `IMAGE_FORMATS`, is corrupt or truncated, has more than
             `MAX_IMAGE_PIXELS` pixels when padded to a square, or grey values of an unknown range.
     """
-    where = f"image {path}"
-    if isinstance(path, StoredFile):
-        with path.open() as file:
-            return decode_image(file, where)
-    if not Path(path).is_file():
-        raise DataError(f"{where}: no such file; fetch it, or take the record out")
-    return decode_image(path, where)
+    where = f"image {file}" if where is None else where
+    with _whole_files_only(), _opened(file, where) as image:
+        return _to_rgb(image, where)
 
 
-def decode_image(file: str | os.PathLike[str] | BinaryIO, where: str) -> Image.Image:
-    """`load_image` for a file that is there, or that is held in memory.
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the first bytes of an image say, without decoding a pixel.
 
-    Args:
-        file: A path or a binary file.
-        where: What messages call it.
+    Attributes:
+        format: As Pillow names it: JPEG, PNG, GIF, ...
+        width: In pixels.
+        height: In pixels.
+    """
+
+    format: str
+    width: int
+    height: int
+
+
+def read_image_header(file: MediaFile) -> ImageHeader:
+    """Reads format and size.
 
     Raises:
-        DataError: As `load_image`.
+        DataError: The file is missing, no image that can be read, or too large to decode.
     """
-    try:
-        with _whole_files_only(), _without_warnings(), Image.open(file, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            if max(width, height) ** 2 > MAX_IMAGE_PIXELS:
-                raise DataError(_too_large(where, f"{width} x {height}"))
-            return _to_rgb(image, where)
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(_too_large(where, one_line(error))) from error
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"{where}: not an image that can be read ({', '.join(IMAGE_FORMATS)}); replace it") from error
-    except DECODER_ERRORS as error:
-        raise DataError(f"{where}: corrupt or truncated ({one_line(error)}); fetch it again") from error
+    with _opened(file, f"image {file}") as image:
+        return ImageHeader(_SAME_FORMAT.get(image.format, image.format), *image.size)
+
+
+def format_in_name(name: str) -> str | None:
+    """The format that a file's ending stands for; None where it stands for no image.
+
+    >>> format_in_name("a/b.JPG")
+    'JPEG'
+    """
+    return Image.registered_extensions().get(Path(name).suffix.lower())
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Without Pillow's, of large pictures (our own limit is stricter), torn metadata, a palette's lost transparency."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        yield
+def _opened(file: str | os.PathLike[str] | StoredFile | BinaryIO, where: str) -> Iterator[Image.Image]:
+    """An image of a size that may be decoded; what Pillow raises, while it is open too, becomes a `DataError`.
+
+    Pillow's warnings, of large pictures (our own limit is stricter), torn metadata and a palette's lost transparency,
+    are left out.
+    """
+    if isinstance(file, str | os.PathLike) and not Path(file).is_file():
+        raise DataError(f"{where}: no such file; fetch it, or take the record out", ProblemKind.MISSING_FILE)
+    try:
+        with ExitStack() as opened:
+            opened.enter_context(warnings.catch_warnings(action="ignore", category=UserWarning))
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            stream = opened.enter_context(file.open()) if isinstance(file, StoredFile) else file
+            image = opened.enter_context(Image.open(stream, formats=IMAGE_FORMATS))
+            width, height = image.size
+            if max(width, height) ** 2 > MAX_IMAGE_PIXELS:
+                raise _too_large(where, f"{width} x {height}")
+            yield image
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(where, one_line(error)) from error
+    except Image.UnidentifiedImageError as error:
+        message = f"{where}: not an image that can be read ({', '.join(IMAGE_FORMATS)}); replace it"
+        raise DataError(message, ProblemKind.UNDECODABLE) from error
+    except _DECODER_ERRORS as error:
+        message = f"{where}: corrupt or truncated ({one_line(error)}); fetch it again"
+        raise DataError(message, ProblemKind.UNDECODABLE) from error
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
@@ -176,9 +164,10 @@ def _whole_files_only() -> Iterator[None]:
                 ImageFile.LOAD_TRUNCATED_IMAGES = _was_lenient
 
 
-def _too_large(where: str, size: str) -> str:
+def _too_large(where: str, size: str) -> DataError:
     side = int(MAX_IMAGE_PIXELS**0.5)
-    return f"{where}: too large to decode ({size}; at most {side} pixels on a side); scale it down"
+    message = f"{where}: too large to decode ({size}; at most {side} pixels on a side); scale it down"
+    return DataError(message, ProblemKind.UNDECODABLE)
 
 
 def expand_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

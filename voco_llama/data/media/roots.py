@@ -7,16 +7,51 @@ The mix of 665K instructions, for one, names images of five collections, four of
       vg: [vg/images.zip, vg/images2.zip]    # vg/VG_100K/1.jpg is in one of the two
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from voco_llama.data.media.archives import Archive, ArchiveMember, is_archive_name, member_name
-from voco_llama.data.media.images import resolve_inside
 from voco_llama.data.media.stored import MediaFile
 from voco_llama.data.media.video import choose_clips, list_clips
-from voco_llama.data.readers.record_files import check_folder, shown
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError, ProblemKind, SettingsError, one_line, shown
+
+
+def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") -> Path:
+    """Joins a name from a data file to its media folder and makes sure that it stays there.
+
+    Args:
+        root: The media folder.
+        name: The path as the data file has it, relative to `root`.
+        source: Where the name stands (a record), put before an error's text.
+
+    Returns:
+        `root / name`. Whether the file exists is not checked.
+
+    Raises:
+        DataError: `name` is empty, absolute, has a `..` in it, or leads out of `root` through a symbolic link.
+    """
+    if not name:
+        raise _bad_name(source, f"the file name is empty; name a file inside {root}, or leave the entry out")
+    path, name_shown = Path(root, name), repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise _bad_name(source, f"{name_shown} leaves the folder {root}; name a file inside it by a relative path")
+    try:
+        inside = path.resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _bad_name(source, f"{name_shown} is no usable file name: {one_line(error)}") from error
+    if not inside:
+        raise _bad_name(
+            source,
+            f"{name_shown} leaves the folder {root} through a symbolic link; put the files inside it, or name the"
+            " folder that they really are in",
+        )
+    return path
+
+
+def _bad_name(source: str, what: str) -> DataError:
+    return DataError(f"{source}: {what}" if source else what, ProblemKind.BAD_FILE_NAME)
 
 
 class MediaRoot:
@@ -51,7 +86,7 @@ class MediaRoot:
         if found is None:
             where = f"{source}: " if source else ""
             message = f"{where}no file {shown(name)} in {self}; fetch it, or take the record out"
-            raise DataError(message, "missing_file")
+            raise DataError(message, ProblemKind.MISSING_FILE)
         return found
 
     def find_first(self, names: Iterable[str], source: str = "") -> MediaFile | None:
@@ -77,14 +112,12 @@ class MediaRoot:
         return next((member for member in members if member is not None), None)
 
     def _member_name(self, name: str, source: str) -> str:
-        where = f"{source}: " if source else ""
         if not name:
-            message = f"{where}the file name is empty; name a file inside {self}, or leave the entry out"
-            raise DataError(message, "bad_file_name")
+            raise _bad_name(source, f"the file name is empty; name a file inside {self}, or leave the entry out")
         plain = member_name(name)
         if plain is None:
-            message = f"{where}{shown(name)} leaves {self}; name a file inside it by a relative path, with / in it"
-            raise DataError(message, "bad_file_name")
+            what = f"{shown(name)} leaves {self}; name a file inside it by a relative path, with / in it"
+            raise _bad_name(source, what)
         return plain
 
 
@@ -136,7 +169,7 @@ def open_media_root(
     listed = list_archives(archives or {})
     if folder is not None and not folder.is_dir():
         if not is_archive_name(folder):
-            check_folder(folder, file)
+            raise DataError(f"{folder}: no such folder; it should hold the images or clips of {file}")
         if "" in listed:
             raise SettingsError(f"archives: {folder} is for all names without a prefix already; list it there")
         listed[""] = (str(folder),)

@@ -4,7 +4,9 @@ A record names its media by `MediaFile`: a `Path`, or a `StoredFile` (a member o
 are small and picklable, have a `name`, and read well in messages (`str`); `load_image` and `read_frames` take either.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,3 +29,34 @@ class StoredFile(ABC):
 
 
 MediaFile = Path | StoredFile
+
+
+def content_key(file: MediaFile, algorithm: str = "sha256") -> str:
+    """The hexadecimal hash of a file's bytes: the same for the same content, wherever it lies and whatever its name.
+
+    That of a `Path` is remembered while the process runs, until the file's size or time changes.
+
+    Args:
+        file: The file; it is read in blocks.
+        algorithm: Of `hashlib`.
+
+    Raises:
+        OSError: A `Path` cannot be read.
+        DataError: A `StoredFile` cannot.
+    """
+    if isinstance(file, StoredFile):
+        with file.open() as stream:
+            return _hashed(stream, algorithm)
+    state = file.stat()
+    return _file_hash(file.absolute(), algorithm, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=2**16)
+def _file_hash(file: Path, algorithm: str, size: int, modified: int) -> str:
+    """Size and time are what a remembered hash holds for."""
+    with file.open("rb") as stream:
+        return _hashed(stream, algorithm)
+
+
+def _hashed(stream: BinaryIO, algorithm: str) -> str:
+    return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()

@@ -190,18 +190,13 @@ def _decode(path: str | os.PathLike[str] | StoredFile, indices: list[int], where
     """Decodes up to the last of `indices` (ascending); returns the frames reached and how many were decoded."""
     frames: list[Image.Image] = []
     decoded = 0
-    for frame in _stream_frames(path, where):
-        wanted = indices[len(frames) :].count(decoded)
-        if wanted:
-            frames.extend([frame.to_image()] * wanted)
-        decoded += 1
-        if len(frames) == len(indices):
-            break
-    return frames, decoded
-
-
-def _stream_frames(path: str | os.PathLike[str] | StoredFile, where: str) -> Iterator:
     with _open(path) as container:
         for frame in container.decode(_video_stream(container, where)):
             _check_size(frame.width, frame.height, where)
-            yield frame
+            wanted = indices[len(frames) :].count(decoded)
+            if wanted:
+                frames.extend([frame.to_image()] * wanted)
+            decoded += 1
+            if len(frames) == len(indices):
+                break
+    return frames, decoded

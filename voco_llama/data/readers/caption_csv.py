@@ -17,22 +17,22 @@ from typing import BinaryIO
 
 import numpy as np
 
+from voco_llama.data.kept_tables import Arrays
 from voco_llama.data.media.roots import MediaRoot, open_media_root
 from voco_llama.data.media.stored import MediaFile
 from voco_llama.data.media.video import CLIP_ENDINGS
-from voco_llama.data.readers.conversations import caption_turns, check_instructions
-from voco_llama.data.readers.kept_tables import open_table
-from voco_llama.data.readers.record_files import (
+from voco_llama.data.readers.json_records import RecordFile
+from voco_llama.data.records import (
+    Record,
     Report,
-    Sizes,
+    caption_turns,
     check_file,
+    check_instructions,
     check_marks,
     name_record,
-    shown,
     stop,
 )
-from voco_llama.data.records import Record
-from voco_llama.errors import DataError, one_line
+from voco_llama.errors import DataError, ProblemKind, one_line, shown
 
 INSTRUCTIONS = (
     "Describe the video concisely.",
@@ -43,7 +43,7 @@ INSTRUCTIONS = (
 )
 
 
-class CaptionCsv(Sequence[Record]):
+class CaptionCsv(RecordFile):
     """The records of a caption CSV: an instruction after the clip, the caption as its answer.
 
     Args:
@@ -80,18 +80,7 @@ class CaptionCsv(Sequence[Record]):
         with self.file.open("rb") as stream:
             rows = csv.reader(_Lines(stream), strict=True)
             self._columns = self._read_header(rows, (id_column, caption_column), folder_column)
-        self._table = open_table(self.file, f"csv {self._columns[1]}", index_folder, self._scan)
-
-    @property
-    def sizes(self) -> Sizes:
-        """How much there is in each record."""
-        characters = self._table["characters"]
-        return Sizes(characters, np.ones(len(characters), dtype=np.int32))
-
-    @property
-    def _spans(self) -> np.ndarray:
-        """`[records, 2]` int64: the bytes where each begins and ends."""
-        return self._table["spans"]
+        super().__init__(self.file, f"csv {self._columns[1]}", index_folder, self._scan)
 
     def _read_header(
         self, reader: Iterator[list[str]], needed: tuple[str, str], optional: str
@@ -109,7 +98,7 @@ class CaptionCsv(Sequence[Record]):
             )
         return *(header.index(name) for name in needed), header.index(optional) if optional in header else None
 
-    def _scan(self) -> dict[str, np.ndarray]:
+    def _scan(self) -> Arrays:
         """Where each row begins and ends, and the bytes of its caption."""
         rows = array("q")
         with self.file.open("rb") as stream:
@@ -129,7 +118,8 @@ class CaptionCsv(Sequence[Record]):
         if not rows:
             raise DataError(f"{self.file}: holds no records, only a header; give a file with at least one")
         table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        return {"spans": table[:, :2].copy(), "characters": table[:, 2].astype(np.int32)}
+        spans, characters = table[:, :2].copy(), table[:, 2].astype(np.int32)
+        return {"spans": spans, "characters": characters, "media": np.ones(len(spans), dtype=np.int32)}
 
     def _unreadable(self, line: int, offset: int, error: Exception) -> str:
         return (
@@ -137,29 +127,14 @@ class CaptionCsv(Sequence[Record]):
             f"{one_line(error)}; mend its quotes or fetch it again"
         )
 
-    def __len__(self) -> int:
-        return len(self._spans)
-
     @property
     def header(self) -> bytes:
         """What stands before the first row."""
         with self.file.open("rb") as stream:
-            return stream.read(int(self._spans[0, 0]))
-
-    def raw(self, index: int) -> bytes:
-        """One row as it stands in the file."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
-        begin, end = self._spans[index].tolist()
-        with self.file.open("rb") as stream:
-            stream.seek(begin)
-            return stream.read(end - begin)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.read(index)
+            return stream.read(int(self._table["spans"][0, 0]))
 
     def read(self, index: int, report: Report = stop) -> Record:
-        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
+        """See `RecordFile`."""
         id_column, caption_column, folder_column = self._columns
         row = self._row(index)
         source = name_record(self.file, index, "videoid", row[id_column] if id_column < len(row) else None)
@@ -167,7 +142,9 @@ class CaptionCsv(Sequence[Record]):
             raise DataError(f"{source}: the row has only {len(row)} columns; complete it, or take it out")
         caption = row[caption_column].strip()
         if not caption:
-            report(DataError(f"{source}: the caption is empty; fill it in, or take the row out", "empty_answer"))
+            report(
+                DataError(f"{source}: the caption is empty; fill it in, or take the row out", ProblemKind.EMPTY_ANSWER)
+            )
         folder = row[folder_column] if folder_column is not None and folder_column < len(row) else ""
         turns = caption_turns(self.instructions, self.seed, index, caption)
         check_marks(turns, 1, source, "clip", report)
@@ -175,19 +152,23 @@ class CaptionCsv(Sequence[Record]):
         return Record(id=row[id_column], turns=turns, video=video, source=source)
 
     def _row(self, index: int) -> list[str]:
-        data = self.raw(index)
-        source = name_record(self.file, index)
         try:
-            return next(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
+            text = self.raw(index).decode("utf-8")
+            return next(csv.reader(io.StringIO(text, newline=""), strict=True))
         except UnicodeDecodeError as error:
-            place = int(self._spans[index, 0]) + error.start
-            raise DataError(f"{source}: not UTF-8 at byte {place}; save the file as UTF-8") from error
+            raise self.not_utf8(index, error) from error
         except (csv.Error, StopIteration) as error:
-            raise DataError(f"{source}: the file changed since it was opened; start again") from error
+            raise DataError(
+                f"{name_record(self.file, index)}: the file changed since it was opened; start again"
+            ) from error
 
     def _clip(self, video_id: str, folder: str, source: str, report: Report) -> MediaFile | None:
         if not video_id:
-            report(DataError(f"{source}: the clip's id is empty; fill it in, or take the row out", "bad_file_name"))
+            report(
+                DataError(
+                    f"{source}: the clip's id is empty; fill it in, or take the row out", ProblemKind.BAD_FILE_NAME
+                )
+            )
             return None
         parts = (f"{folder}/", "") if folder else ("",)
         found = self.videos.find_first(
@@ -199,7 +180,7 @@ class CaptionCsv(Sequence[Record]):
             f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}"
             f"{f', also in {shown(folder)}' if folder else ''}); fetch it, or take the row out"
         )
-        report(DataError(message, "missing_file"))
+        report(DataError(message, ProblemKind.MISSING_FILE))
         return None
 
 

@@ -9,26 +9,16 @@ r"""LLaVA's conversation files: the pre-training captions, the mix of 665K instr
 `.jsonl` hold one such object a line. Records are validated when read, so a large file opens fast.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from voco_llama.data.media.roots import MediaRoot, open_media_root
-from voco_llama.data.readers.conversations import read_turns
-from voco_llama.data.readers.record_files import (
-    JsonRecords,
-    Report,
-    Sizes,
-    check_marks,
-    name_record,
-    shown,
-    stop,
-)
-from voco_llama.data.records import Record
-from voco_llama.errors import DataError
+from voco_llama.data.readers.json_records import JsonRecords
+from voco_llama.data.records import Record, Report, check_marks, name_record, read_turns, stop
+from voco_llama.errors import DataError, ProblemKind, shown
 
 
-class LlavaJson(Sequence[Record]):
+class LlavaJson(JsonRecords):
     """The records of a LLaVA file.
 
     Args:
@@ -43,39 +33,23 @@ class LlavaJson(Sequence[Record]):
     def __init__(
         self, file: str | Path, images: str | Path | MediaRoot | None = None, index_folder: Path | None = None
     ) -> None:
-        self.file = Path(file)
-        self.images = open_media_root(images, self.file, index_folder)
-        self._records = JsonRecords(self.file, _measure, "llava_json", index_folder)
-
-    @property
-    def sizes(self) -> Sizes:
-        """How much there is in each record."""
-        return self._records.sizes
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def raw(self, index: int) -> bytes:
-        """One record as it stands in the file."""
-        return self._records.raw(index)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.read(index)
+        self.images = open_media_root(images, Path(file), index_folder)
+        super().__init__(Path(file), _measure, "llava_json", index_folder)
 
     def read(self, index: int, report: Report = stop) -> Record:
-        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
-        raw = self._records.read(index)
+        """See `RecordFile`."""
+        raw = self.parse(index)
         source = name_record(self.file, index, "id", raw.get("id"))
         if raw.get("video") is not None:
             message = f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
-            report(DataError(message, "wrong_type"))
+            report(DataError(message, ProblemKind.WRONG_TYPE))
         turns = read_turns(raw.get("conversations"), source, report=report)
         names = _image_names(raw, source, report)
         if turns and len(turns) == len(raw["conversations"]):
             check_marks(turns, len(names), source, report=report)
         if names and self.images is None:
             message = f"{source}: names an image but the data set has no image folder; set media_folder"
-            report(DataError(message, "no_media_folder"))
+            report(DataError(message, ProblemKind.NO_MEDIA_FOLDER))
             names = []
         images = tuple(self.images.find(name, source) for name in names if isinstance(name, str))
         return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
@@ -87,7 +61,7 @@ def _image_names(raw: dict[str, Any], source: str, report: Report = stop) -> lis
     for name in names:
         if not isinstance(name, str):
             message = f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names"
-            report(DataError(message, "wrong_type"))
+            report(DataError(message, ProblemKind.WRONG_TYPE))
     return names
 
 

@@ -10,7 +10,7 @@ nothing (text-only); or a list of these. A path is relative to the media folder 
 
 import io
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,10 +20,20 @@ import numpy as np
 
 from voco_llama.data.media.roots import MediaRoot, open_media_root
 from voco_llama.data.media.stored import MediaFile, StoredFile
-from voco_llama.data.readers.conversations import caption_turns, check_instructions, read_turns
-from voco_llama.data.readers.record_files import Report, Sizes, check_marks, name_record, shown, stop
-from voco_llama.data.records import IMAGE_MARK, Record, Turn
-from voco_llama.errors import DataError
+from voco_llama.data.records import (
+    IMAGE_MARK,
+    Record,
+    Report,
+    Sizes,
+    Turn,
+    caption_turns,
+    check_instructions,
+    check_marks,
+    name_record,
+    read_turns,
+    stop,
+)
+from voco_llama.errors import DataError, ProblemKind, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,7 +169,7 @@ class TableReader(Sequence[Record]):
         if self.form == "caption":
             if not isinstance(text, str) or not text.strip():
                 message = f"{source}: the caption is {'empty' if text else shown(text)}; fill it in"
-                report(DataError(message, "empty_answer"))
+                report(DataError(message, ProblemKind.EMPTY_ANSWER))
                 return ()
             return caption_turns(self.instructions, self.seed, index, text.strip())
         conversations = [
@@ -294,9 +304,3 @@ def _are_there(array: "pa.Array") -> "pa.Array":
     for part in parts:
         there = pc.or_(there, part.is_valid())
     return there
-
-
-def same_names(names: Iterable[list[str]]) -> bool:
-    """Whether all shards of a table have the same columns."""
-    first, *rest = (set(some) for some in names)
-    return all(some == first for some in rest)

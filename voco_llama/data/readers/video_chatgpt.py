@@ -3,18 +3,17 @@
 Clips lie flat in one folder under their ids, with whatever ending they came with.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from voco_llama.data.media.roots import MediaRoot, open_media_root
 from voco_llama.data.media.video import CLIP_ENDINGS
-from voco_llama.data.readers.record_files import JsonRecords, Report, Sizes, check_marks, name_record, stop
-from voco_llama.data.records import IMAGE_MARK, Record, Turn
-from voco_llama.errors import DataError
+from voco_llama.data.readers.json_records import JsonRecords
+from voco_llama.data.records import IMAGE_MARK, Record, Report, Turn, check_marks, name_record, stop
+from voco_llama.errors import DataError, ProblemKind
 
 
-class VideoChatGpt(Sequence[Record]):
+class VideoChatGpt(JsonRecords):
     """The records of a Video-ChatGPT file; each question is asked after its clip.
 
     Args:
@@ -29,37 +28,25 @@ class VideoChatGpt(Sequence[Record]):
     """
 
     def __init__(self, file: str | Path, videos: str | Path | MediaRoot, index_folder: Path | None = None) -> None:
-        self.file = Path(file)
-        self.videos = open_media_root(videos, self.file, index_folder)
-        self._records = JsonRecords(self.file, _measure, "video_chatgpt", index_folder)
+        self.videos = open_media_root(videos, Path(file), index_folder)
+        super().__init__(Path(file), _measure, "video_chatgpt", index_folder)
         self._clips = self.videos.list_clips()
 
-    @property
-    def sizes(self) -> Sizes:
-        """How much there is in each record."""
-        return self._records.sizes
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def raw(self, index: int) -> bytes:
-        """One record as it stands in the file."""
-        return self._records.raw(index)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.read(index)
-
     def read(self, index: int, report: Report = stop) -> Record:
-        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
-        raw = self._records.read(index)
+        """See `RecordFile`."""
+        raw = self.parse(index)
         video_id = raw.get("video_id")
         source = name_record(self.file, index, "video_id", video_id)
         if not isinstance(video_id, str | int) or isinstance(video_id, bool):
-            report(DataError(f"{source}: no 'video_id'; each record needs the name of its clip", "wrong_type"))
+            report(
+                DataError(f"{source}: no 'video_id'; each record needs the name of its clip", ProblemKind.WRONG_TYPE)
+            )
             video_id = None
         for key, name in (("q", "question"), ("a", "answer")):
             if not isinstance(raw.get(key), str) or not raw[key].strip():
-                kind = "empty_answer" if key == "a" and isinstance(raw.get(key), str) else "wrong_type"
+                kind = (
+                    ProblemKind.EMPTY_ANSWER if key == "a" and isinstance(raw.get(key), str) else ProblemKind.WRONG_TYPE
+                )
                 report(DataError(f"{source}: no text in {key!r}; fill in the {name}, or take the record out", kind))
         file_name = None if video_id is None else self._clips.get(str(video_id))
         if file_name is None and video_id is not None:
@@ -67,7 +54,7 @@ class VideoChatGpt(Sequence[Record]):
                 f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}); "
                 "fetch it, or take the record out"
             )
-            report(DataError(message, "missing_file"))
+            report(DataError(message, ProblemKind.MISSING_FILE))
         turns = (Turn("user", f"{IMAGE_MARK}\n{raw.get('q')}"), Turn("assistant", str(raw.get("a"))))
         check_marks(turns, 1, source, "clip", report)
         video = None if file_name is None else self.videos.find(file_name, source)

@@ -1,1 +1,0 @@
-"""`voco-llama data check`: what is wrong with a training's data."""

@@ -1,0 +1,96 @@
+"""A cleaned copy of a data set: the records that can be trained on, byte for byte, in files of the same formats.
+
+    <cleaned>/<name of each source's file>
+              data.yaml       the `data` group that reads them: copy it to configs/data/ and choose it by its name
+
+Images and clips are not copied: `media_folder` stays. The folder is written whole or not at all.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from voco_llama.composition import to_plain
+from voco_llama.data.readers import Reader
+from voco_llama.data.readers.caption_csv import CaptionCsv
+from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.files import written_aside
+from voco_llama.settings import DataSettings
+
+DATA_FILE = "data.yaml"
+
+
+def check_cleaned(folder: Path, readers: Sequence[Reader], data: DataSettings) -> None:
+    """Refuse, before anything is read, a folder that `write_cleaned` could not write.
+
+    Raises:
+        SettingsError: It is in use, it is a source's own folder, or a source's format has no file of records.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"cleaned: {folder} is not empty; give a new folder")
+    for reader, source in zip(readers, data.sources, strict=True):
+        if not hasattr(reader, "raw"):
+            raise SettingsError(
+                f"cleaned: {reader.file} is of format {source.format}, which cannot be copied record by record; leave"
+                " cleaned out and set data.skip_bad_records=true"
+            )
+        if folder.resolve() == reader.file.resolve().parent:
+            raise SettingsError(f"cleaned: {folder} holds {reader.file} itself; give a folder of its own")
+        media = source.media_folder
+        if media is not None and folder.resolve().is_relative_to(Path(media).resolve()):
+            raise SettingsError(f"cleaned: {folder} lies in the media folder {media}; give one outside it")
+
+
+def write_cleaned(folder: Path, readers: Sequence[Reader], kept: Sequence[np.ndarray], data: DataSettings) -> list[str]:
+    """Write the folder.
+
+    Args:
+        folder: New or empty.
+        readers: The sources.
+        kept: For each, `[records]` bool: which go in.
+        data: The settings that named the sources.
+
+    Returns:
+        The name of the new file of each source, with its path.
+
+    Raises:
+        DataError: No record of a source is left.
+        SettingsError: The folder cannot be written.
+    """
+    for reader, chosen in zip(readers, kept, strict=True):
+        if not chosen.any():
+            raise DataError(f"cleaned: no record of {reader.file} is left; mend or leave out this source")
+    names = [reader.file.name for reader in readers]
+    if len(set(names)) < len(names):
+        names = [f"{number}_{name}" for number, name in enumerate(names)]
+    described = to_plain(data)
+    for source, name in zip(described["sources"], names, strict=True):
+        source["file"] = str(folder / name)
+    try:
+        with written_aside(folder) as aside:
+            aside.mkdir()
+            for reader, chosen, name in zip(readers, kept, names, strict=True):
+                with (aside / name).open("wb") as stream:
+                    stream.writelines(_framed(reader, np.flatnonzero(chosen)))
+            text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
+            (aside / DATA_FILE).write_text(f"# Written by `voco-llama data check`.\n{text}", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"cleaned: {folder} cannot be written ({one_line(error)}); give another folder") from error
+    return [source["file"] for source in described["sources"]]
+
+
+def _framed(reader: Reader, records: np.ndarray) -> Iterator[bytes]:
+    """The records' own bytes, and what belongs around them in a file of this format."""
+    if isinstance(reader, CaptionCsv) or reader.file.suffix == ".jsonl":
+        if isinstance(reader, CaptionCsv):
+            yield reader.header
+        for index in records:
+            line = reader.raw(int(index))
+            yield line if line.endswith(b"\n") else line + b"\n"
+        return
+    for place, index in enumerate(records):
+        yield b",\n" if place else b"[\n"
+        yield reader.raw(int(index))
+    yield b"\n]\n"

@@ -1,0 +1,234 @@
+"""`voco-llama data preview`: some samples of a training as the model will see them, on one page.
+
+They pass through the training's own processor and collator; no weights are loaded. The page depends on the settings
+and the data alone. A record that cannot be used is shown as its error. It is one HTML file: pictures inside it, no
+scripts, nothing from the net, all text of the data escaped.
+"""
+
+import base64
+import html
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from voco_llama.data.collate import Collator
+from voco_llama.data.mixture import Mixture
+from voco_llama.data.processor import VoCoProcessor
+from voco_llama.data.records import Record
+from voco_llama.data_tools.sample import (
+    KINDS,
+    Failure,
+    Sample,
+    entries_of,
+    kinds_of,
+    mask_note,
+    mask_picture,
+    printable,
+    summary_of,
+)
+from voco_llama.data_tools.settings import PreviewSettings
+from voco_llama.errors import DataError, SettingsError
+from voco_llama.files import write_atomically
+from voco_llama.layout import ROW_FIELDS, truncate_voco
+from voco_llama.training.build import build_processor, open_mixture
+from voco_llama.training.elastic import ElasticDraw
+
+logger = logging.getLogger(__name__)
+
+PAGE = "preview.html"
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""A browser then runs and loads nothing, whatever a caption holds."""
+
+STYLE = """
+body { font: 14px/1.5 system-ui, sans-serif; margin: 2em; max-width: 1500px; color: #222; }
+h1 { font-size: 1.3em; } h2 { font-size: 1.05em; margin: 0 0 .3em; overflow-wrap: anywhere; }
+section { border-top: 1px solid #bbb; padding: 1em 0; }
+ul { margin: .2em 0 .8em; padding-left: 1.2em; }
+.columns { display: flex; gap: 1.5em; align-items: flex-start; flex-wrap: wrap; }
+.pictures { display: grid; grid-template-columns: repeat(2, 170px); gap: 4px; }
+.pictures img { width: 170px; } .pictures img:only-child { width: 344px; grid-column: span 2; }
+img { image-rendering: pixelated; border: 1px solid #ccc; }
+.mask img { width: 344px; } figure { margin: 0; } figcaption { width: 344px; font-size: 12px; color: #555; }
+.tokens { flex: 1; min-width: 400px; font: 13px/1.9 ui-monospace, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.token { border-radius: 3px; padding: 2px 0; box-shadow: inset -1px 0 rgba(0, 0, 0, .13); }
+.legend .token { padding: 2px 8px; margin-right: .6em; box-shadow: none; }
+.error { color: #a00; overflow-wrap: anywhere; }
+"""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A record, its row as the processor made it, and the tokens that `max_length` cut."""
+
+    record: Record
+    row: dict[str, Tensor]
+    num_cut: int
+
+
+def preview(settings: PreviewSettings) -> Path:
+    """Write the page.
+
+    Args:
+        settings: Checked by `check_preview`.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        SettingsError: The settings name a record or a source that is not there.
+        DataError: A data file cannot be read.
+        CheckpointError: There is no tokenizer.
+    """
+    mixture = open_mixture(settings)
+    places = list(_places(settings, mixture))
+    processor = build_processor(settings)
+    loaded = [_load(mixture, place, processor) for place in places]
+    samples = _samples(settings, processor, loaded)
+    title, notes = "What the model sees", _notes(settings, processor)
+    page = Path(settings.output) / PAGE
+    write_atomically(page, write_html(title, notes, samples))
+    num_failed = sum(isinstance(sample, Failure) for sample in samples)
+    logger.info("%s: %d samples, %d of which cannot be used", page, len(samples), num_failed)
+    return page
+
+
+def _places(settings: PreviewSettings, mixture: Mixture) -> Iterator[tuple[int, int]]:
+    """(source, record) of what is shown."""
+    if settings.records is None:
+        yield from (mixture.origin(index) for index in range(min(settings.samples, len(mixture))))
+        return
+    if not 0 <= settings.source < len(mixture.readers):
+        raise SettingsError(f"source is {settings.source}: data.sources has {len(mixture.readers)}, counted from 0")
+    reader = mixture.readers[settings.source]
+    for record in settings.records:
+        if not 0 <= record < len(reader):
+            raise SettingsError(f"records names {record}: {reader.file} has {len(reader)} records, counted from 0")
+        yield settings.source, record
+
+
+def _load(mixture: Mixture, place: tuple[int, int], processor: VoCoProcessor) -> _Loaded | Failure:
+    source, number = place
+    reader = mixture.readers[source]
+    try:
+        record = reader[number]
+        row = processor.row(record)
+    except DataError as error:
+        return Failure(f"{reader.file} record {number}", str(error))
+    segments_per_mark = len(row["pixel_values"]) if record.video is not None else 1
+    whole = processor.lay_out(record.turns, segments_per_mark=segments_per_mark)
+    return _Loaded(record, row, len(whole) - len(row["input_ids"]))
+
+
+def _samples(
+    settings: PreviewSettings, processor: VoCoProcessor, loaded: list[_Loaded | Failure]
+) -> list[Sample | Failure]:
+    """What is shown of each: the rows are one batch, so that they have the padding of one."""
+    usable = [one for one in loaded if isinstance(one, _Loaded)]
+    rows = iter(_batch(settings, processor, usable) if usable else [])
+    return [one if isinstance(one, Failure) else _sample(settings, processor, one, next(rows)) for one in loaded]
+
+
+def _batch(settings: PreviewSettings, processor: VoCoProcessor, loaded: list[_Loaded]) -> list[dict[str, Tensor]]:
+    """Fields of each row, padded; under elastic training with the VoCo tokens that the first step would leave them."""
+    batch = Collator(processor.tokens)([one.row for one in loaded])
+    compression = settings.compression
+    if compression.num_voco_choices is not None:
+        draw = ElasticDraw(compression.num_voco_choices, compression.draw, len(loaded), settings.seed)
+        batch = truncate_voco(batch, draw(0, 0, len(loaded)), processor.tokens.pad)
+    return [{name: batch[name][index] for name in ROW_FIELDS} for index in range(len(loaded))]
+
+
+def _sample(settings: PreviewSettings, processor: VoCoProcessor, loaded: _Loaded, row: dict[str, Tensor]) -> Sample:
+    kinds = kinds_of(row, processor.tokens)
+    compression, pixels = settings.compression, loaded.row["pixel_values"]
+    mask, drawn = mask_picture(row, kinds, compression.condition, compression.segment_attention)
+    return Sample(
+        title=loaded.record.source,
+        summary=summary_of(kinds, len(pixels), loaded.num_cut, settings.data.max_length),
+        entries=tuple(entries_of(row, kinds, processor.tokenizer)),
+        pictures=tuple(processor.image_transform.to_image(picture) for picture in torch.unbind(pixels)),
+        mask=mask,
+        mask_note=mask_note(len(drawn), len(kinds)),
+    )
+
+
+def _notes(settings: PreviewSettings, processor: VoCoProcessor) -> tuple[str, ...]:
+    """What holds for all samples."""
+    compression, style = settings.compression, processor.style
+    num_voco = str(processor.num_voco)
+    if compression.num_voco_choices is not None:
+        num_voco = f"1 to {num_voco} (elastic: drawn from {compression.num_voco_choices}, here as in step 0)"
+    return (
+        f"condition {compression.condition}, {num_voco} VoCo tokens an image; {processor.num_vision} vision tokens of"
+        f" {processor.image_transform.image_size} x {processor.image_transform.image_size} pixels,"
+        f" {compression.segment_attention} among themselves; compressed by {compression.compressor}",
+        f"template {style.template}, order {style.order}; data.max_length {settings.data.max_length}; seed"
+        f" {settings.seed}; sources: {', '.join(source.file for source in settings.data.sources)}",
+        "mask: a row for each query, a column for each key, both from the row's first token on; dark = may attend",
+    )
+
+
+def write_html(title: str, notes: Sequence[str], samples: Sequence[Sample | Failure]) -> str:
+    """The page.
+
+    Args:
+        title: Of the page.
+        notes: What holds for all samples, one line each.
+        samples: In order.
+    """
+    colors = "\n".join(f".{kind.name} {{ background: rgb{kind.color}; }}" for kind in KINDS)
+    legend = "".join(f'<span class="token {kind.name}">{escaped(kind.label)}</span>' for kind in KINDS)
+    parts = [
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        f"<style>{STYLE}{colors}</style></head><body>",
+        f"<h1>{escaped(title)}</h1>{_list(notes)}",
+        f'<p class="legend">{legend} Hover over a token for its id and vectors.</p>',
+        *(
+            f"<section><h2>{number}. {escaped(sample.title)}</h2>{''.join(_section(sample))}</section>"
+            for number, sample in enumerate(samples, start=1)
+        ),
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text of anybody as HTML text or as the value of an attribute in quotes."""
+    return html.escape(printable(text), quote=True)
+
+
+def _section(sample: Sample | Failure) -> Iterator[str]:
+    if isinstance(sample, Failure):
+        yield f'<p class="error">{escaped(sample.error)}</p>'
+        return
+    yield f'{_list(sample.summary)}<div class="columns">'
+    if sample.pictures:
+        pictures = (_picture(picture, "after preprocessing") for picture in sample.pictures)
+        yield f'<div class="pictures">{"".join(pictures)}</div>'
+    note = escaped(sample.mask_note)
+    yield f'<figure class="mask">{_picture(sample.mask, "mask")}<figcaption>{note}</figcaption></figure>'
+    tokens = "".join(
+        f'<span class="token {entry.kind.name}" data-count="{entry.count}" title="{escaped(entry.facts)}">'
+        f"{escaped(entry.text).replace(chr(10), '↵' + chr(10))}</span>"
+        for entry in sample.entries
+    )
+    yield f'<div class="tokens">{tokens}</div></div>'
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escaped(line)}</li>' for line in lines)}</ul>"
+
+
+def _picture(picture: Image.Image, alt: str) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", optimize=True)
+    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'

@@ -1,1 +1,0 @@
-"""`voco-llama data preview`: samples as the model will see them."""

@@ -1,1 +1,0 @@
-"""`voco-llama data stats`: how much there is in a training's data."""
