@@ -4,6 +4,15 @@ Each carries one line: what is wrong, where, and what to do. The command line pr
 status 2; anything else that escapes is a bug and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Sequence
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?`, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
 
 def one_line(error: BaseException, length: int = 300) -> str:
     """The text of another library's error on one line, cut to a length, or the error's type where it has no text."""
@@ -44,3 +53,9 @@ class DataError(VoCoError):
 
 class CheckpointError(VoCoError):
     """A checkpoint or a cache cannot be loaded here, or does not fit the model."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise a `SettingsError` of this message if a condition does not hold."""
+    if not holds:
+        raise SettingsError(message)

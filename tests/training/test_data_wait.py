@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.training import data_wait
-from voco_llama.training.data_wait import DataWait
+from voco_llama.training import trainer
 from voco_llama.training.run import train
-from voco_llama.training.trainer import VoCoTrainer
+from voco_llama.training.trainer import DataWait, VoCoTrainer
 
 
 class Clock:
@@ -26,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(data_wait, "time", clock)
+    monkeypatch.setattr(trainer, "time", clock)
     return clock
 
 

@@ -108,7 +108,7 @@ def test_the_schedule_is_linear_between_its_points():
     assert ScheduledLoss(compose([*KL, "loss.lm=3"]).loss, None).weights(0.7) == (3, 1)
 
 
-def test_plain_cross_entropy_is_left_to_the_model():
-    assert ScheduledLoss.of(compose([]).loss, None) is None
-    assert ScheduledLoss.of(compose(["loss.lm=0.5"]).loss, None) is not None
-    assert ScheduledLoss.of(compose([f"loss.schedule={SCHEDULE}"]).loss, None) is not None
+def test_single_losses_are_said_where_there_is_more_than_cross_entropy():
+    assert ScheduledLoss(compose([]).loss, None).is_plain
+    assert not ScheduledLoss(compose(["loss.lm=0.5"]).loss, None).is_plain
+    assert not ScheduledLoss(compose([f"loss.schedule={SCHEDULE}"]).loss, None).is_plain

@@ -2,25 +2,12 @@
 
 from pathlib import Path
 
-from voco_llama.errors import SettingsError
+from voco_llama.errors import require
 from voco_llama.settings import LossSettings, TrainSettings
+from voco_llama.sharding import sharding_of
 
 DISTILLED_STAGES = ("voco", "video")
 """Stages in which a student that reads through VoCo tokens learns."""
-
-
-def require(holds: bool, message: str) -> None:
-    """Raise a `SettingsError` of this message if a condition does not hold."""
-    if not holds:
-        raise SettingsError(message)
-
-
-def require_path(key: str, path: str, settings: TrainSettings, hint: str = "") -> None:
-    """Raise a `SettingsError` if what a setting names is not there."""
-    if not Path(path).exists():
-        if Path(path).is_relative_to(settings.paths.toyworld):
-            hint = "; make the toy world first: voco-llama toyworld"
-        raise SettingsError(f"{key}: {path} does not exist (from {Path.cwd()}){hint}")
 
 
 def check_losses(settings: TrainSettings) -> None:
@@ -70,7 +57,7 @@ def _check_weights(where: str, lm: float, kl: float) -> None:
 
 
 def _check_lora(settings: TrainSettings) -> None:
-    lora, trainer = settings.model.lora, settings.trainer
+    lora = settings.model.lora
     require(lora.rank >= 0, f"model.lora.rank is {lora.rank}: give 0 (no adapters) or more")
     if lora.rank == 0:
         return
@@ -86,10 +73,8 @@ def _check_lora(settings: TrainSettings) -> None:
         f"model.lora.rank is {lora.rank}, but stage.trains={settings.stage.trains} leaves the language model out: add"
         " language, or set the rank to 0",
     )
-    deepspeed = trainer.get("deepspeed")
-    zero = deepspeed.get("zero_optimization", {}) if isinstance(deepspeed, dict) else {}
     require(
-        zero.get("stage") != 3 and not isinstance(deepspeed, str) and not trainer.get("fsdp"),
+        not sharding_of(settings.trainer).cuts_weights,
         "model.lora merges whole matrices at the end, and ZeRO-3 and FSDP cut them into pieces: use trainer=zero2 (with"
         " adapters there is little else to divide)",
     )
@@ -140,17 +125,3 @@ def _check_teacher(settings: TrainSettings) -> None:
             "loss.teacher=adapters_off shares projector and VoCo offsets with the student, and would move with them:"
             " set stage.trains=[language] and compression.voco_embeddings=shared",
         )
-
-
-def check_loss_paths(settings: TrainSettings) -> None:
-    """Refuse a teacher that is not there."""
-    loss = settings.loss
-    if loss.teacher == "checkpoint" or (loss.teacher == "top_k" and loss.teacher_checkpoint is not None):
-        require_path("loss.teacher_checkpoint", loss.teacher_checkpoint, settings, "; train the upper bound first")
-        require(
-            (Path(loss.teacher_checkpoint) / "config.json").is_file(),
-            f"loss.teacher_checkpoint: {loss.teacher_checkpoint} holds no config.json: name the folder `final` of a"
-            " finished run",
-        )
-    if loss.teacher == "top_k":
-        require_path("loss.top_k_folder", loss.top_k_folder, settings, "; make the files first: voco-llama teacher")

@@ -28,11 +28,10 @@ class ScheduledLoss:
     settings: LossSettings
     teacher: Teacher | None
 
-    @classmethod
-    def of(cls, settings: LossSettings, teacher: Teacher | None) -> "ScheduledLoss | None":
-        """None if the settings are plain cross entropy, which the model computes by itself."""
-        plain = settings.schedule is None and (settings.lm, settings.kl) == (1.0, 0.0)
-        return None if plain else cls(settings, teacher)
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is cross entropy and nothing else, so that there are no single losses to log."""
+        return self.settings.schedule is None and (self.settings.lm, self.settings.kl) == (1.0, 0.0)
 
     def weights(self, done: float) -> tuple[float, float]:
         """Weights of cross entropy and KL when `done`, from 0 to 1, of the training is done."""

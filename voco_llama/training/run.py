@@ -82,7 +82,7 @@ def train(settings: TrainSettings) -> Path:
         order=order,
         use_muon=settings.optimizer == "muon",
         projector_learning_rate=settings.projector_learning_rate,
-        scheduled_loss=ScheduledLoss.of(settings.loss, build_teacher(settings, model, processor, adapters)),
+        scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
         elastic=None if choices is None else ElasticDraw(choices, draw, batch.size, settings.seed),
         model=model,
         args=arguments,

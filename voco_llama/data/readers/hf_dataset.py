@@ -8,13 +8,13 @@ copied to worker processes. `voco_llama.data.readers.parquet_stream` makes no co
 Only data is read: a set that brings code of its own is refused.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from voco_llama.data.readers.table_records import TableReader
 from voco_llama.errors import DataError, one_line
+from voco_llama.hub import is_hub_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,8 +27,6 @@ BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl":
 
 ROWS_AT_ONCE = 10_000
 """Rows whose text lengths are counted together."""
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class HfDataset(TableReader):
@@ -58,12 +56,6 @@ class HfDataset(TableReader):
 
     def _tables(self, columns: list[str]) -> "Iterator[pa.Table]":
         return self._dataset.select_columns(columns).iter(ROWS_AT_ONCE)
-
-
-def is_hub_name(file: str | Path) -> bool:
-    """Whether it is not a path here, and reads as `owner/name`."""
-    path = Path(file)
-    return not path.exists() and path.suffix not in BUILDERS and bool(_HUB_NAME.fullmatch(str(file)))
 
 
 def is_saved(file: Path) -> bool:

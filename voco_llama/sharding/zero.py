@@ -1,0 +1,229 @@
+"""DeepSpeed's ZeRO: the only file that knows DeepSpeed."""
+
+import importlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from voco_llama.errors import SettingsError, did_you_mean
+from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import TrainingArguments
+
+MAX_LIVE = 1_000_000_000
+"""DeepSpeed's `stage3_max_live_parameters`, and its `sub_group_size`, in parameters."""
+
+
+@dataclass(frozen=True)
+class Zero(Sharding):
+    """DeepSpeed's ZeRO (arXiv 1910.02054, section 3).
+
+    Attributes:
+        level: Divided are 1: the optimizer, 2: gradients too, 3: weights too.
+        offloads: `optimizer`: gradients, masters and moments lie in the machine's memory; `param`: with level 3 the
+            16-bit weights do too.
+        max_live: Parameters that level 3 gathers at the same time.
+        options: `zero_optimization` of the configuration.
+    """
+
+    level: int = 2
+    offloads: tuple[str, ...] = ()
+    max_live: int = MAX_LIVE
+    options: Mapping[str, Any] | None = None
+
+    name: ClassVar[str] = "DeepSpeed"
+    cuts_matrices: ClassVar[bool] = True
+    keeps_masters: ClassVar[bool] = True
+    needs_torchrun: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, deepspeed: Any) -> "Zero":
+        """Read DeepSpeed's configuration: a dictionary, or the path of a JSON file.
+
+        Raises:
+            SettingsError: It cannot be read, or names no level.
+        """
+        if isinstance(deepspeed, str):
+            try:
+                deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+            except (OSError, json.JSONDecodeError) as error:
+                raise SettingsError(f"trainer.deepspeed: {deepspeed} cannot be read as JSON ({error})") from error
+        options = deepspeed.get("zero_optimization") if isinstance(deepspeed, dict) else None
+        level = options.get("stage") if isinstance(options, dict) else None
+        if level not in (1, 2, 3):
+            raise SettingsError(
+                f"trainer.deepspeed.zero_optimization.stage is {level}: give 1, 2 or 3, or deepspeed=null"
+            )
+        offloads = [
+            part
+            for part in ("optimizer", "param")
+            if (options.get(f"offload_{part}") or {}).get("device", "none") != "none"
+        ]
+        live = options.get("stage3_max_live_parameters", MAX_LIVE)
+        return cls(level, tuple(offloads), live if isinstance(live, int) else MAX_LIVE, options)
+
+    @property
+    def cuts_weights(self) -> bool:
+        return self.level == 3
+
+    def check(self, random_weights: bool) -> None:
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+        known = {name for key, entry in DeepSpeedZeroConfig.model_fields.items() for name in (key, entry.alias) if name}
+        for key in self.options:
+            where = f"trainer.deepspeed.zero_optimization.{key}"
+            if key not in known:
+                raise SettingsError(f"unknown setting '{where}'{did_you_mean(key, sorted(known))}")
+            if self.level < 3 and key.startswith("stage3_"):
+                raise SettingsError(f"{where} is for stage 3, but stage is {self.level}: remove it")
+        if self.level == 3 and not self.options.get("stage3_gather_16bit_weights_on_model_save"):
+            raise SettingsError(
+                "trainer.deepspeed.zero_optimization.stage3_gather_16bit_weights_on_model_save must be true: without"
+                " it the trained weights stay in pieces"
+            )
+        if self.level == 3 and random_weights:
+            raise SettingsError(
+                "model.language.config (random weights) with ZeRO-3 would skip their initialization: use trainer=zero2,"
+                " or start from a checkpoint"
+            )
+
+    def prepare(self, on_cpu: bool) -> None:
+        if "RANK" not in os.environ:
+            raise SettingsError(
+                "trainer.deepspeed needs torchrun, also for one process:"
+                " torchrun --nproc_per_node N -m voco_llama.cli train ..."
+            )
+        # DeepSpeed's own calls, thousands of times.
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
+        if on_cpu:
+            import deepspeed
+            from deepspeed.ops import __compatible_ops__
+
+            # Else the first collective compiles a kernel for minutes; gloo does without.
+            __compatible_ops__["deepspeed_shm_comm"] = False
+            deepspeed.init_distributed("gloo")
+
+    def lacking(self) -> Iterator[str]:
+        if self.offloads and shutil.which("ninja") is None:
+            offloads = ", ".join(f"offload_{part}" for part in self.offloads)
+            yield f"{offloads} compiles a kernel, and ninja is not on PATH"
+
+    def overrides(self, now: Sharding) -> tuple[str, ...]:
+        is_there = isinstance(now, Zero) and now.level == self.level
+        level = () if is_there else (f"trainer=zero{self.level}",)
+        return (*level, *(f"trainer.deepspeed.zero_optimization.offload_{part}.device=cpu" for part in self.offloads))
+
+    def states(
+        self, groups: Sequence[Group], processes: int, half: bool, bucket: int, largest: int
+    ) -> tuple[list[Term], int]:
+        """16-bit weights and gradients, and of what trains float32 masters and moments, divided."""
+        n, element = processes, HALF if half else FLOAT32
+        trained, everything = sum(group.trained for group in groups), sum(group.all for group in groups)
+        cut_weights, cut_gradients = (n if self.level == 3 else 1), (n if self.level >= 2 else 1)
+        weights, gradients = element * everything // cut_weights, element * trained // cut_gradients
+        optimizer = 3 * FLOAT32 * trained // n
+        update = FLOAT32 * trained // n if self.level < 3 else min(FLOAT32 * trained // n, FLOAT32 * MAX_LIVE)
+        host = 0
+        if "optimizer" in self.offloads:
+            host, optimizer, update, gradients = host + optimizer + update + gradients, 0, 0, 0
+        if "param" in self.offloads and self.level == 3:
+            host, weights = host + weights, 0
+        buckets = element * (2 * bucket + largest)  # both `auto` in our settings
+        terms = [
+            Term("weights", weights, MOMENTS, f"{element} x all / {cut_weights}"),
+            Term("gradients", gradients, MOMENTS, f"{element} x trained / {cut_gradients}"),
+            Term("optimizer", optimizer, MOMENTS, f"(4 master + 8 AdamW) x trained / {n}"),
+            Term("float32 gradients", update, ("update",), f"4 x trained / {n}, while DeepSpeed updates"),
+            Term("buckets", buckets, ("layer",), "2 of hidden^2, and the largest weight's gradient"),
+        ]
+        if self.level == 3:
+            live = element * min(self.max_live, everything)
+            terms.append(
+                Term("gathered weights", live, ("tower", "head", "layer"), "stage3_max_live_parameters at most")
+            )
+        return terms, host
+
+    def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
+        """The weights twice (whole, for loading, and its own, for going on), and 12 bytes of each trained parameter."""
+        final = (HALF if half else FLOAT32) * sum(group.all for group in groups)
+        return final, 2 * final + 3 * FLOAT32 * sum(group.trained for group in groups)
+
+
+def expect_no_accelerator() -> None:
+    """On a machine without one: say so to DeepSpeed, which else warns that it looked for one in vain."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def installation() -> tuple[str, str, str, str]:
+    """What `doctor` finds, of a level: can it be imported, and compile what some settings need? And its advice."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    version = importlib.import_module("deepspeed").__version__
+    if shutil.which("ninja") is None:
+        advice = "pip install ninja, and start from the environment's bin folder on PATH"
+        return "warning", "deepspeed", f"{version}, but no ninja to compile its kernels", advice
+    if torch.cuda.is_available() and CUDA_HOME is None:
+        text = f"{version}, but no CUDA compiler (nvcc): fused kernels and offloading cannot be built"
+        return "note", "deepspeed", text, "set CUDA_HOME if you need them"
+    return "ok", "deepspeed", version, ""
+
+
+def weights_are_divided() -> bool:
+    """Whether models that are built now have their weights divided over the processes (ZeRO-3)."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return is_deepspeed_zero3_enabled()
+
+
+def num_elements(parameter: nn.Parameter) -> int:
+    """Of the whole parameter, also where this process holds a piece of it."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+@contextmanager
+def whole(parameters: nn.Parameter | Sequence[nn.Parameter], changed: bool = False) -> Iterator[bool]:
+    """Within it, parameters are whole, in every process.
+
+    Args:
+        parameters: One or several.
+        changed: What the first process writes into them is kept, and given to all others.
+
+    Yields:
+        Whether this process is to write: all are if nothing is divided, else the first one.
+    """
+    if not weights_are_divided():
+        yield True
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if changed else None):
+        yield torch.distributed.get_rank() == 0
+
+
+def place_frozen(model: nn.Module, accelerator: "Accelerator", arguments: "TrainingArguments") -> nn.Module:
+    """Bring a model that only reads to where another one trains: divided as that one is, else onto the device."""
+    if not weights_are_divided():
+        return model.to(arguments.device)
+    import deepspeed
+
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    config = {
+        "train_micro_batch_size_per_gpu": arguments.per_device_train_batch_size,
+        "zero_optimization": {k: v for k, v in zero.items() if v != "auto" and k != "offload_optimizer"},
+        "bf16": {"enabled": arguments.bf16},
+        "fp16": {"enabled": arguments.fp16},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine.eval()
