@@ -132,7 +132,8 @@ def check_precision(settings: TrainSettings) -> Iterator[Finding]:
     else:
         half = next((name for name in ("bf16", "fp16") if trainer.get(name)), "float32")
         yield Finding("ok", "precision", f"weights {dtype}, arithmetic {half}")
-    yield from (Finding("error", sharding.name.lower(), text) for text in sharding.lacking())
+    if (lacking := sharding.lacking()) is not None:
+        yield Finding("error", sharding.name.lower(), lacking)
 
 
 def check_reports(settings: TrainSettings) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from voco_llama.choices import LOSSES
 from voco_llama.settings import TrainSettings
 from voco_llama.text import markdown
 from voco_llama.training.batch import GlobalBatch
@@ -80,7 +81,7 @@ def _recipe(
         **{f"started from `{key}`": f"`{name}`" for key, name in start.items()},
         "parts trained": ", ".join(settings.stage.trains),
         "low-rank adapters": f"rank {settings.model.lora.rank}" if settings.model.lora.rank else "none",
-        "loss": f"{settings.loss.lm} x LM + {settings.loss.kl} x KL"
+        "loss": " + ".join(f"{getattr(settings.loss, name)} x {name.upper()}" for name in LOSSES)
         + (", scheduled" if settings.loss.schedule else ""),
         "steps": result["steps"],
         "samples a step": GlobalBatch.of(settings, last["processes"]).size,

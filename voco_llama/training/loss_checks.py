@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from voco_llama.choices import LOSSES
 from voco_llama.errors import require
-from voco_llama.settings import LossSettings, TrainSettings
+from voco_llama.settings import LossPoint, LossSettings, TrainSettings
 from voco_llama.sharding import sharding_of
 
 DISTILLED_STAGES = ("voco", "video")
@@ -15,8 +16,7 @@ def check_losses(settings: TrainSettings) -> None:
     loss = settings.loss
     _check_numbers(loss)
     _check_lora(settings)
-    weights = [(loss.lm, loss.kl)] if loss.schedule is None else [(point.lm, point.kl) for point in loss.schedule]
-    has_kl = any(kl > 0 for _, kl in weights)
+    has_kl = any(point.kl > 0 for point in loss.schedule or [loss])
     name = "loss.kl" if loss.schedule is None else "loss.schedule's kl"
     require(
         not has_kl or loss.teacher != "none",
@@ -40,20 +40,25 @@ def _check_numbers(loss: LossSettings) -> None:
     require(loss.chunk_size > 0, f"loss.chunk_size is {loss.chunk_size}: give 1 or more")
     points = loss.schedule
     if points is None:
-        _check_weights("loss", loss.lm, loss.kl)
+        _check_weights("loss", loss)
         return
     require(bool(points), "loss.schedule is empty: list points {at, lm, kl}, or set it to null")
     for index, point in enumerate(points):
         where = f"loss.schedule.{index}"
         require(0 <= point.at <= 1, f"{where}.at is {point.at}: give a fraction of the training, from 0 to 1")
-        _check_weights(where, point.lm, point.kl)
+        _check_weights(where, point)
     at = [point.at for point in points]
     require(at == sorted(set(at)), f"loss.schedule's points are at {at}: list them in order, each moment once")
 
 
-def _check_weights(where: str, lm: float, kl: float) -> None:
-    require(lm >= 0 and kl >= 0, f"{where} has the weights lm {lm} and kl {kl}: none may be below 0")
-    require(lm > 0 or kl > 0, f"{where}: both weights, lm and kl, are 0, and nothing would be learned: raise one")
+def _check_weights(where: str, point: LossSettings | LossPoint) -> None:
+    weights = {name: getattr(point, name) for name in LOSSES}
+    shown = " and ".join(f"{name} {weight}" for name, weight in weights.items())
+    require(min(weights.values()) >= 0, f"{where} has the weights {shown}: none may be below 0")
+    require(
+        max(weights.values()) > 0,
+        f"{where}: all weights, {' and '.join(weights)}, are 0, and nothing would be learned: raise one",
+    )
 
 
 def _check_lora(settings: TrainSettings) -> None:

@@ -18,7 +18,6 @@ from textwrap import indent
 from torch import nn
 from torch.optim import Optimizer
 
-from voco_llama.errors import SettingsError
 from voco_llama.sharding import num_elements
 from voco_llama.text import aligned
 
@@ -53,13 +52,7 @@ def set_trainable(
 
     Returns:
         One entry a module, in the model's order.
-
-    Raises:
-        SettingsError: A part is unknown.
     """
-    for part in trains:
-        if part not in MODULES:
-            raise SettingsError(f"stage.trains names '{part}': choose from {', '.join(MODULES)}")
     trained_modules = {module for part in trains for module in MODULES[part]}
     for name, module in model.named_children():
         module.requires_grad_(name in trained_modules)

@@ -1,4 +1,8 @@
-"""DeepSpeed's ZeRO: the only file that knows DeepSpeed."""
+"""How a training's weights, gradients and optimizer are divided over its processes: all that knows DeepSpeed.
+
+`sharding_of` reads it off the settings, and what it returns answers for the rest: which settings it refuses, what it
+needs before a training begins, what its states weigh. Another backend is another subclass of `Sharding`.
+"""
 
 import importlib
 import json
@@ -14,15 +18,124 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from voco_llama.errors import SettingsError, did_you_mean
-from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
+from voco_llama.errors import SettingsError, did_you_mean, require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import TrainingArguments
 
+FLOAT32, HALF = 4, 2
+"""Bytes of an element."""
+
+MOMENTS = ("tower", "head", "layer", "update")
+"""Of a step, where its peak of memory may be (`voco_llama.preflight.memory`)."""
+
+_ZERO = "trainer.deepspeed.zero_optimization"
+OFFLOADED = ("optimizer", "param")
+"""What ZeRO can leave to the machine's memory: gradients, masters and moments; with level 3 the weights too."""
+
 MAX_LIVE = 1_000_000_000
 """DeepSpeed's `stage3_max_live_parameters`, and its `sub_group_size`, in parameters."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters of one part and one element size, in elements; `element`: bytes of one as loaded."""
+
+    part: str
+    trained: int
+    frozen: int
+    element: int
+
+    @property
+    def all(self) -> int:
+        """Trained or not."""
+        return self.trained + self.frozen
+
+
+@dataclass(frozen=True)
+class Term:
+    """One line of an estimate of memory: bytes on each GPU, at which moments, and how they were counted."""
+
+    name: str
+    bytes: int
+    moments: tuple[str, ...]
+    formula: str
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Nothing is divided: PyTorch alone, and DDP where there are several processes.
+
+    Attributes:
+        level: How much is divided, of a backend that has levels.
+        cuts_matrices: Whether the optimizer sees pieces of matrices.
+        cuts_weights: Whether a process holds pieces of them.
+        keeps_masters: Whether weights of 16 bits have copies in float32, which are what is updated.
+        needs_torchrun: Also for one process.
+        unmodelled: What the estimate of memory does not know of it; None: nothing.
+    """
+
+    level: int = 0
+    name: ClassVar[str] = "PyTorch"
+    cuts_matrices: ClassVar[bool] = False
+    cuts_weights: ClassVar[bool] = False
+    keeps_masters: ClassVar[bool] = False
+    needs_torchrun: ClassVar[bool] = False
+    unmodelled: ClassVar[str | None] = None
+
+    def check(self, random_weights: bool) -> None:
+        """Raise a `SettingsError` if its settings contradict each other, or it cannot begin with random weights."""
+
+    def prepare(self, on_cpu: bool) -> None:
+        """Get ready before processes are joined; raise a `SettingsError` if this one was not started as it needs."""
+
+    def lacking(self) -> str | None:
+        """What its settings need and this machine has not."""
+
+    def states(
+        self, groups: Sequence[Group], processes: int, half: bool, bucket: int, largest: int
+    ) -> tuple[list[Term], int]:
+        """Memory of weights, gradients and optimizer: on a GPU, and bytes in the machine's for each process.
+
+        Gradients and AdamW's two moments are of the type of the weight; there are no masters.
+
+        Args:
+            groups: All parameters.
+            processes: GPUs.
+            half: Whether training is in bf16 or fp16.
+            bucket: Elements of a bucket of gradients.
+            largest: Elements of the largest weight that trains.
+        """
+        weights = sum(group.all * group.element for group in groups)
+        gradients = sum(group.trained * group.element for group in groups)
+        terms = [
+            Term("weights", weights, MOMENTS, "as loaded"),
+            Term("gradients", gradients, MOMENTS, "trained, of the weight's type"),
+            Term("optimizer", 2 * gradients, MOMENTS, "AdamW: 2 moments of the weight's type"),
+        ]
+        if processes > 1:
+            terms.append(Term("buckets", gradients, MOMENTS, "DDP: gradients once more, to be summed"))
+        single = sum(group.trained for group in groups if group.element == FLOAT32)
+        if half:
+            moments = ("head", "layer")
+            terms.append(Term("autocast copies", HALF * single, moments, "2 x trained float32 weights"))
+        return terms, 0
+
+    def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
+        """Bytes on disk of the trained model, and of a checkpoint: the weights and two moments of their type."""
+        final = sum(group.all * group.element for group in groups)
+        return final, final + 2 * sum(group.trained * group.element for group in groups)
+
+
+@dataclass(frozen=True)
+class Fsdp(Sharding):
+    """PyTorch's FSDP, as transformers runs it."""
+
+    name: ClassVar[str] = "FSDP"
+    cuts_matrices: ClassVar[bool] = True
+    cuts_weights: ClassVar[bool] = True
+    unmodelled: ClassVar[str | None] = "FSDP is not modelled: memory is counted as if each GPU held everything"
 
 
 @dataclass(frozen=True)
@@ -31,8 +144,7 @@ class Zero(Sharding):
 
     Attributes:
         level: Divided are 1: the optimizer, 2: gradients too, 3: weights too.
-        offloads: `optimizer`: gradients, masters and moments lie in the machine's memory; `param`: with level 3 the
-            16-bit weights do too.
+        offloads: Of `OFFLOADED`.
         max_live: Parameters that level 3 gathers at the same time.
         options: `zero_optimization` of the configuration.
     """
@@ -61,17 +173,11 @@ class Zero(Sharding):
                 raise SettingsError(f"trainer.deepspeed: {deepspeed} cannot be read as JSON ({error})") from error
         options = deepspeed.get("zero_optimization") if isinstance(deepspeed, dict) else None
         level = options.get("stage") if isinstance(options, dict) else None
-        if level not in (1, 2, 3):
-            raise SettingsError(
-                f"trainer.deepspeed.zero_optimization.stage is {level}: give 1, 2 or 3, or deepspeed=null"
-            )
-        offloads = [
-            part
-            for part in ("optimizer", "param")
-            if (options.get(f"offload_{part}") or {}).get("device", "none") != "none"
-        ]
+        require(level in (1, 2, 3), f"{_ZERO}.stage is {level}: give 1, 2 or 3, or deepspeed=null")
+        devices = {part: (options.get(f"offload_{part}") or {}).get("device", "none") for part in OFFLOADED}
+        offloads = tuple(part for part, device in devices.items() if device != "none")
         live = options.get("stage3_max_live_parameters", MAX_LIVE)
-        return cls(level, tuple(offloads), live if isinstance(live, int) else MAX_LIVE, options)
+        return cls(level, offloads, live if isinstance(live, int) else MAX_LIVE, options)
 
     @property
     def cuts_weights(self) -> bool:
@@ -82,28 +188,26 @@ class Zero(Sharding):
 
         known = {name for key, entry in DeepSpeedZeroConfig.model_fields.items() for name in (key, entry.alias) if name}
         for key in self.options:
-            where = f"trainer.deepspeed.zero_optimization.{key}"
-            if key not in known:
-                raise SettingsError(f"unknown setting '{where}'{did_you_mean(key, sorted(known))}")
-            if self.level < 3 and key.startswith("stage3_"):
-                raise SettingsError(f"{where} is for stage 3, but stage is {self.level}: remove it")
-        if self.level == 3 and not self.options.get("stage3_gather_16bit_weights_on_model_save"):
-            raise SettingsError(
-                "trainer.deepspeed.zero_optimization.stage3_gather_16bit_weights_on_model_save must be true: without"
-                " it the trained weights stay in pieces"
-            )
-        if self.level == 3 and random_weights:
-            raise SettingsError(
-                "model.language.config (random weights) with ZeRO-3 would skip their initialization: use trainer=zero2,"
-                " or start from a checkpoint"
-            )
+            require(key in known, f"unknown setting '{_ZERO}.{key}'{did_you_mean(key, sorted(known))}")
+            is_fit = self.level == 3 or not key.startswith("stage3_")
+            require(is_fit, f"{_ZERO}.{key} is for stage 3, but stage is {self.level}: remove it")
+        gather = "stage3_gather_16bit_weights_on_model_save"
+        require(
+            self.level < 3 or bool(self.options.get(gather)),
+            f"{_ZERO}.{gather} must be true: without it the trained weights stay in pieces",
+        )
+        require(
+            self.level < 3 or not random_weights,
+            "model.language.config (random weights) with ZeRO-3 would skip their initialization: use trainer=zero2, or"
+            " start from a checkpoint",
+        )
 
     def prepare(self, on_cpu: bool) -> None:
-        if "RANK" not in os.environ:
-            raise SettingsError(
-                "trainer.deepspeed needs torchrun, also for one process:"
-                " torchrun --nproc_per_node N -m voco_llama.cli train ..."
-            )
+        require(
+            "RANK" in os.environ,
+            "trainer.deepspeed needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli"
+            " train ...",
+        )
         # DeepSpeed's own calls, thousands of times.
         warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
         if on_cpu:
@@ -114,15 +218,16 @@ class Zero(Sharding):
             __compatible_ops__["deepspeed_shm_comm"] = False
             deepspeed.init_distributed("gloo")
 
-    def lacking(self) -> Iterator[str]:
-        if self.offloads and shutil.which("ninja") is None:
-            offloads = ", ".join(f"offload_{part}" for part in self.offloads)
-            yield f"{offloads} compiles a kernel, and ninja is not on PATH"
+    def lacking(self) -> str | None:
+        if not self.offloads or shutil.which("ninja") is not None:
+            return None
+        return f"{', '.join(f'offload_{part}' for part in self.offloads)} compiles a kernel, and ninja is not on PATH"
 
     def overrides(self, now: Sharding) -> tuple[str, ...]:
+        """What to give the command line to come to this from what a training has now."""
         is_there = isinstance(now, Zero) and now.level == self.level
         level = () if is_there else (f"trainer=zero{self.level}",)
-        return (*level, *(f"trainer.deepspeed.zero_optimization.offload_{part}.device=cpu" for part in self.offloads))
+        return (*level, *(f"{_ZERO}.offload_{part}.device=cpu" for part in self.offloads))
 
     def states(
         self, groups: Sequence[Group], processes: int, half: bool, bucket: int, largest: int
@@ -149,15 +254,29 @@ class Zero(Sharding):
         ]
         if self.level == 3:
             live = element * min(self.max_live, everything)
-            terms.append(
-                Term("gathered weights", live, ("tower", "head", "layer"), "stage3_max_live_parameters at most")
-            )
+            terms.append(Term("gathered weights", live, MOMENTS[:3], "stage3_max_live_parameters at most"))
         return terms, host
 
     def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
         """The weights twice (whole, for loading, and its own, for going on), and 12 bytes of each trained parameter."""
         final = (HALF if half else FLOAT32) * sum(group.all for group in groups)
         return final, 2 * final + 3 * FLOAT32 * sum(group.trained for group in groups)
+
+
+def sharding_of(trainer: Mapping[str, Any]) -> Sharding:
+    """What the keys of `TrainingArguments` choose.
+
+    Raises:
+        SettingsError: They name a configuration that cannot be read.
+    """
+    if trainer.get("deepspeed") is not None:
+        return Zero.of(trainer["deepspeed"])
+    return Fsdp() if trainer.get("fsdp") else Sharding()
+
+
+def undivided(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The same keys of `TrainingArguments` for one process."""
+    return {**trainer, "deepspeed": None}
 
 
 def expect_no_accelerator() -> None:
