@@ -271,7 +271,7 @@ PLAIN = ("trainer.deepspeed=null", "trainer.gradient_checkpointing=false")
         ("voco_1", 150, PLAIN, ("trainer.per_device_train_batch_size=4",)),
         (
             "voco_1",
-            80,
+            76,
             PLAIN,
             ("trainer.per_device_train_batch_size=4", "trainer.gradient_checkpointing=true"),
         ),

@@ -49,7 +49,7 @@ def test_a_7b_training_on_a_bare_machine(room):
     errors = {what for what, finding in findings.items() if finding.level == "error"}
     assert errors == {"data.sources.0.file", "data.sources.0.media_folder", "model.checkpoint"}
     assert findings["memory estimate"].level == "ok"
-    assert findings["memory estimate"].detail == "27.7 GB of 80 GB: fits"
+    assert findings["memory estimate"].detail == "27.0 GB of 80 GB: fits"
     assert findings["processes"].level == "warning"
     assert findings["launch"].advice.startswith("torchrun --nproc_per_node 8 ")
     assert findings["disk"].level == "ok"

@@ -21,7 +21,7 @@ def test_a_run_goes_on_as_planned_for_other_hardware(settings_for, tmp_path):
         RunFolder(settings_for("toy/instruct", "global_batch_size=8")).is_finished()
 
 
-@pytest.mark.parametrize(("overrides", "rows"), [(["global_batch_size=24"], 24), ([], 16)])
+@pytest.mark.parametrize(("overrides", "rows"), [(["global_batch_size=32"], 32), ([], 16)])
 def test_the_card_says_how_many_rows_a_step_has(settings_for, overrides, rows):
     start = {"processes": 2, "hardware": {"accelerator": "x"}, "git_commit": "y", "versions": {}}
     lines = _recipe(settings_for("toy/instruct", *overrides), {}, {"steps": 1, "seconds": 1}, start)

@@ -73,7 +73,7 @@ def test_an_error_of_the_data_passes_through(clock):
 @pytest.fixture
 def result_of(settings_for, caplog):
     """Runs four steps of two accumulated batches and returns `result.json` and the progress lines."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "voco_llama")
 
     def run() -> tuple[dict, list[str]]:
         settings = settings_for(

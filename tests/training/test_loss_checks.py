@@ -1,5 +1,7 @@
 """Losses, teachers and adapters that contradict each other, each one clear line, before anything is loaded."""
 
+import json
+
 import pytest
 
 from voco_llama.composition import compose
@@ -112,3 +114,17 @@ def test_single_losses_are_said_where_there_is_more_than_cross_entropy():
     assert ScheduledLoss(compose([]).loss, None).is_plain
     assert not ScheduledLoss(compose(["loss.lm=0.5"]).loss, None).is_plain
     assert not ScheduledLoss(compose([f"loss.schedule={SCHEDULE}"]).loss, None).is_plain
+
+
+@pytest.mark.parametrize(("level", "is_fit"), [(2, True), (3, False)])
+def test_adapters_and_a_deepspeed_configuration_in_a_file(tmp_path, level, is_fit):
+    gather = {"stage3_gather_16bit_weights_on_model_save": True} if level == 3 else {}
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": level, **gather}}))
+    settings = compose(["model.lora.rank=4", "model.language.config=null", "model.language.pretrained=some/model"])
+    settings.trainer["deepspeed"] = str(file)
+    if is_fit:
+        check_settings(settings, paths=False)
+        return
+    with pytest.raises(SettingsError, match="model.lora merges whole matrices"):
+        check_settings(settings, paths=False)

@@ -119,7 +119,7 @@ def test_a_finished_run_is_left_as_it_is(settings_for, monkeypatch, caplog):
     final = train(settings)
     result = (final.parent / "result.json").stat().st_mtime_ns
     monkeypatch.setattr("voco_llama.training.run.build_or_load", None)
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "voco_llama")
     assert train(settings) == final
     assert (final.parent / "result.json").stat().st_mtime_ns == result
     assert "is finished: nothing to do" in caplog.text
@@ -339,7 +339,7 @@ def test_a_checkpoint_of_another_kind(settings_for, world):
 
 
 def test_progress_and_tensorboard(settings_for, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "voco_llama")
     settings = settings_for(
         "toy/instruct", "trainer.report_to=[tensorboard]", "trainer.logging_steps=3", "trainer.max_steps=5"
     )

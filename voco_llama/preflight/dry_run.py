@@ -155,7 +155,8 @@ def count_saved(settings: TrainSettings, plan: Plan) -> Saved:
 
 def _missing(settings: TrainSettings) -> list[str]:
     return [
-        f"{entry.key}: {entry.name} is not here" + (" (it would be downloaded)" if entry.is_hub else "")
+        f"{entry.key}: "
+        + (f"{entry.repository} is not here (it would be downloaded)" if entry.is_hub else f"{entry.name} is not here")
         for entry in list_inputs(settings)
         if entry.is_read and not entry.is_here
     ]

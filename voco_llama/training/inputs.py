@@ -98,7 +98,7 @@ def _of_source(where: str, source: SourceSettings) -> Iterator[Input]:
 
 def _of_model(model: ModelSettings, is_tower: bool) -> Iterator[Input]:
     if model.checkpoint is not None:
-        yield _folder("model.checkpoint", model.checkpoint, "start", "; train that stage first")
+        yield _folder("model.checkpoint", model.checkpoint, "start", "; train that stage first, or download it")
         return
     vision, language = model.vision, model.language
     yield Input(

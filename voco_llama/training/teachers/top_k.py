@@ -19,12 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from voco_llama.composition import difference, to_plain
-from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, DataError, one_line
@@ -207,14 +205,3 @@ class TopKRows(Sequence[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self._rows[index]
         return row | self._files.words(index, row["labels"])
-
-
-class TopKCollator:
-    """Collates rows as `Collator` does, and joins their teacher's words in row order."""
-
-    def __init__(self, collator: Collator) -> None:
-        self._collator = collator
-
-    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        joined = {name: torch.cat([sample[name] for sample in samples]) for name in TOP_K_ENTRIES}
-        return self._collator(samples) | joined
