@@ -164,7 +164,13 @@ def _missing(settings: TrainSettings) -> list[str]:
 
 def format_dry_run(run: DryRun) -> str:
     """Lines for a terminal."""
-    return "\n".join([*_model(run), *_length(run), *_saved(run), *memory_lines(run.memory), *_notes(run)]) + "\n"
+    saved = run.saved
+    written = (
+        f"written: the model {saved.final / GB:.1f} GB; {saved.kept} checkpoints of {saved.checkpoint / GB:.1f} GB at"
+        f" most; {saved.total / GB:.1f} GB together"
+    )
+    notes = (f"note: {note}" for note in run.notes)
+    return "\n".join([*_model(run), *_length(run), written, *memory_lines(run.memory), *notes]) + "\n"
 
 
 def _model(run: DryRun) -> Iterator[str]:
@@ -200,14 +206,6 @@ def _length(run: DryRun) -> Iterator[str]:
     yield f"learning rate: {rates or 'follows the training'}"
 
 
-def _saved(run: DryRun) -> Iterator[str]:
-    saved = run.saved
-    yield (
-        f"written: the model {saved.final / GB:.1f} GB; {saved.kept} checkpoints of {saved.checkpoint / GB:.1f} GB at"
-        f" most; {saved.total / GB:.1f} GB together"
-    )
-
-
 def memory_lines(memory: Memory) -> Iterator[str]:
     """The memory estimate, line by line, and what fits."""
     estimate, work = memory.estimate, memory.plan.work
@@ -236,8 +234,3 @@ def verdict(memory: Memory) -> str:
         return f"{peak} of {room}: does not fit, nor do fewer rows, ZeRO-3, adapters or offloading: use more GPUs"
     remedy = memory.remedy
     return f"{peak} of {room}: does not fit; {remedy.peak / GB:.1f} GB with: {' '.join(remedy.overrides)}"
-
-
-def _notes(run: DryRun) -> Iterator[str]:
-    for note in run.notes:
-        yield f"note: {note}"

@@ -42,7 +42,7 @@ class Input:
         holds: Files of which a folder, or a model on the hub, must hold one.
         hint: What to do if it is not there.
         is_read: False: it stands among the settings, and this training leaves it alone.
-        fingerprinted: The file or folder by which a run sees that it has changed; None: it does not look.
+        sign: What of it shows a run that it has changed: the whole (`.`), or one file below it; None: nothing does.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Input:
     holds: tuple[str, ...] = ()
     hint: str = ""
     is_read: bool = True
-    fingerprinted: Path | None = None
+    sign: str | None = None
 
     @property
     def is_hub(self) -> bool:
@@ -89,7 +89,7 @@ def list_inputs(settings: TrainSettings) -> list[Input]:
 
 def _of_source(where: str, source: SourceSettings) -> Iterator[Input]:
     hub = "dataset" if source.format == "hf_dataset" else None
-    yield Input(f"{where}.file", source.file, "data", hub, fingerprinted=Path(source.file))
+    yield Input(f"{where}.file", source.file, "data", hub, sign=".")
     if source.media_folder is not None:
         yield Input(f"{where}.media_folder", source.media_folder, "data")
     for prefix, archives in list_archives(source.archives, f"{where}.archives").items():
@@ -101,13 +101,8 @@ def _of_model(model: ModelSettings, is_tower: bool) -> Iterator[Input]:
         yield _folder("model.checkpoint", model.checkpoint, "start", "; train that stage first, or download it")
         return
     vision, language = model.vision, model.language
-    yield Input(
-        "model.vision.name",
-        vision.name,
-        "start",
-        is_read=vision.pretrained is None,  # else an architecture's name
-        fingerprinted=Path(vision.name),
-    )
+    is_path = vision.pretrained is None  # else an architecture's name
+    yield Input("model.vision.name", vision.name, "start", is_read=is_path, sign=".")
     if vision.pretrained is not None:
         if Path(vision.pretrained).exists():
             yield Input("model.vision.pretrained", vision.pretrained, "other")
@@ -120,26 +115,26 @@ def _of_model(model: ModelSettings, is_tower: bool) -> Iterator[Input]:
         ("tokenizer", model.tokenizer, "other", TOKENIZERS, True),
     ):
         if name is not None:
-            yield Input(f"model.{key}", name, part, "model", holds, is_read=is_read, fingerprinted=Path(name))
+            yield Input(f"model.{key}", name, part, "model", holds, is_read=is_read, sign=".")
     if model.projector_weights is not None:
-        name = model.projector_weights
-        yield Input("model.projector_weights", name, "start", fingerprinted=Path(name))
+        yield Input("model.projector_weights", model.projector_weights, "start", sign=".")
 
 
 def _of_teacher(settings: TrainSettings) -> Iterator[Input]:
     loss = settings.loss
     if loss.teacher in ("checkpoint", "top_k") and loss.teacher_checkpoint is not None:
-        hint = "; train the upper bound first"
-        is_seen = loss.teacher == "checkpoint"  # else the manifest names it
-        yield _folder("loss.teacher_checkpoint", loss.teacher_checkpoint, "other", hint, is_seen)
+        sign = "." if loss.teacher == "checkpoint" else None  # else the files' manifest names it
+        yield _folder(
+            "loss.teacher_checkpoint", loss.teacher_checkpoint, "other", "; train the upper bound first", sign
+        )
     if loss.teacher == "top_k" and loss.top_k_folder is not None:
-        name, hint = loss.top_k_folder, "; make the files first: voco-llama teacher"
-        yield Input("loss.top_k_folder", name, "other", hint=hint, fingerprinted=Path(name) / MANIFEST_FILE)
+        hint = "; make the files first: voco-llama teacher"
+        yield Input("loss.top_k_folder", loss.top_k_folder, "other", hint=hint, sign=MANIFEST_FILE)
 
 
-def _folder(key: str, name: str, part: str, hint: str, is_fingerprinted: bool = True) -> Input:
+def _folder(key: str, name: str, part: str, hint: str, sign: str | None = ".") -> Input:
     """A whole model."""
-    return Input(key, name, part, holds=CONFIG, hint=hint, fingerprinted=Path(name) if is_fingerprinted else None)
+    return Input(key, name, part, holds=CONFIG, hint=hint, sign=sign)
 
 
 def check_inputs(settings: TrainSettings) -> None:
@@ -162,5 +157,5 @@ def check_inputs(settings: TrainSettings) -> None:
 
 def fingerprints(settings: TrainSettings) -> dict[str, str]:
     """Setting -> fingerprint of the local file or folder that it names."""
-    named = {entry.key: entry.fingerprinted for entry in list_inputs(settings) if entry.fingerprinted is not None}
+    named = {entry.key: Path(entry.name, entry.sign) for entry in list_inputs(settings) if entry.sign is not None}
     return {key: sampled_fingerprint(path) for key, path in named.items() if path.exists()}
