@@ -1,6 +1,7 @@
-"""A short seeded training against a curve that is kept beside this file: whatever moves a loss has to say so.
+"""Two short seeded trainings against the curves that are kept beside this file: whatever moves a loss has to say so.
 
-Made again with `VOCO_WRITE_CURVE=1 pytest tests/training/test_loss_curve.py`, by who knows why it moved.
+Made again by `VOCO_WRITE_CURVE=1 pytest tests/training/test_loss_curve.py`, once it is known why they moved. Between
+instruction sets of one processor (ATEN_CPU_CAPABILITY) the losses differ by 1e-7 at most.
 """
 
 import json
@@ -11,15 +12,14 @@ import pytest
 
 from tests.training.conftest import losses
 
-CURVE = Path(__file__).parent / "data" / "loss_curve.json"
-STEPS = 20
-"""Of 40: rounding differs between processors, and training makes more and more of it."""
+CURVES = Path(__file__).parent / "data" / "loss_curve.json"
 
 
-def test_losses_are_the_kept_ones(upper, plain):
-    curves = {"instruct": losses(upper.parent)[:STEPS], "voco_1": plain}
+@pytest.mark.parametrize("name", ["instruct", "voco_1"])
+def test_losses_are_the_kept_ones(name, upper, plain):
+    curve = {"instruct": losses(upper.parent), "voco_1": plain}[name]
+    kept = json.loads(CURVES.read_text(encoding="utf-8"))
     if os.environ.get("VOCO_WRITE_CURVE"):
-        CURVE.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
-    kept = json.loads(CURVE.read_text(encoding="utf-8"))
-    for name, curve in curves.items():
-        assert curve == pytest.approx(kept[name], rel=1e-4), name
+        CURVES.write_text(json.dumps(kept | {name: curve}, indent=1) + "\n", encoding="utf-8")
+    else:
+        assert curve == pytest.approx(kept[name], rel=1e-4)
