@@ -1,7 +1,6 @@
 """A dry run: of the toy world against a real training, of the 7B configurations on every machine that they ship for."""
 
 import dataclasses
-import json
 import socket
 import time
 
@@ -225,13 +224,6 @@ def test_what_is_not_modelled_is_said():
     )
     assert [note.split(" ")[0] for note in run.notes if "modelled" in note] == ["FSDP", "optimizer"]
     assert any("muon" in note for note in plan_module.uncounted(composed("toy/instruct")))
-
-
-def test_deepspeeds_configuration_may_be_a_file(tmp_path):
-    settings = composed("voco_1")
-    (tmp_path / "zero.json").write_text(json.dumps(settings.trainer["deepspeed"]))
-    by_file = composed("voco_1", None, f"trainer.deepspeed={tmp_path}/zero.json")
-    assert dry_run(by_file).memory == dry_run(settings).memory
 
 
 def test_a_dry_run_never_trains(toy):
