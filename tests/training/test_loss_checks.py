@@ -106,8 +106,8 @@ def test_the_schedule_is_linear_between_its_points():
     points = "[{at: 0.2, lm: 1, kl: 0}, {at: 0.6, lm: 0.5, kl: 2}]"
     loss = ScheduledLoss(compose([*KL, f"loss.schedule={points}"]).loss, None)
     for done, expected in ((0, (1, 0)), (0.2, (1, 0)), (0.4, (0.75, 1)), (0.6, (0.5, 2)), (1, (0.5, 2))):
-        assert loss.weights(done) == pytest.approx(expected)
-    assert ScheduledLoss(compose([*KL, "loss.lm=3"]).loss, None).weights(0.7) == (3, 1)
+        assert loss.weights(done) == pytest.approx(dict(zip(("lm", "kl"), expected, strict=True)))
+    assert ScheduledLoss(compose([*KL, "loss.lm=3"]).loss, None).weights(0.7) == {"lm": 3, "kl": 1}
 
 
 def test_single_losses_are_said_where_there_is_more_than_cross_entropy():
