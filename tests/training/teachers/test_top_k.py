@@ -227,6 +227,15 @@ def copied(files: Path, folder: Path, **changes) -> Path:
     return folder
 
 
+def test_files_older_than_a_setting_had_its_default(files, world, upper, tmp_path):
+    made_from = read_manifest(files)["made_from"]
+    del made_from["data"]["sources"][0]["weight"], made_from["prompt"]["order"]
+    older = copied(files, tmp_path / "older", made_from=made_from)
+    opened(training(world, upper, older, tmp_path))
+    with pytest.raises(CheckpointError, match=r"data.sources.0.weight \(1.0 there, 2.0 now\)"):
+        opened(training(world, upper, older, tmp_path, "data.sources.0.weight=2"))
+
+
 def test_incomplete_or_foreign_folders(files, world, upper, tmp_path):
     incomplete = copied(files, tmp_path / "a", complete=False)
     with pytest.raises(CheckpointError, match="its top-k files are incomplete: let voco-llama teacher finish"):

@@ -93,12 +93,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_same(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse files that were made from something else.
+    """Refuse files that were made from something else; settings that are younger than they had their default.
 
     Raises:
         CheckpointError: It names what differs.
     """
-    differing = difference(there, here)
+    differing = difference(there, here, TrainSettings)
     if differing:
         raise CheckpointError(
             f"{folder}: its top-k files are stale, made from other {differing}: choose another loss.top_k_folder, or"

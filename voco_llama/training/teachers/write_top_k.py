@@ -128,8 +128,11 @@ def _begin(folder: Path, manifest: dict) -> bool:
         write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
         return True
     there = read_manifest(folder)
-    compared = ("k", "records_per_file", "teacher", "made_from")
-    check_same(folder, {key: there[key] for key in compared}, {key: manifest[key] for key in compared})
+    compared = [
+        entries["made_from"] | {key: entries[key] for key in ("k", "records_per_file", "teacher")}
+        for entries in (there, manifest)
+    ]
+    check_same(folder, *compared)
     return not there["complete"]
 
 
