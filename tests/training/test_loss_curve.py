@@ -1,7 +1,8 @@
 """Two short seeded trainings against the curves that are kept beside this file: whatever moves a loss has to say so.
 
-Made again by `VOCO_WRITE_CURVE=1 pytest tests/training/test_loss_curve.py`, once it is known why they moved. Between
-instruction sets of one processor (ATEN_CPU_CAPABILITY) the losses differ by 1e-7 at most.
+Made again by `VOCO_WRITE_CURVE=1 pytest tests/training/test_loss_curve.py`, once it is known why they moved. Other
+instruction sets and numbers of threads move the losses by 2e-7; a learning rate 0.1 % higher by 5e-4, Muon's momentum
+0.1 % higher by 3e-5.
 """
 
 import json
@@ -22,4 +23,4 @@ def test_losses_are_the_kept_ones(name, upper, plain):
     if os.environ.get("VOCO_WRITE_CURVE"):
         CURVES.write_text(json.dumps(kept | {name: curve}, indent=1) + "\n", encoding="utf-8")
     else:
-        assert curve == pytest.approx(kept[name], rel=1e-4)
+        assert curve == pytest.approx(kept[name], rel=1e-5)
