@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from voco_llama.composition import compose, flatten, to_plain
+from voco_llama import composition
+from voco_llama.composition import compose, difference, flatten, to_plain
 from voco_llama.errors import SettingsError
+from voco_llama.settings import TeacherSettings
 
 
 def test_overrides_reach_every_level():
@@ -95,3 +97,120 @@ def test_flatten_names_every_leaf():
     tree = {"a": {"b": [1, {"c": 2}], "d": {}}, "e": []}
     assert dict(flatten(tree)) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": {}, "e": []}
     assert dict(flatten(to_plain(compose(["seed=5"]))))["seed"] == 5
+
+
+# ---- names that changed
+
+
+def test_a_renamed_setting_says_its_new_name(monkeypatch):
+    renamed = {
+        "train": {"compression.tokens": "compression.num_voco", "stage=finetune": "write stage=instruct"},
+        "teacher": {"words": "k"},
+    }
+    monkeypatch.setattr(composition, "RENAMED", renamed)
+    for override, message in (
+        ("compression.tokens=2", "compression.tokens is now compression.num_voco: write compression.num_voco=2"),
+        ("+compression.tokens=2", "compression.tokens is now compression.num_voco: write compression.num_voco=2"),
+        ("stage=finetune", "stage=finetune: write stage=instruct"),
+        ("words=8", "words is now k: write k=8"),
+    ):
+        with pytest.raises(SettingsError) as raised:
+            compose([override], "teacher", TeacherSettings)
+        assert str(raised.value) == message
+    with pytest.raises(SettingsError, match="unknown setting 'words'"):
+        compose(["words=8"])
+
+
+def test_processes_of_data_stats_are_the_hardwares():
+    with pytest.raises(SettingsError, match=r"^processes is now hardware.num_processes: write .*num_processes=8$"):
+        compose(["processes=8"], "data_stats")
+
+
+# ---- what differs between settings that exist and those of now
+
+
+@dataclass
+class Inner:
+    size: int = 3
+    names: list[str] = field(default_factory=lambda: ["a", "b"])
+
+
+@dataclass
+class Item:
+    file: str = "???"
+    weight: float = 1.0
+    inner: Inner = field(default_factory=Inner)
+
+
+@dataclass
+class Outer:
+    seed: int = 0
+    items: list[Item] = field(default_factory=list)
+    inner: Inner = field(default_factory=Inner)
+    points: list[Item] | None = None
+    anything: dict = field(default_factory=dict)
+
+
+def outer(*files: str, **values) -> dict:
+    return to_plain(Outer(items=[Item(file) for file in files], **values))
+
+
+def differing(there: dict, here: dict, **options) -> dict:
+    return difference(there, here, Outer, **options).values
+
+
+def test_nothing_differs_from_itself():
+    assert not difference(outer("x", "y"), outer("x", "y"), Outer)
+    assert not difference(dict(flatten(outer("x"))), outer("x"), Outer)
+
+
+def test_values_that_differ_are_shown_in_order_and_the_rest_is_counted():
+    there, here = outer("x", seed=1), outer("x", seed=2, inner=Inner(size=4))
+    found = difference(there, here, Outer)
+    assert found.values == {"inner.size": (3, 4), "seed": (1, 2)}
+    assert str(found) == "inner.size (3 there, 4 now), seed (1 there, 2 now)"
+    many = difference({f"k{n}": n for n in range(8)}, {f"k{n}": -1 for n in range(8)})
+    assert str(many).endswith("k4 (4 there, -1 now) and 3 more")
+    assert str(difference({"data": "0123456789abcdef" * 4}, {"data": 1})) == "data (01234567... there, 1 now)"
+
+
+def test_a_younger_key_had_its_default():
+    for path in (("seed",), ("inner",), ("inner", "size"), ("inner", "names"), ("items", 0, "inner"), ("anything",)):
+        there, here = outer("x"), outer("x")
+        *parents, last = path
+        part = there
+        for key in parents:
+            part = part[key]
+        del part[last]
+        assert not difference(there, here, Outer), path
+        if last != "anything":
+            assert difference(there, here), path
+    there = outer("x")
+    del there["items"][0]["weight"], there["inner"]["names"]
+    here = outer("x", inner=Inner(names=["a"]))
+    here["items"][0]["weight"] = 0.5
+    assert differing(there, here) == {"items.0.weight": (1.0, 0.5), "inner.names.1": ("b", None)}
+
+
+def test_a_key_that_is_gone_differs():
+    assert differing(outer("x") | {"old": 1}, outer("x")) == {"old": (1, None)}
+
+
+def test_lists_that_grew_or_shrank_differ():
+    grown = differing(outer("x"), outer("x", "y"))
+    assert grown["items.1.file"] == (None, "y")
+    shrunk = differing(outer("x", "y"), outer("x"))
+    assert shrunk["items.1.file"] == ("y", None)
+    assert differing(outer(), outer("x"))["items.0.file"] == (None, "x")
+    words = differing(outer(inner=Inner(names=["a"])), outer(inner=Inner(names=["a", "b"])))
+    assert words == {"inner.names.1": (None, "b")}
+    assert differing(outer(inner=Inner(names=["a"])), outer(inner=Inner(names=[])))["inner.names.0"] == ("a", None)
+    assert differing(outer(), outer(points=[Item("p")]))["points.0.file"] == (None, "p")
+
+
+def test_keys_may_be_free():
+    there, here = outer("x", "y", seed=1), outer("x", "z", seed=2)
+    there["items"][0]["weight"] = 7.0
+    assert set(differing(there, here)) == {"seed", "items.0.weight", "items.1.file"}
+    assert set(differing(there, here, free=("se", "items.*.file"))) == {"items.0.weight"}
+    assert differing(there, here, free=("seed", "items")) == {}

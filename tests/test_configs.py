@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from voco_llama.choices import PARTS
 from voco_llama.composition import CONFIG_DIR, compose, to_plain
 from voco_llama.settings import TeacherSettings, TrainSettings
+from voco_llama.sharding import undivided
 from voco_llama.training.checks import check_settings
 
 GROUPS = ("model", "compression", "prompt", "data", "stage", "loss", "trainer", "hardware")
@@ -62,16 +63,14 @@ def test_group_choices(group, name):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiments_make_training_arguments(name, tmp_path, monkeypatch):
+def test_experiments_make_training_arguments(name, tmp_path):
     from transformers import TrainingArguments
 
-    from voco_llama.training import arguments
+    from voco_llama.training.arguments import training_arguments
 
-    monkeypatch.setattr(arguments, "_prepare_deepspeed", lambda on_cpu: None)
     settings = compose([f"experiment={name}", f"output_dir={tmp_path}", "trainer.use_cpu=true"])
-    if settings.trainer.get("deepspeed"):  # builds a process group: what the distributed tests are for
-        settings.trainer["deepspeed"] = None
-    made = arguments.training_arguments(settings)
+    settings.trainer = undivided(settings.trainer)  # else a process group is built: what the distributed tests are for
+    made = training_arguments(settings)
     assert isinstance(made, TrainingArguments)
     assert made.learning_rate == settings.trainer["learning_rate"]
     assert made.activation_checkpointing == settings.trainer.get("gradient_checkpointing", False)

@@ -52,8 +52,7 @@ def _train(overrides: list[str]) -> None:
     settings = compose(overrides)
     check_settings(settings, paths=not settings.dry_run)  # before the slow imports
     if settings.dry_run:
-        from voco_llama.preflight.dry_run import dry_run
-        from voco_llama.preflight.text import format_dry_run
+        from voco_llama.preflight.dry_run import dry_run, format_dry_run
 
         text = format_dry_run(dry_run(settings))
         if os.environ.get("RANK", "0") == "0":
@@ -306,10 +305,9 @@ def _set_up_logging() -> None:
     if not sys.stderr.isatty():  # progress bars fill a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
-    import torch
+    from voco_llama.sharding import expect_no_accelerator
 
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it looked for one in vain
+    expect_no_accelerator()
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 

@@ -6,20 +6,21 @@ type, its choices). hydra is used here and in `sweep/grid.py`, omegaconf here an
 """
 
 import dataclasses
-import difflib
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from voco_llama.errors import SettingsError
+from voco_llama.errors import SettingsError, did_you_mean
 from voco_llama.settings import SourceSettings, TrainSettings
 
 T = TypeVar("T")
@@ -27,6 +28,13 @@ T = TypeVar("T")
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 """Inside the package in an installed wheel, beside it in a checkout."""
+
+
+RENAMED: dict[str, dict[str, str]] = {
+    "data_stats": {"processes": "hardware.num_processes"},
+}
+"""Of each configuration (`train`: of all that hold the settings of a training), what its overrides once said: a setting
+-> its new name; or a setting, or a choice (`group=choice`), -> a sentence with the new way."""
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: type = TrainSettings) -> Any:
@@ -39,8 +47,11 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
         schema: The dataclass behind it.
 
     Raises:
-        SettingsError: An unknown key, group or choice, a value of the wrong type, a value that is missing.
+        SettingsError: An unknown key, group or choice, one that is called otherwise now, a value of the wrong type, a
+            value that is missing.
     """
+    for override in overrides:
+        _check_renamed(override, config_name, schema)
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     overrides = [f"++{text}" if text.startswith("trainer.") else text for text in overrides]
     try:
@@ -52,6 +63,16 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
     _check_nothing_was_dropped(config, settings, schema)
     _check_choices(settings)
     return settings
+
+
+def _check_renamed(override: str, config_name: str, schema: type) -> None:
+    known = RENAMED.get("train", {}) if issubclass(schema, TrainSettings) else {}
+    known = known | RENAMED.get(config_name, {})
+    text = override.lstrip("+~")
+    key, _, value = text.partition("=")
+    new = known.get(text) or known.get(key)
+    if new is not None:
+        raise SettingsError(f"{text}: {new}" if " " in new else f"{key} is now {new}: write {new}={value}")
 
 
 def read_file(file: Path, schema: type[T]) -> T:
@@ -93,7 +114,7 @@ class Difference:
         return bool(self.values)
 
     def __str__(self) -> str:
-        listed = [f"{key} ({there} there, {here} now)" for key, (there, here) in self.values.items()]
+        listed = [f"{key} ({_short(there)} there, {_short(here)} now)" for key, (there, here) in self.values.items()]
         more = f" and {len(listed) - self.shown} more" if len(listed) > self.shown else ""
         return ", ".join(listed[: self.shown]) + more
 
@@ -107,46 +128,51 @@ def difference(
         there: Nested, or already flat; of then.
         here: The same of now.
         schema: Of both: a key that is younger than what was written had its default then.
-        free: Beginnings of dotted keys that may differ.
+        free: Beginnings of dotted keys that may differ; `*` stands for anything.
     """
     before, now = dict(flatten(there)), dict(flatten(here))
     if schema is not None:
-        younger = [key for key in now if key not in before and not _is_of_a_list_in(before, key)]
-        before |= dict(_defaults_of(schema, younger))
+        before |= dict(_younger(schema, before, now))
     differing = (key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
-    return Difference({key: (before.get(key), now.get(key)) for key in differing if not key.startswith(tuple(free))})
+    patterns = [f"{beginning}*" for beginning in free]
+    return Difference(
+        {
+            key: (before.get(key), now.get(key))
+            for key in differing
+            if not any(fnmatchcase(key, pattern) for pattern in patterns)
+        }
+    )
 
 
-def _is_of_a_list_in(tree: Mapping[str, Any], key: str) -> bool:
-    """Whether a key is an item of a list that `tree` has too, if with fewer items."""
-    parent, _, index = key.rpartition(".")
-    return index.isdigit() and any(other == parent or other.startswith(f"{parent}.") for other in tree)
+def _younger(schema: type, before: Collection[str], now: Collection[str], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and default of the settings that `now` has and `before` has nothing of, also in lists of dataclasses.
 
-
-def _defaults_of(schema: type, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """Dotted key and default of those of the keys that have one, in lists of dataclasses too."""
-    own = {entry.name: entry for entry in dataclasses.fields(schema)}
-    for key in keys:
-        name, _, rest = key.partition(".")
-        if (entry := own.get(name)) is None:
-            continue
+    A list that both have is as old as `before`, however many items it had then.
+    """
+    for entry in dataclasses.fields(schema):
+        key = f"{at}{entry.name}"
         (item,) = get_args(entry.type) if get_origin(entry.type) is list else (None,)
-        inner = item if rest.partition(".")[0].isdigit() else entry.type
-        inner_rest = rest.partition(".")[2] if inner is item else rest
-        if dataclasses.is_dataclass(inner):
-            yield from ((f"{key[: -len(inner_rest)]}{k}", v) for k, v in _defaults_of(inner, [inner_rest]))
-        elif entry.default is not dataclasses.MISSING and not rest:
-            yield key, entry.default
-        elif entry.default_factory is not dataclasses.MISSING:
-            default = dict(flatten(entry.default_factory(), name))
-            if key in default:
-                yield key, default[key]
+        if not _has(now, key):
+            continue
+        if not _has(before, key):
+            factory = entry.default_factory
+            default = entry.default if factory is dataclasses.MISSING else factory()
+            plain = to_plain(default) if dataclasses.is_dataclass(default) else default
+            yield from ((k, value) for k, value in flatten(plain, key) if value not in (MISSING, dataclasses.MISSING))
+        elif dataclasses.is_dataclass(entry.type):
+            yield from _younger(entry.type, before, now, f"{key}.")
+        elif dataclasses.is_dataclass(item):
+            for index in itertools.takewhile(lambda index, key=key: _has(before, f"{key}.{index}"), itertools.count()):
+                yield from _younger(item, before, now, f"{key}.{index}.")
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?`, or nothing."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+def _has(keys: Collection[str], key: str) -> bool:
+    return any(other == key or other.startswith(f"{key}.") for other in keys)
+
+
+def _short(value: Any) -> str:
+    """A value as shown; of a fingerprint its beginning."""
+    return f"{value[:8]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
 
 
 def _check_nothing_was_dropped(config: DictConfig, settings: Any, schema: type) -> None:

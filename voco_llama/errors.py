@@ -4,6 +4,8 @@ Each carries one line: what is wrong, where, and what to do. The command line pr
 status 2; anything else that escapes is a bug and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -47,6 +49,12 @@ class ProblemKind(StrEnum):
     SPECIAL_TOKEN_TEXT = "special_token_text", "text that spells out a special token; it is read as text", True
     DUPLICATE = "duplicate", "the same conversation on the same media as an earlier record", True
     REPEATED_ID = "repeated_id", "an id that records of different content share", True
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?`, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def one_line(error: BaseException, length: int = 300) -> str:
@@ -94,3 +102,9 @@ class DataError(VoCoError):
 
 class CheckpointError(VoCoError):
     """A checkpoint or a cache cannot be loaded here, or does not fit the model."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise a `SettingsError` of this message if a condition does not hold."""
+    if not holds:
+        raise SettingsError(message)

@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 
 from voco_llama.errors import CheckpointError, one_line
 
@@ -13,7 +15,23 @@ DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.jinja")
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
+FILES = (".parquet", ".arrow", ".json", ".jsonl")
+"""Endings by which a name is a file's, although it reads like one of the hub."""
+
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether it is not a path here, and reads as `owner/name`."""
+    path = Path(name)
+    return not path.exists() and path.suffix not in FILES and bool(_HUB_NAME.fullmatch(str(name)))
+
+
+def is_cached(name: str, files: Sequence[str], kind: str = "model") -> bool:
+    """Whether the hub's cache holds one of these files of a model or, in case of a `dataset`, anything of it."""
+    if kind == "dataset":
+        return (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)).is_dir()
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
 def local_folder(name: str | Path, files: Sequence[str] = (*DESCRIPTIONS, *WEIGHTS)) -> Path:
@@ -29,7 +47,7 @@ def local_folder(name: str | Path, files: Sequence[str] = (*DESCRIPTIONS, *WEIGH
     Raises:
         CheckpointError: The hub has no such model, or cannot be asked and the cache does not hold it.
     """
-    if Path(name).exists() or not _HUB_NAME.fullmatch(str(name)):
+    if not is_hub_name(name):
         return Path(name)
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(files)))

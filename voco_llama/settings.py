@@ -261,7 +261,7 @@ class PathsSettings:
 
 @dataclass
 class HardwareSettings:
-    """What a training is planned for. A dry run and the doctor count with it; a training takes what is there.
+    """What a training is planned for: dry run, doctor and `data stats` count with it; a training takes what is there.
 
     Attributes:
         num_processes: GPUs; under torchrun its number of processes goes before. null: 1.

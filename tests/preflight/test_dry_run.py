@@ -1,29 +1,25 @@
 """A dry run: of the toy world against a real training, of the 7B configurations on every machine that they ship for."""
 
 import dataclasses
-import json
 import socket
 import time
 
 import pytest
 import torch
 
-from voco_llama import cli
+from voco_llama import cli, hub
 from voco_llama.composition import CONFIG_DIR, compose
 from voco_llama.data import kept_tables
 from voco_llama.errors import SettingsError
-from voco_llama.preflight import inputs
 from voco_llama.preflight import plan as plan_module
-from voco_llama.preflight.dry_run import dry_run
-from voco_llama.preflight.fitting import what_fits
-from voco_llama.preflight.inputs import data_inputs
+from voco_llama.preflight.dry_run import dry_run, format_dry_run, verdict
 from voco_llama.preflight.memory import estimate
-from voco_llama.preflight.plan import memory_plan
+from voco_llama.preflight.plan import memory_plan, what_fits
 from voco_llama.preflight.shapes import meta_model
-from voco_llama.preflight.text import format_dry_run, verdict
 from voco_llama.training.batch import GlobalBatch, world_size
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
-from voco_llama.training.data_checks import segments_a_row
+from voco_llama.training.checks import segments_a_row
+from voco_llama.training.inputs import list_inputs
 from voco_llama.training.run import train
 from voco_llama.training.stages import count_parameters, set_trainable
 
@@ -65,7 +61,7 @@ def test_every_7b_run_on_all_hardware_fits_and_keeps_its_recipe(monkeypatch, tmp
         assert run.batch.size == (256 if experiment in ALIGNMENTS else 128), (experiment, hardware)
         assert run.memory.fits, (experiment, hardware, verdict(run.memory))
         assert run.shapes["loss"] == ()
-        assert len(run.shapes["logits"]) == 2
+        assert len(run.shapes["logits of a chunk"]) == 2
         assert run.epoch.rows is not None or experiment == "video_7b"
         assert format_dry_run(run)
     assert slowest < 60  # the promise is two minutes on a laptop
@@ -87,9 +83,9 @@ def test_numbers_of_the_papers_row():
         ("projector", 1024 * 4096 + 4096 + 4096 * 4096 + 4096, 0),
     ]
     assert run.segment == (576, 1)
-    assert (run.processes, run.rows, run.accumulation) == (8, 8, 2)
+    assert (run.batch.processes, run.batch.rows, run.batch.accumulation) == (8, 8, 2)
     assert run.shapes["mask"] == (8, 1, 2048, 2048)
-    assert run.shapes["logits"] == (8 * (2048 - 577), 32002)
+    assert run.shapes["logits of a chunk"] == (1024, 32002)
     assert run.memory.plan.work.trained_tokens == 8 * (2048 - 577)
     per_epoch = -(-(665298 // 64) // 2)
     assert (run.length.steps_an_epoch, run.length.steps) == (per_epoch, 2 * per_epoch)
@@ -109,10 +105,9 @@ def test_ways_of_compressing_and_losses_are_walked():
     pooled = dry_run(composed("average_pool_1"))
     assert pooled.segment == (0, 1)
     assert pooled.shapes["compressed"] == (8, 1, 1024)
-    assert pooled.shapes["logits"] == (8 * 2047, 32002)
+    assert pooled.shapes["trained tokens"] == (8 * 2047, 4096)
     overrides = ("loss=kl", "loss.teacher_checkpoint=upper")
     distilled = dry_run(composed("voco_1", None, *overrides))
-    assert distilled.shapes["logits of a chunk"] == (1024, 32002)
     weights = distilled.memory.estimate.of("weights"), dry_run(composed("voco_1")).memory.estimate.of("weights")
     assert weights[0] == pytest.approx(2 * weights[1], abs=1)
 
@@ -120,7 +115,7 @@ def test_ways_of_compressing_and_losses_are_walked():
 def test_adapters_are_walked():
     run = dry_run(composed("voco_1", "gpu_1x80gb_lora"))
     assert {count.module: count.trained for count in run.parameters}["language_model"] == 319_815_680 + 4096
-    assert (run.processes, run.accumulation) == (1, 32)
+    assert (run.batch.processes, run.batch.accumulation) == (1, 32)
 
 
 @pytest.fixture
@@ -155,18 +150,22 @@ def test_no_index_is_begun(settings_for, tmp_path, monkeypatch):
 def test_inputs_of_data_are_files_archives_and_names_of_the_hub(monkeypatch, tmp_path):
     (tmp_path / "a.zip").write_text("")
     settings = composed("voco_1", None, f"+data.sources.0.archives={{coco/: {tmp_path}/a.zip, gqa: [b.zip]}}")
-    assert {(entry.key.removeprefix("data.sources.0."), entry.is_here) for entry in data_inputs(settings)} == {
+    assert {
+        (entry.key.removeprefix("data.sources.0."), entry.is_here)
+        for entry in list_inputs(settings)
+        if entry.part == "data"
+    } == {
         ("file", False),
         ("media_folder", False),
         ("archives.coco", True),
         ("archives.gqa", False),
     }
     settings = composed("voco_1", None, "data.sources=[{format: hf_dataset, file: some/set}]")
-    (entry,) = data_inputs(settings)
-    assert (entry.is_hub, entry.is_here, entry.repo_type) == (True, False, "dataset")
-    monkeypatch.setattr(inputs, "HF_HUB_CACHE", str(tmp_path))
+    (entry,) = (entry for entry in list_inputs(settings) if entry.part == "data")
+    assert (entry.is_hub, entry.is_here, entry.hub) == (True, False, "dataset")
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "datasets--some--set").mkdir()
-    (entry,) = data_inputs(settings)
+    (entry,) = (entry for entry in list_inputs(settings) if entry.part == "data")
     assert entry.is_here
     assert dry_run(settings).epoch.rows is None  # it is not opened: that may reach for the network
 
@@ -180,7 +179,7 @@ def test_tokens_of_the_data_are_about_those_of_its_rows(toy):
 def test_processes_are_torchruns_before_the_settings(toy, monkeypatch):
     settings = dataclasses.replace(toy, hardware=dataclasses.replace(toy.hardware, num_processes=2))
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert [dry_run(each).processes for each in (toy, settings)] == [1, 2]
+    assert [dry_run(each).batch.processes for each in (toy, settings)] == [1, 2]
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert dry_run(settings).batch.size == 4 * 8
     monkeypatch.setenv("WORLD_SIZE", "four")
@@ -212,7 +211,7 @@ def test_the_video_experiment_has_room_for_its_frames():
     settings = composed("video_7b")
     assert segments_a_row(settings) == 8
     run = dry_run(settings)
-    assert run.shapes["images"][0] == 8 * run.rows
+    assert run.shapes["images"][0] == 8 * run.batch.rows
     assert run.length.steps is None  # a folder of clips has as many as it has
     assert "steps: unknown" in format_dry_run(run)
     assert dry_run(composed("video_7b", None, "trainer.max_steps=100")).length.steps == 100
@@ -225,13 +224,6 @@ def test_what_is_not_modelled_is_said():
     )
     assert [note.split(" ")[0] for note in run.notes if "modelled" in note] == ["FSDP", "optimizer"]
     assert any("muon" in note for note in plan_module.uncounted(composed("toy/instruct")))
-
-
-def test_deepspeeds_configuration_may_be_a_file(tmp_path):
-    settings = composed("voco_1")
-    (tmp_path / "zero.json").write_text(json.dumps(settings.trainer["deepspeed"]))
-    by_file = composed("voco_1", None, f"trainer.deepspeed={tmp_path}/zero.json")
-    assert dry_run(by_file).memory == dry_run(settings).memory
 
 
 def test_a_dry_run_never_trains(toy):
@@ -271,7 +263,7 @@ PLAIN = ("trainer.deepspeed=null", "trainer.gradient_checkpointing=false")
         ("voco_1", 150, PLAIN, ("trainer.per_device_train_batch_size=4",)),
         (
             "voco_1",
-            80,
+            76,
             PLAIN,
             ("trainer.per_device_train_batch_size=4", "trainer.gradient_checkpointing=true"),
         ),

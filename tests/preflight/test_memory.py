@@ -10,22 +10,23 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import tiny_model, tiny_processor, tiny_text_config
-from voco_llama.preflight.memory import MOMENTS, estimate, kept_by_layer
-from voco_llama.preflight.memory_plan import (
+from voco_llama.preflight.memory import (
     BOOL,
-    FLOAT32,
+    MOMENTS,
     Adapters,
     Decoder,
-    Group,
     Pass,
     Placement,
     Plan,
     Tower,
     adapter_parameters,
+    estimate,
+    kept_by_layer,
     with_rows,
 )
 from voco_llama.preflight.plan import parameter_groups
 from voco_llama.settings import LoraSettings
+from voco_llama.sharding import FLOAT32, Group, Zero
 from voco_llama.training.lora import add_adapters, trained_by
 from voco_llama.training.stages import set_trainable
 
@@ -156,9 +157,9 @@ def test_adapters_are_counted():
 PARAMETERS = 6_738_415_616
 
 
-def zero(level, processes, frozen=0, **kwargs):
+def zero(level, processes, frozen=0, offloads=()):
     groups = [Group("language", PARAMETERS, 0, 2), Group("vision", 0, frozen, 2)]
-    return estimate(plan_of(groups, placement=Placement(processes, level, **kwargs)))
+    return estimate(plan_of(groups, placement=Placement(processes, sharding=Zero(level, offloads))))
 
 
 def states(found):
@@ -171,7 +172,7 @@ def test_zero_2_as_deepspeed_estimates_it(processes):
     _, theirs = estimate_zero2_model_states_mem_needs(PARAMETERS, processes, 1, cpu_offload=False)
     assert states(zero(2, processes)) == pytest.approx(theirs, abs=4)  # each term is rounded down
     _, theirs = estimate_zero2_model_states_mem_needs(PARAMETERS, processes, 1, cpu_offload=True)
-    assert states(zero(2, processes, offload_optimizer=True)) == theirs
+    assert states(zero(2, processes, offloads=("optimizer",))) == theirs
 
 
 def test_zero_3_as_deepspeed_estimates_it():
@@ -179,11 +180,11 @@ def test_zero_3_as_deepspeed_estimates_it():
     _, theirs, layer = estimate_zero3_model_states_mem_needs(PARAMETERS, 0, 8, 1, cpu_offload=False)
     assert layer == 0
     assert states(zero(3, 8)) - theirs == pytest.approx(2 * PARAMETERS / 8, abs=4)
-    for offload_parameters in (False, True):
+    for offloads in (("optimizer",), ("optimizer", "param")):
         _, theirs, _ = estimate_zero3_model_states_mem_needs(
-            PARAMETERS, 0, 8, 1, cpu_offload=True, cpu_offload_params=offload_parameters
+            PARAMETERS, 0, 8, 1, cpu_offload=True, cpu_offload_params="param" in offloads
         )
-        ours = zero(3, 8, offload_optimizer=True, offload_parameters=offload_parameters)
+        ours = zero(3, 8, offloads=offloads)
         assert states(ours) == pytest.approx(theirs, abs=4)
 
 
@@ -212,10 +213,10 @@ def test_several_plain_processes_keep_gradients_twice():
 
 
 def test_moments_and_peak():
-    work = Pass(8, 2048, 8, 8 * 1471)
+    work = Pass(8, 2048, 8, 8 * 1471, chunk=8 * 1471)
     decoder = Decoder(4096, 11008, 32, 32, 32, 128, 32002)
     groups = [Group("language", PARAMETERS, 0, 2)]
-    plan = plan_of(groups, decoder, work, placement=Placement(8, 3))
+    plan = plan_of(groups, decoder, work, placement=Placement(8, sharding=Zero(3)))
     found = estimate(plan)
     assert found.peak == max(found.at(moment) for moment in MOMENTS) == found.at("head")
     assert found.at("update") == states(found) + found.of("CUDA context")

@@ -44,7 +44,7 @@ def world(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Steps this small spend their time waiting for each other's threads."""
     before = torch.get_num_threads()
@@ -95,3 +95,11 @@ def upper(world, tmp_path_factory) -> Path:
 def losses(run: Path) -> list[float]:
     """The loss curve in the folder of a run."""
     return [entry["loss"] for entry in json.loads((run / "result.json").read_text(encoding="utf-8"))["loss_curve"]]
+
+
+@pytest.fixture(scope="session")
+def plain(world, tmp_path_factory) -> list[float]:
+    """The loss curve of a short training of toy/voco_1."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    train(settings_in(world, run, "toy/voco_1"))
+    return losses(run)

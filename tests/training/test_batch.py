@@ -5,6 +5,7 @@ import yaml
 
 from voco_llama.composition import to_plain
 from voco_llama.errors import SettingsError
+from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.card import _recipe
 from voco_llama.training.run_folder import RunFolder
 
@@ -20,8 +21,15 @@ def test_a_run_goes_on_as_planned_for_other_hardware(settings_for, tmp_path):
         RunFolder(settings_for("toy/instruct", "global_batch_size=8")).is_finished()
 
 
-@pytest.mark.parametrize(("overrides", "rows"), [(["global_batch_size=24"], 24), ([], 16)])
+@pytest.mark.parametrize(("overrides", "rows"), [(["global_batch_size=32"], 32), ([], 16)])
 def test_the_card_says_how_many_rows_a_step_has(settings_for, overrides, rows):
     start = {"processes": 2, "hardware": {"accelerator": "x"}, "git_commit": "y", "versions": {}}
     lines = _recipe(settings_for("toy/instruct", *overrides), {}, {"steps": 1, "seconds": 1}, start)
-    assert f"| samples a step | {rows} |" in list(lines)
+    assert f"- samples a step: {rows}" in list(lines)
+
+
+def test_where_the_rows_of_a_pass_stand_in_the_global_batch():
+    """Of passes [p0 p1][p0 p1] of 3 rows: the second process begins its second pass at row 9 of 12."""
+    batch = GlobalBatch(processes=2, rows=3, accumulation=2)
+    assert [batch.first_row(number, process) for number in (0, 1) for process in (0, 1)] == [0, 3, 6, 9]
+    assert batch.size == 12

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.training import data_wait
-from voco_llama.training.data_wait import DataWait
+from voco_llama.training import trainer
 from voco_llama.training.run import train
-from voco_llama.training.trainer import VoCoTrainer
+from voco_llama.training.trainer import DataWait, VoCoTrainer
 
 
 class Clock:
@@ -26,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(data_wait, "time", clock)
+    monkeypatch.setattr(trainer, "time", clock)
     return clock
 
 
@@ -74,7 +73,7 @@ def test_an_error_of_the_data_passes_through(clock):
 @pytest.fixture
 def result_of(settings_for, caplog):
     """Runs four steps of two accumulated batches and returns `result.json` and the progress lines."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "voco_llama")
 
     def run() -> tuple[dict, list[str]]:
         settings = settings_for(

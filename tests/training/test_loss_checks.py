@@ -1,5 +1,7 @@
 """Losses, teachers and adapters that contradict each other, each one clear line, before anything is loaded."""
 
+import json
+
 import pytest
 
 from voco_llama.composition import compose
@@ -39,8 +41,8 @@ def test_what_passes(overrides):
         ([f"loss.schedule={SCHEDULE}"], "loss.schedule's kl is above 0, but there is no teacher"),
         ([*KL, "loss.kl=0", "loss.lm=1"], "loss.teacher is checkpoint, but loss.kl is 0"),
         ([*KL, "loss.schedule=[{at: 0, lm: 1, kl: 0}]"], "loss.teacher is checkpoint, but loss.schedule's kl is 0"),
-        (["loss.lm=0"], "loss: both weights, lm and kl, are 0"),
-        ([*KL, "loss.schedule=[{at: 0, lm: 0, kl: 1}, {at: 1, lm: 0, kl: 0}]"], "loss.schedule.1: both weights"),
+        (["loss.lm=0"], "loss: all weights, lm and kl, are 0"),
+        ([*KL, "loss.schedule=[{at: 0, lm: 0, kl: 1}, {at: 1, lm: 0, kl: 0}]"], "loss.schedule.1: all weights"),
         (["loss.lm=-1"], "loss has the weights lm -1.0 and kl 0.0: none may be below 0"),
         ([*KL, "loss.temperature=0"], "loss.temperature is 0.0"),
         ([*KL, "loss.chunk_size=0"], "loss.chunk_size is 0"),
@@ -104,11 +106,25 @@ def test_the_schedule_is_linear_between_its_points():
     points = "[{at: 0.2, lm: 1, kl: 0}, {at: 0.6, lm: 0.5, kl: 2}]"
     loss = ScheduledLoss(compose([*KL, f"loss.schedule={points}"]).loss, None)
     for done, expected in ((0, (1, 0)), (0.2, (1, 0)), (0.4, (0.75, 1)), (0.6, (0.5, 2)), (1, (0.5, 2))):
-        assert loss.weights(done) == pytest.approx(expected)
-    assert ScheduledLoss(compose([*KL, "loss.lm=3"]).loss, None).weights(0.7) == (3, 1)
+        assert loss.weights(done) == pytest.approx(dict(zip(("lm", "kl"), expected, strict=True)))
+    assert ScheduledLoss(compose([*KL, "loss.lm=3"]).loss, None).weights(0.7) == {"lm": 3, "kl": 1}
 
 
-def test_plain_cross_entropy_is_left_to_the_model():
-    assert ScheduledLoss.of(compose([]).loss, None) is None
-    assert ScheduledLoss.of(compose(["loss.lm=0.5"]).loss, None) is not None
-    assert ScheduledLoss.of(compose([f"loss.schedule={SCHEDULE}"]).loss, None) is not None
+def test_single_losses_are_said_where_there_is_more_than_cross_entropy():
+    assert ScheduledLoss(compose([]).loss, None).is_plain
+    assert not ScheduledLoss(compose(["loss.lm=0.5"]).loss, None).is_plain
+    assert not ScheduledLoss(compose([f"loss.schedule={SCHEDULE}"]).loss, None).is_plain
+
+
+@pytest.mark.parametrize(("level", "is_fit"), [(2, True), (3, False)])
+def test_adapters_and_a_deepspeed_configuration_in_a_file(tmp_path, level, is_fit):
+    gather = {"stage3_gather_16bit_weights_on_model_save": True} if level == 3 else {}
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": level, **gather}}))
+    settings = compose(["model.lora.rank=4", "model.language.config=null", "model.language.pretrained=some/model"])
+    settings.trainer["deepspeed"] = str(file)
+    if is_fit:
+        check_settings(settings, paths=False)
+        return
+    with pytest.raises(SettingsError, match="model.lora merges whole matrices"):
+        check_settings(settings, paths=False)

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from tests.data.tables import LLAVA_TYPES, llava_rows, written
 from tests.training.conftest import losses
-from voco_llama.data.collate import Collator
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.readers import hf_dataset
 from voco_llama.training.batch import GlobalBatch
@@ -61,16 +60,12 @@ def settings_of(settings_for, table, tmp_path):
 @pytest.fixture
 def seen(monkeypatch):
     """Trains without computing anything: the step and the numbers of the records of each micro-batch, in order."""
-    row, collate = VoCoProcessor.row, Collator.__call__
+    row = VoCoProcessor.row
 
     def numbered_row(self, record):
-        return row(self, record) | {"number": torch.tensor(int(record.id))}
-
-    def numbered_batch(self, samples):
-        return collate(self, samples) | {"number": torch.stack([sample["number"] for sample in samples])}
+        return row(self, record) | {"number": torch.tensor([int(record.id)])}  # the collator joins them
 
     monkeypatch.setattr(VoCoProcessor, "row", numbered_row)
-    monkeypatch.setattr(Collator, "__call__", numbered_batch)
 
     def run(settings, kill_at: int = -1) -> list[tuple[int, list[int]]]:
         batches = []

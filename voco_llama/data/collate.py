@@ -13,7 +13,7 @@ from voco_llama.tokens import TokenIds
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads rows to the longest and joins their images in row order.
+    """Pads rows to the longest, and joins what else they bring (images, a teacher's words) in row order.
 
     Attributes:
         tokens: For the id of padding.
@@ -27,5 +27,5 @@ class Collator:
         """Samples of `VoCoProcessor.row` to `[batch, length]` fields and `pixel_values` `[images, 3, H, W]`."""
         rows = [Row(**{name: sample[name] for name in ROW_FIELDS}) for sample in samples]
         batch = pad_rows(rows, self.tokens, self.side)
-        batch["pixel_values"] = torch.cat([sample["pixel_values"] for sample in samples])
-        return batch
+        besides = [name for name in samples[0] if name not in ROW_FIELDS]
+        return batch | {name: torch.cat([sample[name] for sample in samples]) for name in besides}

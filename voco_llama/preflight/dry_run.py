@@ -1,27 +1,23 @@
 """What a training would be: shapes, parameters, steps, learning rates, sizes, memory; nothing is loaded or written."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from voco_llama.errors import SettingsError
 from voco_llama.model.losses import Objective
 from voco_llama.preflight.epoch import Epoch, Length, count_epoch, count_steps
-from voco_llama.preflight.fitting import Remedy, what_fits
-from voco_llama.preflight.inputs import data_inputs, model_inputs
-from voco_llama.preflight.memory import Estimate, estimate
-from voco_llama.preflight.memory_plan import FLOAT32, HALF, Plan
-from voco_llama.preflight.plan import (
-    device_memory,
-    memory_plan,
-    segment_tokens,
-    uncounted,
-)
+from voco_llama.preflight.memory import Estimate, Plan, estimate
+from voco_llama.preflight.plan import Remedy, device_memory, memory_plan, segment_tokens, uncounted, what_fits
 from voco_llama.preflight.shapes import MetaModel, meta_model
 from voco_llama.preflight.walk import walk
 from voco_llama.settings import TrainSettings
+from voco_llama.sharding import MOMENTS
 from voco_llama.training.batch import GlobalBatch
-from voco_llama.training.checks import check_settings
-from voco_llama.training.data_checks import segments_a_row, tokens_for_text
-from voco_llama.training.stages import ModuleCount
+from voco_llama.training.checks import check_settings, segments_a_row, tokens_for_text
+from voco_llama.training.inputs import list_inputs
+from voco_llama.training.stages import ModuleCount, format_table
+
+GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -113,13 +109,12 @@ def dry_run(settings: TrainSettings) -> DryRun:
     meta = meta_model(settings)
     num_vision = meta.model.config.segment_shape().num_vision
     memory = plan_memory(settings, meta)
-    chunk = memory.plan.work.chunk
     shapes = walk(
         meta.model,
         batch.rows,
         segments_a_row(settings),
         tokens_for_text(settings, segment_tokens(settings, meta)),
-        None if chunk is None else Objective(chunk_size=chunk),
+        Objective(chunk_size=settings.loss.chunk_size),
     )
     epoch = count_epoch(settings, segment_tokens(settings, meta))
     return DryRun(
@@ -149,21 +144,10 @@ def plan_memory(settings: TrainSettings, meta: MetaModel) -> Memory:
 
 
 def count_saved(settings: TrainSettings, plan: Plan) -> Saved:
-    """Bytes on disk.
-
-    DeepSpeed writes the 16-bit weights twice (whole, for loading, and its own, for going on) and 12 bytes of each
-    trained parameter; PyTorch the weights once and two moments of their type.
-    """
+    """Bytes on disk."""
     groups = [group for group in plan.groups if group.part != "teacher"]
-    place, trainer = plan.placement, settings.trainer
-    trained = sum(group.trained for group in groups)
-    everything = trained + sum(group.frozen for group in groups)
-    if place.zero:
-        final = (HALF if place.half else FLOAT32) * everything
-        checkpoint = 2 * final + 3 * FLOAT32 * trained
-    else:
-        final = sum((group.trained + group.frozen) * group.element for group in groups)
-        checkpoint = final + 2 * sum(group.trained * group.element for group in groups)
+    final, checkpoint = plan.placement.sharding.saved(groups, plan.placement.half)
+    trainer = settings.trainer
     limit = trainer.get("save_total_limit")
     kept = 0 if str(trainer.get("save_strategy", "steps")) == "no" else (limit or 1) + 1
     return Saved(final, checkpoint, kept)
@@ -171,7 +155,82 @@ def count_saved(settings: TrainSettings, plan: Plan) -> Saved:
 
 def _missing(settings: TrainSettings) -> list[str]:
     return [
-        f"{entry.key}: {entry.name} is not here" + (" (it would be downloaded)" if entry.is_hub else "")
-        for entry in (*data_inputs(settings), *model_inputs(settings))
-        if not entry.is_here
+        f"{entry.key}: "
+        + (f"{entry.repository} is not here (it would be downloaded)" if entry.is_hub else f"{entry.name} is not here")
+        for entry in list_inputs(settings)
+        if entry.is_read and not entry.is_here
     ]
+
+
+def format_dry_run(run: DryRun) -> str:
+    """Lines for a terminal."""
+    saved = run.saved
+    written = (
+        f"written: the model {saved.final / GB:.1f} GB; {saved.kept} checkpoints of {saved.checkpoint / GB:.1f} GB at"
+        f" most; {saved.total / GB:.1f} GB together"
+    )
+    notes = (f"note: {note}" for note in run.notes)
+    return "\n".join([*_model(run), *_length(run), written, *memory_lines(run.memory), *notes]) + "\n"
+
+
+def _model(run: DryRun) -> Iterator[str]:
+    vision, voco = run.segment
+    yield f"segment: {vision} vision + {voco} VoCo tokens; {run.segments} a row"
+    yield "one forward pass of a process:"
+    width = max(map(len, run.shapes))
+    for name, shape in run.shapes.items():
+        yield f"  {name:<{width}}  {list(shape)}"
+    yield "parameters:"
+    yield format_table(run.parameters)
+
+
+def _length(run: DryRun) -> Iterator[str]:
+    epoch, length = run.epoch, run.length
+    yield f"global batch: {run.batch}"
+    at_most = "" if epoch.tokens is not None else "at most "
+    counts = [
+        (epoch.rows, "rows", ""),
+        (epoch.images, "images or frames", at_most),
+        (epoch.tokens, "tokens (estimated from characters)", ""),
+    ]
+    known = [f"{qualifier}{number:,} {what}" for number, what, qualifier in counts if number is not None]
+    yield f"an epoch: {', '.join(known) or 'unknown'} ({epoch.source})"
+    longest, mean = run.tokens_a_step
+    yield f"tokens a step: {longest:,} at full length" + ("" if mean is None else f", {mean:,} of the data on average")
+    if length.steps is None:
+        yield "steps: unknown"
+        return
+    epoch_steps = "" if length.steps_an_epoch is None else f" ({length.steps_an_epoch:,} an epoch)"
+    yield f"steps: {length.steps:,}{epoch_steps}, the first {length.warmup:,} of them warm-up"
+    rates = ", ".join(f"{rate:.2g} at {step:,}" for step, rate in length.learning_rates)
+    yield f"learning rate: {rates or 'follows the training'}"
+
+
+def memory_lines(memory: Memory) -> Iterator[str]:
+    """The memory estimate, line by line, and what fits."""
+    estimate, work = memory.estimate, memory.plan.work
+    yield f"memory of a GPU, {work.rows} rows of {work.length} tokens (GB = 10^9 bytes):"
+    names = {term.name for term in estimate.terms}
+    width = max(len(name) for name in (*names, "together"))
+    yield f"  {'':<{width}}  " + "  ".join(f"{moment:>6}" for moment in MOMENTS)
+    for term in estimate.terms:
+        cells = (f"{term.bytes / GB:6.2f}" if moment in term.moments else " " * 6 for moment in MOMENTS)
+        yield f"  {term.name:<{width}}  {'  '.join(cells)}  {term.formula}"
+    yield f"  {'together':<{width}}  " + "  ".join(f"{estimate.at(moment) / GB:6.2f}" for moment in MOMENTS)
+    if estimate.host_bytes:
+        yield f"  in the machine's memory: {estimate.host_bytes / GB:.1f} GB for each process"
+    yield f"peak: {verdict(memory)}"
+
+
+def verdict(memory: Memory) -> str:
+    """One line: the peak, whether it fits, and the overrides that make it fit."""
+    peak = f"{memory.estimate.peak / GB:.1f} GB"
+    if memory.capacity is None:
+        return f"{peak}; set hardware.gpu_memory_gb to hear whether that fits"
+    room = f"{memory.capacity / GB:.0f} GB"
+    if memory.fits:
+        return f"{peak} of {room}: fits"
+    if memory.remedy is None:
+        return f"{peak} of {room}: does not fit, nor do fewer rows, ZeRO-3, adapters or offloading: use more GPUs"
+    remedy = memory.remedy
+    return f"{peak} of {room}: does not fit; {remedy.peak / GB:.1f} GB with: {' '.join(remedy.overrides)}"

@@ -11,11 +11,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
 from voco_llama.errors import SettingsError, VoCoError, one_line
-from voco_llama.preflight.inputs import data_inputs
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import open_mixture
-from voco_llama.training.data_checks import segments_a_row
+from voco_llama.training.checks import segments_a_row
+from voco_llama.training.inputs import list_inputs
 from voco_llama.training.run import CHARACTERS_PER_TOKEN
 
 SHOWN_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -55,7 +55,7 @@ def count_epoch(settings: TrainSettings, tokens_a_segment: int) -> Epoch:
     An index folder that is there already may be added to, as by any command that opens the data.
     """
     data = settings.data
-    if all(entry.is_here and not entry.is_hub for entry in data_inputs(settings)):
+    if all(entry.is_here and not entry.is_hub for entry in list_inputs(settings) if entry.part == "data"):
         if data.index_folder is not None and not Path(data.index_folder).is_dir():
             settings = replace(settings, data=replace(data, index_folder=None))
         try:

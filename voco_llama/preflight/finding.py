@@ -1,9 +1,17 @@
 """What a check found, and how checks are kept apart: one that breaks says so, and the others go on."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from voco_llama.errors import VoCoError, one_line
+
+GB = 1e9
+SECONDS = 5
+"""That another program or a server may take to answer."""
+
+SHARED_MEMORY = Path("/dev/shm")
 
 LEVELS = ("ok", "note", "warning", "error")
 """Only an error stands in the way of a training."""
@@ -54,3 +62,8 @@ def format_findings(findings: Sequence[Finding]) -> str:
         for finding in findings
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def num_cores() -> int:
+    """Of those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

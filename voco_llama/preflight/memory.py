@@ -1,37 +1,141 @@
-"""How much memory a training needs on each GPU: a pure function of counts, no model is built.
+"""How much memory a training needs on each GPU: a pure function of counts and shapes, no model is built.
 
-The terms of the states are exact counts (ZeRO: arXiv 1910.02054, section 3; DeepSpeed's own estimators agree). Those of
+The terms of the states are exact counts, and those of whatever divides them (`voco_llama.sharding`). Those of
 the activations follow the tensors that autograd keeps in transformers' Llama layers, with SDPA's memory-efficient
-kernel. What comes and goes inside a backward pass is counted roughly, from above. FSDP and optimizers other than AdamW
-are not modelled: they are counted as DDP and AdamW.
+kernel. What comes and goes inside a backward pass is counted roughly, from above. Optimizers other than AdamW are not
+modelled: they are counted as AdamW.
 
 A step has moments, and its peak is the largest of them:
 
     tower   the images pass the frozen tower; nothing is kept for a backward pass yet
     head    all layers have run: logits and loss, and their gradients
     layer   the backward pass of one layer, which gradient checkpointing computes again first
-    update  activations are gone; DeepSpeed makes float32 gradients of its 16-bit ones
+    update  activations are gone; what is divided may make float32 gradients of its 16-bit ones
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from voco_llama.preflight.memory_plan import BOOL, FLOAT32, HALF, MAX_LIVE, Adapters, Decoder, Group, Placement, Plan
+from voco_llama.sharding import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
 
-MOMENTS = ("tower", "head", "layer", "update")
+BOOL = 1
+"""Bytes of an element."""
 
 CONTEXT_BYTES = int(1.5 * 2**30)
 """CUDA's context, the workspaces of cuBLAS and the buffers of NCCL, about."""
 
 
 @dataclass(frozen=True)
-class Term:
-    """One line of the estimate: bytes on each GPU, at which moments, and how they were counted."""
+class Placement:
+    """Where states lie.
 
-    name: str
-    bytes: int
-    moments: tuple[str, ...]
-    formula: str
+    Attributes:
+        processes: GPUs.
+        half: Whether training is in bf16 or fp16.
+        sharding: How they are divided.
+    """
+
+    processes: int = 1
+    half: bool = True
+    sharding: Sharding = field(default_factory=Sharding)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Shape of the language model."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each of a layer's linear maps."""
+        h, m, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (h, q),
+            "k_proj": (h, kv),
+            "v_proj": (h, kv),
+            "o_proj": (q, h),
+            "gate_proj": (h, m),
+            "up_proj": (h, m),
+            "down_proj": (m, h),
+        }
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Shape of the vision tower; `tokens` are its own, of one image, the class token included."""
+
+    width: int
+    tokens: int
+    image_size: int
+    mlp_ratio: float = 4.0
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Low-rank adapters; `element` bytes of their weights."""
+
+    rank: int
+    dropout: float
+    targets: tuple[str, ...]
+    element: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass of a process.
+
+    Attributes:
+        rows: Of the batch.
+        length: Tokens of each row.
+        images: Of all rows.
+        trained_tokens: Of all rows: the head runs for these.
+        element: Bytes of an activation.
+        attention: `sdpa`, `eager` or `flex_attention`.
+        checkpointing: Only the inputs of layers are kept, and each layer runs again in the backward pass.
+        weights_train: Whether the language model's own weights do.
+        chunk: Tokens whose logits exist at the same time.
+    """
+
+    rows: int
+    length: int
+    images: int
+    trained_tokens: int
+    element: int = HALF
+    attention: str = "sdpa"
+    checkpointing: bool = True
+    weights_train: bool = True
+    chunk: int = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the estimate depends on."""
+
+    groups: tuple[Group, ...]
+    placement: Placement
+    decoder: Decoder
+    tower: Tower
+    work: Pass
+    adapters: Adapters | None = None
+
+
+def adapter_parameters(decoder: Decoder, rank: int, targets: Sequence[str]) -> int:
+    """Parameters of low-rank adapters on all layers."""
+    maps = decoder.linear()
+    return decoder.layers * sum(rank * sum(maps[name]) for name in targets if name in maps)
+
+
+def with_rows(plan: Plan, rows: int) -> Plan:
+    """The plan with another batch of like rows."""
+    work = plan.work
+    scaled = {name: getattr(work, name) * rows // work.rows for name in ("images", "trained_tokens")}
+    return replace(plan, work=replace(work, rows=rows, **scaled))
 
 
 @dataclass(frozen=True)
@@ -62,67 +166,13 @@ class Estimate:
 
 def estimate(plan: Plan) -> Estimate:
     """The memory of a training."""
-    terms, host_bytes = _states(plan)
+    place, decoder = plan.placement, plan.decoder
+    bucket = decoder.hidden**2 if any(group.trained for group in plan.groups) else 0
+    largest = decoder.hidden * decoder.vocabulary if plan.work.weights_train else 0  # a table of words
+    terms, host_bytes = place.sharding.states(plan.groups, place.processes, place.half, bucket, largest)
     terms += list(_activations(plan))
     terms.append(Term("CUDA context", CONTEXT_BYTES, MOMENTS, "context, cuBLAS, NCCL: about"))
     return Estimate(tuple(term for term in terms if term.bytes), host_bytes)
-
-
-def _states(plan: Plan) -> tuple[list[Term], int]:
-    """Weights, gradients, optimizer: terms, and bytes in the machine's memory."""
-    place, groups = plan.placement, plan.groups
-    return _zero_states(plan) if place.zero else (_plain_states(groups, place), 0)
-
-
-def _plain_states(groups: Sequence[Group], place: Placement) -> list[Term]:
-    """PyTorch alone: gradients and AdamW's two moments are of the type of the weight; there are no masters."""
-    weights = sum((group.trained + group.frozen) * group.element for group in groups)
-    gradients = sum(group.trained * group.element for group in groups)
-    single = sum(group.trained for group in groups if group.element == FLOAT32)
-    terms = [
-        Term("weights", weights, MOMENTS, "as loaded"),
-        Term("gradients", gradients, MOMENTS, "trained, of the weight's type"),
-        Term("optimizer", 2 * gradients, MOMENTS, "AdamW: 2 moments of the weight's type"),
-    ]
-    if place.processes > 1:
-        terms.append(Term("buckets", gradients, MOMENTS, "DDP: gradients once more, to be summed"))
-    if place.half and single:
-        moments = ("head", "layer")
-        terms.append(Term("autocast copies", HALF * single, moments, "2 x trained float32 weights"))
-    return terms
-
-
-def _zero_states(plan: Plan) -> tuple[list[Term], int]:
-    """DeepSpeed's: 16-bit weights and gradients, and of what trains float32 masters and moments, divided."""
-    place, n = plan.placement, plan.placement.processes
-    element = HALF if place.half else FLOAT32
-    trained = sum(group.trained for group in plan.groups)
-    everything = trained + sum(group.frozen for group in plan.groups)
-    cut_weights, cut_gradients = (n if place.zero == 3 else 1), (n if place.zero >= 2 else 1)
-    weights, gradients = element * everything // cut_weights, element * trained // cut_gradients
-    optimizer = 3 * FLOAT32 * trained // n
-    update = FLOAT32 * trained // n if place.zero < 3 else min(FLOAT32 * trained // n, FLOAT32 * MAX_LIVE)
-    host = 0
-    if place.offload_optimizer:
-        host, optimizer, update, gradients = host + optimizer + update + gradients, 0, 0, 0
-    if place.offload_parameters and place.zero == 3:
-        host, weights = host + weights, 0
-    # Both `auto` in our settings; largest weight: a table of words.
-    bucket = plan.decoder.hidden**2 if trained else 0
-    largest = plan.decoder.hidden * plan.decoder.vocabulary if plan.work.weights_train else 0
-    terms = [
-        Term("weights", weights, MOMENTS, f"{element} x all / {cut_weights}"),
-        Term("gradients", gradients, MOMENTS, f"{element} x trained / {cut_gradients}"),
-        Term("optimizer", optimizer, MOMENTS, f"(4 master + 8 AdamW) x trained / {n}"),
-        Term("float32 gradients", update, ("update",), f"4 x trained / {n}, while DeepSpeed updates"),
-        Term(
-            "buckets", element * (2 * bucket + largest), ("layer",), "2 of hidden^2, and the largest weight's gradient"
-        ),
-    ]
-    if place.zero == 3:
-        live = element * min(place.max_live, everything)
-        terms.append(Term("gathered weights", live, ("tower", "head", "layer"), "stage3_max_live_parameters at most"))
-    return terms, host
 
 
 def _activations(plan: Plan) -> Iterator[Term]:
@@ -147,7 +197,7 @@ def _activations(plan: Plan) -> Iterator[Term]:
         yield Term("layers", one * decoder.layers, ("head", "layer"), "what each layer keeps (kept_by_layer)")
     passing = s * tokens * (3 * decoder.intermediate + 4 * decoder.hidden)
     yield Term("gradients inside", passing, ("layer",), "of 3 MLP-wide and 4 hidden-wide tensors")
-    logits = min(work.trained_tokens, work.chunk or work.trained_tokens) * decoder.vocabulary * (s + 3 * FLOAT32)
+    logits = min(work.trained_tokens, work.chunk) * decoder.vocabulary * (s + 3 * FLOAT32)
     yield Term("logits", logits, ("head",), "logits, float32 log-probabilities, the gradients of both")
     yield Term("final states", 2 * FLOAT32 * tokens * decoder.hidden, ("head",), "last norm, what the head reads")
 

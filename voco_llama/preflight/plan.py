@@ -1,18 +1,26 @@
-"""What the memory estimate needs to know of a training, read off its settings and its model without weights."""
+"""What the memory estimate needs to know of a training, read off its settings and its model without weights.
 
-import json
-from pathlib import Path
-from typing import Any
+And what to change where it does not fit: the first of a few remedies, dearer and dearer ones. Fewer rows a pass come
+first (the global batch stays), then checkpointing and higher levels of ZeRO, then adapters, then offloading; each of
+them again with fewer and fewer rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from voco_llama.preflight.memory_plan import FLOAT32, HALF, MAX_LIVE, Adapters, Group, Pass, Placement, Plan
+from voco_llama.preflight.memory import Adapters, Pass, Placement, Plan, adapter_parameters, estimate, with_rows
 from voco_llama.preflight.shapes import MetaModel
 from voco_llama.settings import TrainSettings
+from voco_llama.sharding import FLOAT32, HALF, Group, Sharding, Zero, sharding_of
 from voco_llama.training.batch import GlobalBatch, num_processes
-from voco_llama.training.data_checks import segments_a_row, tokens_for_text
+from voco_llama.training.checks import segments_a_row, tokens_for_text
 from voco_llama.training.stages import MODULES
+
+LORA_RANK, LORA_ALPHA = 128, 256
+"""LLaVA's own (scripts/v1_5/finetune_lora.sh)."""
 
 COUNTED_OPTIMIZER = "adamw_torch"
 """The Trainer's default; the beginning of its variants' names."""
@@ -31,19 +39,16 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
     """
     trainer, rows = settings.trainer, GlobalBatch.of(settings).rows
     text = tokens_for_text(settings, segment_tokens(settings, meta))
-    placement = _placement(settings)
-    half = bool(trainer.get("bf16") or trainer.get("fp16"))
+    sharding, half = sharding_of(trainer), bool(trainer.get("bf16") or trainer.get("fp16"))
     groups = parameter_groups(meta.model)
     element = groups[0].element
     if half:
         element = HALF
-    elif placement.zero:
+    elif sharding.keeps_masters:
         element = FLOAT32
     if settings.loss.teacher == "checkpoint":
-        frozen = sum(group.trained + group.frozen for group in groups)
-        groups = (*groups, Group("teacher", 0, frozen, groups[0].element))
+        groups = (*groups, Group("teacher", 0, sum(group.all for group in groups), groups[0].element))
     lora = settings.model.lora
-    plain_loss = settings.loss.schedule is None and (settings.loss.lm, settings.loss.kl) == (1.0, 0.0)
     work = Pass(
         rows=rows,
         length=settings.data.max_length,
@@ -53,12 +58,14 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
         attention=settings.model.attention,
         checkpointing=bool(trainer.get("gradient_checkpointing") or trainer.get("activation_checkpointing")),
         weights_train="language" in settings.stage.trains and not lora.rank,
-        chunk=None if plain_loss else settings.loss.chunk_size,
+        chunk=settings.loss.chunk_size,
     )
     adapters = None
     if lora.rank:
-        adapter_element = element if placement.zero else FLOAT32  # peft's own choice for adapters of 16-bit weights
+        # Without masters, peft's own choice for adapters of 16-bit weights.
+        adapter_element = element if sharding.keeps_masters else FLOAT32
         adapters = Adapters(lora.rank, lora.dropout, tuple(lora.targets), adapter_element)
+    placement = Placement(num_processes(settings), half, sharding)
     return Plan(groups, placement, meta.decoder, meta.tower, work, adapters)
 
 
@@ -73,40 +80,16 @@ def parameter_groups(model: nn.Module) -> tuple[Group, ...]:
     return tuple(Group(part, *counts, element) for (part, element), counts in counted.items())
 
 
-def zero_options(settings: TrainSettings) -> dict[str, Any]:
-    """`zero_optimization` of the DeepSpeed configuration, also if that is a file; empty without DeepSpeed."""
-    deepspeed = settings.trainer.get("deepspeed")
-    if isinstance(deepspeed, str):
-        deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-    return (deepspeed or {}).get("zero_optimization") or {}
-
-
 def uncounted(settings: TrainSettings) -> list[str]:
     """What the estimate takes for something else."""
     trainer, notes = settings.trainer, []
-    if trainer.get("fsdp"):
-        notes.append("FSDP is not modelled: memory is counted as if each GPU held everything")
+    unmodelled = sharding_of(trainer).unmodelled
+    if unmodelled is not None:
+        notes.append(unmodelled)
     optimizer = "muon" if settings.optimizer == "muon" else str(trainer.get("optim") or COUNTED_OPTIMIZER)
     if not optimizer.startswith(COUNTED_OPTIMIZER):
         notes.append(f"optimizer {optimizer} is not modelled: memory is counted as AdamW's")
     return notes
-
-
-def _placement(settings: TrainSettings) -> Placement:
-    zero = zero_options(settings)
-
-    def is_offloaded(part: str) -> bool:
-        return (zero.get(f"offload_{part}") or {}).get("device", "none") != "none"
-
-    live = zero.get("stage3_max_live_parameters", MAX_LIVE)
-    return Placement(
-        processes=num_processes(settings),
-        zero=zero.get("stage", 0),
-        half=bool(settings.trainer.get("bf16") or settings.trainer.get("fp16")),
-        offload_optimizer=is_offloaded("optimizer"),
-        offload_parameters=is_offloaded("param"),
-        max_live=live if isinstance(live, int) else MAX_LIVE,
-    )
 
 
 def device_memory(settings: TrainSettings) -> int | None:
@@ -116,3 +99,94 @@ def device_memory(settings: TrainSettings) -> int | None:
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     return None
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Overrides that make a training fit.
+
+    Attributes:
+        overrides: For the command line.
+        peak: Bytes on a GPU with them.
+        host_bytes: Bytes in the machine's memory for each process.
+    """
+
+    overrides: tuple[str, ...]
+    peak: int
+    host_bytes: int
+
+
+def what_fits(settings: TrainSettings, plan: Plan, capacity: int) -> Remedy | None:
+    """The first remedy that fits, without overrides if the plan does already; None: not one of them does.
+
+    Args:
+        settings: Of the training.
+        plan: Its memory plan.
+        capacity: Bytes of a GPU.
+    """
+    for overrides, changed in _variants(settings, plan):
+        for rows in _row_counts(settings):
+            found = estimate(with_rows(changed, rows))
+            if found.peak <= capacity:
+                return Remedy((*_batch_overrides(settings, rows), *overrides), found.peak, found.host_bytes)
+    return None
+
+
+def _row_counts(settings: TrainSettings) -> list[int]:
+    """The rows of a pass and their halves, as far as they divide what a process has of the global batch."""
+    rows = GlobalBatch.of(settings).rows
+    return [rows // 2**power for power in range(rows.bit_length()) if rows % 2**power == 0]
+
+
+def _batch_overrides(settings: TrainSettings, rows: int) -> tuple[str, ...]:
+    batch = GlobalBatch.of(settings)
+    if rows == batch.rows:
+        return ()
+    overrides = (f"trainer.per_device_train_batch_size={rows}",)
+    if settings.global_batch_size is None:
+        steps = batch.accumulation * batch.rows // rows
+        overrides += (f"trainer.gradient_accumulation_steps={steps}",)
+    return overrides
+
+
+def _variants(settings: TrainSettings, plan: Plan) -> Iterator[tuple[tuple[str, ...], Plan]]:
+    yield (), plan
+    kept: tuple[str, ...] = ()
+    if not plan.work.checkpointing:
+        kept = ("trainer.gradient_checkpointing=true",)
+        plan = replace(plan, work=replace(plan.work, checkpointing=True))
+        yield kept, plan
+    if settings.optimizer == "muon":  # needs whole matrices
+        return
+    now, has_adapters = plan.placement.sharding, plan.adapters is not None
+    levels = [Zero(level) for level in (2, 3) if level > now.level and not (level == 3 and has_adapters)]
+    for sharding in levels if plan.placement.processes > 1 else ():
+        yield (*sharding.overrides(now), *kept), _divided(plan, sharding)
+    if plan.work.weights_train:
+        lora = (f"model.lora.rank={LORA_RANK}", f"model.lora.alpha={LORA_ALPHA}")
+        adapted = _with_adapters(plan, settings.model.lora.targets)
+        yield (*Zero(2).overrides(Sharding()), *lora, *kept), _divided(adapted, Zero(2))
+    for offloads in (("optimizer",),) if has_adapters else (("optimizer",), ("optimizer", "param")):
+        level = 2 if has_adapters else 3
+        sharding = replace(now, offloads=offloads) if now.level == level else Zero(level, offloads)
+        yield (*sharding.overrides(now), *kept), _divided(plan, sharding)
+
+
+def _divided(plan: Plan, sharding: Sharding) -> Plan:
+    """In bf16 and with checkpointing, as trainer=zero2 and zero3 have it."""
+    work = replace(plan.work, element=HALF, checkpointing=True)
+    return replace(plan, work=work, placement=Placement(plan.placement.processes, True, sharding))
+
+
+def _with_adapters(plan: Plan, targets: Sequence[str]) -> Plan:
+    """The plan with the language model frozen; besides the adapters, one embedding trains."""
+    frozen = [
+        replace(group, trained=0, frozen=group.all) if group.part == "language" else group for group in plan.groups
+    ]
+    trained = adapter_parameters(plan.decoder, LORA_RANK, targets) + plan.decoder.hidden
+    return replace(
+        plan,
+        groups=(*frozen, Group("language", trained, 0, HALF)),
+        work=replace(plan.work, weights_train=False),
+        adapters=Adapters(LORA_RANK, 0.0, tuple(targets), HALF),
+    )

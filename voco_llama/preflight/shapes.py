@@ -16,7 +16,7 @@ from voco_llama.composition import CONFIG_DIR
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.model.voco_llama import VoCoLlama
-from voco_llama.preflight.memory_plan import Decoder, Tower
+from voco_llama.preflight.memory import Decoder, Tower
 from voco_llama.settings import TrainSettings
 from voco_llama.tokens import add_special_tokens
 from voco_llama.training.build import compression_config

@@ -13,16 +13,15 @@ from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_u
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from voco_llama.errors import SettingsError, one_line
-from voco_llama.preflight.dry_run import Memory, count_saved, plan_memory
-from voco_llama.preflight.finding import Check, Finding
-from voco_llama.preflight.inputs import Input, data_inputs, model_inputs
-from voco_llama.preflight.machine import GB, SECONDS, SHARED_MEMORY, num_cores
-from voco_llama.preflight.plan import uncounted, zero_options
+from voco_llama.preflight.dry_run import Memory, count_saved, plan_memory, verdict
+from voco_llama.preflight.finding import GB, SECONDS, SHARED_MEMORY, Check, Finding, num_cores
+from voco_llama.preflight.plan import uncounted
 from voco_llama.preflight.shapes import MetaModel, meta_model
-from voco_llama.preflight.text import verdict
 from voco_llama.settings import TrainSettings
+from voco_llama.sharding import sharding_of
 from voco_llama.training.batch import GlobalBatch, num_processes, world_size
 from voco_llama.training.checks import check_settings
+from voco_llama.training.inputs import PROBES, Input, list_inputs
 
 PREFETCHED = 2
 """Batches a data worker holds ready (PyTorch's `prefetch_factor`)."""
@@ -32,8 +31,8 @@ def training_checks(settings: TrainSettings) -> list[tuple[str, Check]]:
     """Name and function of each check, the cheap ones first; none reads data, weights or more than a file's name."""
     checks: list[tuple[str, Check]] = [
         ("settings", lambda: check_combination(settings)),
-        ("data", lambda: check_inputs("data", data_inputs(settings))),
-        ("model", lambda: check_inputs("model", model_inputs(settings))),
+        ("data", lambda: check_inputs(settings, "data")),
+        ("model", lambda: check_inputs(settings, "model")),
         ("processes", lambda: check_processes(settings)),
         ("precision", lambda: check_precision(settings)),
         ("reports", lambda: check_reports(settings)),
@@ -49,8 +48,9 @@ def check_combination(settings: TrainSettings) -> Iterator[Finding]:
     yield Finding("ok", "settings", f"stage {settings.stage.name}, nothing contradicts")
 
 
-def check_inputs(what: str, inputs: list[Input]) -> Iterator[Finding]:
-    """Files and folders that are named must be there; names of the hub cached, or to be had."""
+def check_inputs(settings: TrainSettings, what: str) -> Iterator[Finding]:
+    """Files and folders that are named, of the `data` or the `model`, must be there; names of the hub, to be had."""
+    inputs = [entry for entry in list_inputs(settings) if entry.is_read and (entry.part == "data") == (what == "data")]
     here = [entry for entry in inputs if entry.is_here]
     if here:
         yield Finding("ok", what, f"{len(here)} of {len(inputs)} here")
@@ -60,33 +60,33 @@ def check_inputs(what: str, inputs: list[Input]) -> Iterator[Finding]:
         if entry.is_hub:
             yield _ask_hub(entry)
         else:
-            advice = {"model.checkpoint": "train that stage first, or download it"}.get(
-                entry.key, "voco-llama data prepare says where it comes from" if what == "data" else "name another"
-            )
+            otherwise = "voco-llama data prepare says where it comes from" if what == "data" else "name another"
+            advice = entry.hint.removeprefix("; ") or otherwise
             problem = "holds no such files" if Path(entry.name).is_dir() else f"is not here (from {Path.cwd()})"
             yield Finding("error", entry.key, f"{entry.name} {problem}", advice)
 
 
 def _ask_hub(entry: Input) -> Finding:
     """One request for a small file's head."""
-    download = f"hf download {entry.name}" + ("" if entry.repo_type == "model" else f" --repo-type {entry.repo_type}")
+    name, kind = entry.repository, "dataset" if entry.hub == "dataset" else "model"
+    download = f"hf download {name}" + (" --repo-type dataset" if kind == "dataset" else "")
     if constants.HF_HUB_OFFLINE:
         return Finding(
             "error",
             entry.key,
-            f"{entry.name} is not in the cache, and HF_HUB_OFFLINE is set",
+            f"{name} is not in the cache, and HF_HUB_OFFLINE is set",
             f"unset it, or on a machine with a network: {download}",
         )
     try:
-        get_hf_file_metadata(hf_hub_url(entry.name, entry.probe, repo_type=entry.repo_type), timeout=SECONDS)
+        get_hf_file_metadata(hf_hub_url(name, PROBES[entry.hub], repo_type=kind), timeout=SECONDS)
     except (GatedRepoError, RepositoryNotFoundError):
         token = "the token does not open it" if get_token() else "there is no token"
         advice = "accept its licence on its page and run: hf auth login"
-        return Finding("error", entry.key, f"{entry.name} is closed or does not exist: {token}", advice)
+        return Finding("error", entry.key, f"{name} is closed or does not exist: {token}", advice)
     except Exception as error:  # the HTTP client below, and its errors, differ between versions of huggingface_hub
-        text = f"{entry.name} is not in the cache, and the hub does not answer ({one_line(error)})"
+        text = f"{name} is not in the cache, and the hub does not answer ({one_line(error)})"
         return Finding("error", entry.key, text, f"on a machine with a network: {download}")
-    return Finding("note", entry.key, f"{entry.name} would be downloaded", f"or before: {download}")
+    return Finding("note", entry.key, f"{name} would be downloaded", f"or before: {download}")
 
 
 def check_processes(settings: TrainSettings) -> Iterator[Finding]:
@@ -102,9 +102,10 @@ def check_processes(settings: TrainSettings) -> Iterator[Finding]:
         yield Finding("ok", "processes", text)
     if settings.model.attention == "flex_attention" and (uses_cpu or not gpus):
         yield Finding("error", "attention", "flex_attention trains on GPUs alone", "set model.attention=sdpa")
-    if settings.trainer.get("deepspeed") and "RANK" not in os.environ:
+    sharding = sharding_of(settings.trainer)
+    if sharding.needs_torchrun and "RANK" not in os.environ:
         command = f"torchrun --nproc_per_node {processes} -m voco_llama.cli train ..."
-        yield Finding("note", "launch", "DeepSpeed needs torchrun, also for one process", command)
+        yield Finding("note", "launch", f"{sharding.name} needs torchrun, also for one process", command)
     workers = _workers_here(settings)
     if workers > num_cores():
         text = f"{workers} data workers, of all processes here, on {num_cores()} cores"
@@ -122,18 +123,17 @@ def _workers_here(settings: TrainSettings) -> int:
 
 def check_precision(settings: TrainSettings) -> Iterator[Finding]:
     """Types of weights and arithmetic that the GPU lacks, or in which small updates vanish."""
-    trainer, dtype = settings.trainer, settings.model.dtype
+    trainer, dtype, sharding = settings.trainer, settings.model.dtype, sharding_of(settings.trainer)
     if trainer.get("bf16") and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
         yield Finding("error", "precision", "this GPU has no bf16", "set trainer.bf16=false trainer.fp16=true")
-    elif dtype != "float32" and not trainer.get("deepspeed") and "language" in settings.stage.trains:
+    elif dtype != "float32" and not sharding.keeps_masters and "language" in settings.stage.trains:
         text = f"weights of {dtype} train without float32 copies: updates below their rounding are lost"
         yield Finding("warning", "precision", text, "set trainer=zero2 (one GPU too), or model.dtype=float32")
     else:
         half = next((name for name in ("bf16", "fp16") if trainer.get(name)), "float32")
         yield Finding("ok", "precision", f"weights {dtype}, arithmetic {half}")
-    offloaded = [key for key in zero_options(settings) if key.startswith("offload_")]
-    if offloaded and shutil.which("ninja") is None:
-        yield Finding("error", "deepspeed", f"{', '.join(offloaded)} compiles a kernel, and ninja is not on PATH")
+    if (lacking := sharding.lacking()) is not None:
+        yield Finding("error", sharding.name.lower(), lacking)
 
 
 def check_reports(settings: TrainSettings) -> Iterator[Finding]:

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from voco_llama.layout import ROW_FIELDS, SegmentMark, TextSpan, lay_out
-from voco_llama.model.losses import Objective, language_model_loss
+from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.tokens import IGNORE_INDEX, TokenIds
 from voco_llama.visibility import TokenFacts
 
 
-def walk(
-    model: VoCoLlama, rows: int, segments: int, text: int, objective: Objective | None = None
-) -> dict[str, tuple[int, ...]]:
+def walk(model: VoCoLlama, rows: int, segments: int, text: int, objective: Objective) -> dict[str, tuple[int, ...]]:
     """The shapes of a training pass whose text is all trained.
 
     Args:
@@ -24,7 +22,7 @@ def walk(
         rows: Of the batch.
         segments: Of each row.
         text: Tokens of text in each row.
-        objective: What is minimized, if it is more than cross entropy; without a teacher.
+        objective: What is minimized; without a teacher.
 
     Returns:
         Name -> shape, in the order in which they come up.
@@ -48,13 +46,8 @@ def walk(
         targets = meta["labels"].flatten()[:trained]
         shapes |= {"mask": mask.shape, "hidden states": hidden_states.shape, "trained tokens": kept.shape}
         head = model.get_output_embeddings()
-        if objective is None:
-            logits = head(kept)
-            loss = language_model_loss(logits, targets, trained)
-        else:
-            logits = head(kept[: objective.chunk_size])
-            loss = objective(head, kept, targets, trained).total
-    shapes |= {"logits" if objective is None else "logits of a chunk": logits.shape, "loss": loss.shape}
+        logits = head(kept[: objective.chunk_size])
+        shapes |= {"logits of a chunk": logits.shape, "loss": objective(head, kept, targets, trained).total.shape}
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 

@@ -1,13 +1,12 @@
-"""From settings to `transformers.TrainingArguments`, and with them the processes, their device and DeepSpeed."""
+"""From settings to `transformers.TrainingArguments`, and with them the processes and their device."""
 
-import os
-import warnings
 from typing import Any
 
 from transformers import TrainingArguments
 
-from voco_llama.errors import SettingsError
+from voco_llama.errors import SettingsError, one_line
 from voco_llama.settings import TrainSettings
+from voco_llama.sharding import sharding_of
 from voco_llama.training.batch import GlobalBatch, world_size
 
 _NEW_NAMES = {
@@ -18,9 +17,9 @@ _NEW_NAMES = {
 
 
 def training_arguments(settings: TrainSettings) -> TrainingArguments:
-    """Build the arguments; under torchrun this joins the process group, with DeepSpeed it prepares ZeRO-3 loading.
+    """Build the arguments; under torchrun this joins the process group, and gets ready to divide a training.
 
-    Must run before a model is built: `from_pretrained` divides weights over processes only if it knows of ZeRO-3.
+    Must run before a model is built: `from_pretrained` divides weights over processes only if it knows of it.
 
     Raises:
         SettingsError: A value that TrainingArguments refuses, or a launch that does not fit the settings.
@@ -28,14 +27,13 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
     values = _renamed(settings.trainer)
     if settings.global_batch_size is not None:
         values["gradient_accumulation_steps"] = GlobalBatch.of(settings, world_size() or 1).accumulation
-    if values.get("deepspeed"):
-        _prepare_deepspeed(on_cpu=bool(values.get("use_cpu")))
+    sharding_of(values).prepare(on_cpu=bool(values.get("use_cpu")))
     try:
         arguments = TrainingArguments(
             output_dir=settings.output_dir, seed=settings.seed, remove_unused_columns=False, **values
         )
     except (ValueError, TypeError) as error:
-        raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
+        raise SettingsError(f"trainer: {one_line(error)}") from error
     if settings.model.attention == "flex_attention" and arguments.device.type == "cpu":
         raise SettingsError("model.attention=flex_attention has no backward pass on a CPU: use sdpa")
     if arguments.n_gpu > 1:
@@ -49,20 +47,3 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
 def _renamed(trainer: dict[str, Any]) -> dict[str, Any]:
     known = TrainingArguments.__dataclass_fields__
     return {new if (new := _NEW_NAMES.get(key, key)) in known else key: value for key, value in trainer.items()}
-
-
-def _prepare_deepspeed(on_cpu: bool) -> None:
-    if "RANK" not in os.environ:
-        raise SettingsError(
-            "trainer.deepspeed needs torchrun, also for one process:"
-            " torchrun --nproc_per_node N -m voco_llama.cli train ..."
-        )
-    # DeepSpeed's own calls, thousands of times.
-    warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
-    if on_cpu:
-        import deepspeed
-        from deepspeed.ops import __compatible_ops__
-
-        # Else the first collective compiles a kernel for minutes; gloo does without.
-        __compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("gloo")

@@ -40,7 +40,7 @@ class GlobalBatch:
 
     processes: int
     rows: int
-    accumulation: int
+    accumulation: int = 1
     drop_last: bool = False
 
     @classmethod
@@ -78,6 +78,10 @@ class GlobalBatch:
     def size(self) -> int:
         """Rows of an optimizer step."""
         return self.a_pass * self.accumulation
+
+    def first_row(self, number: int, process: int) -> int:
+        """Place in the global batch of the first row that a process sees in the `number`-th pass of a step, from 0."""
+        return (number * self.processes + process) * self.rows
 
     def steps_an_epoch(self, records: int) -> int:
         """Optimizer steps over so many records, as the Trainer counts them.

@@ -6,8 +6,11 @@ from typing import Any
 
 import yaml
 
+from voco_llama.choices import LOSSES
 from voco_llama.settings import TrainSettings
+from voco_llama.text import markdown
 from voco_llama.training.batch import GlobalBatch
+from voco_llama.training.inputs import list_inputs
 
 CARD_FILE = "README.md"
 TAGS = ["voco-llama", "vision-language", "image-text-to-text"]
@@ -30,7 +33,7 @@ def write_card(
         starts: `RunFolder.starts`.
     """
     head = {"library_name": "voco-llama", "pipeline_tag": "image-text-to-text", "tags": TAGS}
-    start = _start_of(settings)
+    start = {entry.key: entry.name for entry in list_inputs(settings) if entry.part == "start"}
     if all(not Path(name).exists() for name in start.values()):
         head["base_model"] = sorted(set(start.values()))
     sections = (
@@ -41,19 +44,6 @@ def write_card(
     )
     body = "\n".join(line for section in sections for line in (*section, ""))
     (folder / CARD_FILE).write_text(f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{body}", encoding="utf-8")
-
-
-def _start_of(settings: TrainSettings) -> dict[str, str]:
-    """What the run started from: setting -> folder or hub name."""
-    model = settings.model
-    if model.checkpoint is not None:
-        return {"model.checkpoint": model.checkpoint}
-    named = {
-        "model.language": model.language.pretrained or model.language.config,
-        "model.vision": model.vision.name,
-        "model.projector_weights": model.projector_weights,
-    }
-    return {key: name for key, name in named.items() if name is not None}
 
 
 def _opening(folder: Path, settings: TrainSettings) -> list[str]:
@@ -74,7 +64,7 @@ def _opening(folder: Path, settings: TrainSettings) -> list[str]:
 
 
 def _data(settings: TrainSettings, num_records: list[int]) -> Iterator[str]:
-    yield from _table(
+    yield markdown(
         ("file", "format", "weight", "records an epoch"),
         (
             (f"`{source.file}`", source.format, source.weight, f"{count:,}")
@@ -91,7 +81,7 @@ def _recipe(
         **{f"started from `{key}`": f"`{name}`" for key, name in start.items()},
         "parts trained": ", ".join(settings.stage.trains),
         "low-rank adapters": f"rank {settings.model.lora.rank}" if settings.model.lora.rank else "none",
-        "loss": f"{settings.loss.lm} x LM + {settings.loss.kl} x KL"
+        "loss": " + ".join(f"{getattr(settings.loss, name)} x {name.upper()}" for name in LOSSES)
         + (", scheduled" if settings.loss.schedule else ""),
         "steps": result["steps"],
         "samples a step": GlobalBatch.of(settings, last["processes"]).size,
@@ -104,7 +94,7 @@ def _recipe(
         "commit": f"`{last['git_commit']}`",
         "versions": ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version),
     }
-    yield from _table(("", ""), rows.items())
+    yield from (f"- {name}: {value}" for name, value in rows.items())
     yield ""
     yield "All settings stand in `settings.yaml` of the run."
 
@@ -114,10 +104,3 @@ def _results(result: dict[str, Any]) -> Iterator[str]:
     if curve:
         yield f"Training loss at step {curve[-1].get('step', result['steps'])}: {curve[-1]['loss']:.4f}."
     yield f"Records that could not be used: {bad}. Benchmarks: `voco-llama evaluate row=NAME checkpoint=FOLDER`."
-
-
-def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(str(cell) for cell in row)} |"

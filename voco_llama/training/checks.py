@@ -6,16 +6,17 @@ to change.
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from voco_llama.choices import PARTS
-from voco_llama.composition import did_you_mean
-from voco_llama.errors import SettingsError
+from voco_llama.data.media.roots import list_archives
+from voco_llama.data.readers import check_streamed
+from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings
-from voco_llama.training.data_checks import check_data, check_data_paths, tokens_for_text
-from voco_llama.training.loss_checks import check_loss_paths, check_losses, require, require_path
+from voco_llama.sharding import sharding_of
+from voco_llama.training.inputs import check_inputs
+from voco_llama.training.loss_checks import check_losses
 
 OWNED_KEYS = {
     "output_dir": "output_dir",
@@ -36,7 +37,8 @@ FIXED_KEYS = (
 )
 """Keys of TrainingArguments that make no sense here: rows are laid out by us, and evaluation is its own command."""
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+LEAST_TEXT = 2
+"""Tokens of a row: one that is read, and one that is learned."""
 
 
 def check_settings(settings: TrainSettings, paths: bool = True) -> None:
@@ -52,12 +54,12 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     _check_compression(settings)
     _check_stage(settings.stage, settings)
     _check_model(settings.model, settings)
-    check_data(settings)
+    _check_data(settings)
     check_losses(settings)
     if paths:
-        _check_paths(settings)
+        check_inputs(settings)
+        _check_run(settings)
         _check_segments_fit(settings)
-        check_loss_paths(settings)
     _check_trainer(settings)
 
 
@@ -155,27 +157,40 @@ def _check_model(model: ModelSettings, settings: TrainSettings) -> None:
     )
 
 
-def _check_paths(settings: TrainSettings) -> None:
-    check_data_paths(settings)
-    model = settings.model
-    if model.checkpoint is not None:
-        require_path("model.checkpoint", model.checkpoint, settings, "; train that stage first")
+def _check_data(settings: TrainSettings) -> None:
+    """Refuse settings of the data that contradict each other or the stage; nothing is read from disk."""
+    data = settings.data
+    require(bool(data.sources), "data.sources is empty: choose a data=... group or list a source")
+    for index, source in enumerate(data.sources):
+        require(source.weight > 0, f"data.sources.{index}.weight is {source.weight}: give a number above 0")
         require(
-            (Path(model.checkpoint) / "config.json").is_file(),
-            f"model.checkpoint: {model.checkpoint} holds no config.json: name the folder `final` of a finished run",
+            source.limit is None or source.limit > 0, f"data.sources.{index}.limit is {source.limit}: give 1 or more"
         )
-    else:
-        names = {"model.vision.name": model.vision.name, "model.tokenizer": model.tokenizer}
-        if model.projector_weights is not None:
-            require_path("model.projector_weights", model.projector_weights, settings)
-        if settings.stage.name != "clip":
-            names |= {
-                "model.language.pretrained": model.language.pretrained,
-                "model.language.config": model.language.config,
-            }
-        for key, name in names.items():
-            if name is not None and not _HUB_NAME.fullmatch(name):
-                require_path(key, name, settings)
+        list_archives(source.archives, f"data.sources.{index}.archives")
+    require(
+        not data.keep_in_memory or not settings.trainer.get("dataloader_num_workers"),
+        "data.keep_in_memory keeps rows in the training process: set trainer.dataloader_num_workers=0",
+    )
+    if data.streaming:
+        _check_streaming(settings)
+    for name in ("max_length", "num_frames", "shuffle_buffer"):
+        require(getattr(data, name) > 0, f"data.{name} is {getattr(data, name)}: give 1 or more")
+
+
+def _check_streaming(settings: TrainSettings) -> None:
+    data = settings.data
+    for source in data.sources:
+        check_streamed(source.format, source.file)
+    require(
+        data.grouping == "none",
+        f"data.streaming with data.grouping={data.grouping} would read everything for its lengths: set"
+        " data.grouping=none",
+    )
+    require(not data.keep_in_memory, "data.streaming and data.keep_in_memory contradict each other: choose one")
+    require(settings.stage.name != "clip", "stage clip trains on the toy world: set data.streaming=false")
+
+
+def _check_run(settings: TrainSettings) -> None:
     if settings.resume not in ("auto", "never"):
         require(
             (Path(settings.resume) / "trainer_state.json").is_file(),
@@ -249,43 +264,38 @@ def _check_trainer(settings: TrainSettings) -> None:
         rate is None or (rate > 0 and "projector" in settings.stage.trains),
         f"projector_learning_rate is {rate}: give a number above 0, in a stage that trains the projector, or null",
     )
+    sharding = sharding_of(trainer)
     if settings.optimizer == "muon":
         require(
             settings.stage.name != "clip", "optimizer=muon is for language models: set optimizer=trainer for stage clip"
         )
         require(
-            trainer.get("deepspeed") is None and not trainer.get("fsdp"),
-            "optimizer=muon needs whole matrices, and DeepSpeed and FSDP cut them into pieces: set optimizer=trainer",
+            not sharding.cuts_matrices,
+            f"optimizer=muon needs whole matrices, and {sharding.name} cuts them into pieces: set optimizer=trainer",
         )
-    if trainer.get("deepspeed") is not None:
-        _check_deepspeed(trainer["deepspeed"], settings.model)
+    sharding.check(settings.model.checkpoint is None and settings.model.language.config is not None)
 
 
-def _check_deepspeed(deepspeed: Any, model: ModelSettings) -> None:
-    if isinstance(deepspeed, str):
-        try:
-            deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise SettingsError(f"trainer.deepspeed: {deepspeed} cannot be read as JSON ({error})") from error
-    zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, dict) else None
-    stage = zero.get("stage") if isinstance(zero, dict) else None
-    require(
-        stage in (1, 2, 3), f"trainer.deepspeed.zero_optimization.stage is {stage}: give 1, 2 or 3, or deepspeed=null"
-    )
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+def segments_a_row(settings: TrainSettings) -> int:
+    """Segments of a usual row: the frames of a clip, one image, or none."""
+    return {"language": 0, "video": settings.data.num_frames}.get(settings.stage.name, 1)
 
-    known = {name for key, entry in DeepSpeedZeroConfig.model_fields.items() for name in (key, entry.alias) if name}
-    for key in zero:
-        where = f"trainer.deepspeed.zero_optimization.{key}"
-        require(key in known, f"unknown setting '{where}'{did_you_mean(key, sorted(known))}")
-        require(stage == 3 or not key.startswith("stage3_"), f"{where} is for stage 3, but stage is {stage}: remove it")
-    require(
-        stage != 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save")),
-        "trainer.deepspeed.zero_optimization.stage3_gather_16bit_weights_on_model_save must be true: without it the"
-        " trained weights stay in pieces",
-    )
-    require(
-        stage != 3 or model.checkpoint is not None or model.language.config is None,
-        "model.language.config (random weights) with ZeRO-3 would skip their initialization: use trainer=zero2, or"
-        " start from a checkpoint",
-    )
+
+def tokens_for_text(settings: TrainSettings, segment_tokens: int) -> int:
+    """Tokens that a row of full length has left for its text.
+
+    Args:
+        settings: Of the training.
+        segment_tokens: What one segment takes in a row.
+
+    Raises:
+        SettingsError: None are left.
+    """
+    segments, longest = segments_a_row(settings), settings.data.max_length
+    left = longest - segments * segment_tokens
+    if left < LEAST_TEXT:
+        raise SettingsError(
+            f"data.max_length is {longest}, but {segments} segments of {segment_tokens} tokens are"
+            f" {segments * segment_tokens}: raise it, or lower data.num_frames"
+        )
+    return left

@@ -2,25 +2,13 @@
 
 from pathlib import Path
 
-from voco_llama.errors import SettingsError
-from voco_llama.settings import LossSettings, TrainSettings
+from voco_llama.choices import LOSSES
+from voco_llama.errors import require
+from voco_llama.settings import LossPoint, LossSettings, TrainSettings
+from voco_llama.sharding import sharding_of
 
 DISTILLED_STAGES = ("voco", "video")
 """Stages in which a student that reads through VoCo tokens learns."""
-
-
-def require(holds: bool, message: str) -> None:
-    """Raise a `SettingsError` of this message if a condition does not hold."""
-    if not holds:
-        raise SettingsError(message)
-
-
-def require_path(key: str, path: str, settings: TrainSettings, hint: str = "") -> None:
-    """Raise a `SettingsError` if what a setting names is not there."""
-    if not Path(path).exists():
-        if Path(path).is_relative_to(settings.paths.toyworld):
-            hint = "; make the toy world first: voco-llama toyworld"
-        raise SettingsError(f"{key}: {path} does not exist (from {Path.cwd()}){hint}")
 
 
 def check_losses(settings: TrainSettings) -> None:
@@ -28,8 +16,7 @@ def check_losses(settings: TrainSettings) -> None:
     loss = settings.loss
     _check_numbers(loss)
     _check_lora(settings)
-    weights = [(loss.lm, loss.kl)] if loss.schedule is None else [(point.lm, point.kl) for point in loss.schedule]
-    has_kl = any(kl > 0 for _, kl in weights)
+    has_kl = any(point.kl > 0 for point in loss.schedule or [loss])
     name = "loss.kl" if loss.schedule is None else "loss.schedule's kl"
     require(
         not has_kl or loss.teacher != "none",
@@ -53,24 +40,29 @@ def _check_numbers(loss: LossSettings) -> None:
     require(loss.chunk_size > 0, f"loss.chunk_size is {loss.chunk_size}: give 1 or more")
     points = loss.schedule
     if points is None:
-        _check_weights("loss", loss.lm, loss.kl)
+        _check_weights("loss", loss)
         return
     require(bool(points), "loss.schedule is empty: list points {at, lm, kl}, or set it to null")
     for index, point in enumerate(points):
         where = f"loss.schedule.{index}"
         require(0 <= point.at <= 1, f"{where}.at is {point.at}: give a fraction of the training, from 0 to 1")
-        _check_weights(where, point.lm, point.kl)
+        _check_weights(where, point)
     at = [point.at for point in points]
     require(at == sorted(set(at)), f"loss.schedule's points are at {at}: list them in order, each moment once")
 
 
-def _check_weights(where: str, lm: float, kl: float) -> None:
-    require(lm >= 0 and kl >= 0, f"{where} has the weights lm {lm} and kl {kl}: none may be below 0")
-    require(lm > 0 or kl > 0, f"{where}: both weights, lm and kl, are 0, and nothing would be learned: raise one")
+def _check_weights(where: str, point: LossSettings | LossPoint) -> None:
+    weights = {name: getattr(point, name) for name in LOSSES}
+    shown = " and ".join(f"{name} {weight}" for name, weight in weights.items())
+    require(min(weights.values()) >= 0, f"{where} has the weights {shown}: none may be below 0")
+    require(
+        max(weights.values()) > 0,
+        f"{where}: all weights, {' and '.join(weights)}, are 0, and nothing would be learned: raise one",
+    )
 
 
 def _check_lora(settings: TrainSettings) -> None:
-    lora, trainer = settings.model.lora, settings.trainer
+    lora = settings.model.lora
     require(lora.rank >= 0, f"model.lora.rank is {lora.rank}: give 0 (no adapters) or more")
     if lora.rank == 0:
         return
@@ -86,10 +78,8 @@ def _check_lora(settings: TrainSettings) -> None:
         f"model.lora.rank is {lora.rank}, but stage.trains={settings.stage.trains} leaves the language model out: add"
         " language, or set the rank to 0",
     )
-    deepspeed = trainer.get("deepspeed")
-    zero = deepspeed.get("zero_optimization", {}) if isinstance(deepspeed, dict) else {}
     require(
-        zero.get("stage") != 3 and not isinstance(deepspeed, str) and not trainer.get("fsdp"),
+        not sharding_of(settings.trainer).cuts_weights,
         "model.lora merges whole matrices at the end, and ZeRO-3 and FSDP cut them into pieces: use trainer=zero2 (with"
         " adapters there is little else to divide)",
     )
@@ -140,17 +130,3 @@ def _check_teacher(settings: TrainSettings) -> None:
             "loss.teacher=adapters_off shares projector and VoCo offsets with the student, and would move with them:"
             " set stage.trains=[language] and compression.voco_embeddings=shared",
         )
-
-
-def check_loss_paths(settings: TrainSettings) -> None:
-    """Refuse a teacher that is not there."""
-    loss = settings.loss
-    if loss.teacher == "checkpoint" or (loss.teacher == "top_k" and loss.teacher_checkpoint is not None):
-        require_path("loss.teacher_checkpoint", loss.teacher_checkpoint, settings, "; train the upper bound first")
-        require(
-            (Path(loss.teacher_checkpoint) / "config.json").is_file(),
-            f"loss.teacher_checkpoint: {loss.teacher_checkpoint} holds no config.json: name the folder `final` of a"
-            " finished run",
-        )
-    if loss.teacher == "top_k":
-        require_path("loss.top_k_folder", loss.top_k_folder, settings, "; make the files first: voco-llama teacher")

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voco_llama.choices import LOSSES
 from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama, VoCoOutput
 from voco_llama.settings import LossSettings
 from voco_llama.training.teachers.teacher import Teacher
 
-LOGGED = ("loss_lm", "loss_kl")
+LOGGED = tuple(f"loss_{name}" for name in LOSSES)
 """What a log line says beside `loss`; each is what it would be with weight 1."""
 
 
@@ -28,20 +29,18 @@ class ScheduledLoss:
     settings: LossSettings
     teacher: Teacher | None
 
-    @classmethod
-    def of(cls, settings: LossSettings, teacher: Teacher | None) -> "ScheduledLoss | None":
-        """None if the settings are plain cross entropy, which the model computes by itself."""
-        plain = settings.schedule is None and (settings.lm, settings.kl) == (1.0, 0.0)
-        return None if plain else cls(settings, teacher)
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is cross entropy and nothing else, so that there are no single losses to log."""
+        return self.settings.schedule is None and self.weights(0) == {"lm": 1.0, "kl": 0.0}
 
-    def weights(self, done: float) -> tuple[float, float]:
-        """Weights of cross entropy and KL when `done`, from 0 to 1, of the training is done."""
+    def weights(self, done: float) -> dict[str, float]:
+        """Weight of each of `LOSSES` when `done`, from 0 to 1, of the training is done."""
         points = self.settings.schedule
         if points is None:
-            return self.settings.lm, self.settings.kl
+            return {name: getattr(self.settings, name) for name in LOSSES}
         at = [point.at for point in points]
-        lm, kl = (float(np.interp(done, at, [getattr(point, name) for point in points])) for name in ("lm", "kl"))
-        return lm, kl
+        return {name: float(np.interp(done, at, [getattr(point, name) for point in points])) for name in LOSSES}
 
     def objective(self, done: float, student: VoCoLlama, batch: dict[str, Tensor]) -> Objective:
         """The objective of one batch; the teacher reads it, unless its term has weight 0 now.
@@ -51,12 +50,14 @@ class ScheduledLoss:
             student: Unwrapped.
             batch: What the student will read. Entries that are the teacher's alone are taken out.
         """
-        lm, kl = self.weights(done)
+        weights = self.weights(done)
         teacher = None
         if self.teacher is not None:
             own = {name: batch.pop(name) for name in self.teacher.batch_entries}
-            teacher = self.teacher.read(student, {**batch, **own}) if kl else None
-        return Objective(lm, kl, self.settings.temperature, self.settings.chunk_size, teacher)
+            teacher = self.teacher.read(student, {**batch, **own}) if weights["kl"] else None
+        return Objective(
+            **weights, temperature=self.settings.temperature, chunk_size=self.settings.chunk_size, teacher=teacher
+        )
 
 
 class LossLog:

@@ -25,7 +25,7 @@ from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import GroupedSampler, StreamSampler
 from voco_llama.training.stages import set_trainable
 from voco_llama.training.teachers.teacher import build_teacher, check_teacher
-from voco_llama.training.teachers.top_k import TopKCollator, TopKRows, open_top_k
+from voco_llama.training.teachers.top_k import TopKRows, open_top_k
 from voco_llama.training.trainer import VoCoTrainer, loss_curve
 
 logger = logging.getLogger(__name__)
@@ -66,10 +66,9 @@ def train(settings: TrainSettings) -> Path:
     if settings.loss.teacher == "checkpoint":
         check_teacher(settings.loss.teacher_checkpoint, build_processor(settings))
     model, processor = build_or_load(settings)
-    rows, collator = LoadedMixture(mixture, processor.row), Collator(processor.tokens)
+    rows = LoadedMixture(mixture, processor.row)
     if settings.loss.teacher == "top_k":
         rows = TopKRows(rows, open_top_k(settings, mixture, processor))
-        collator = TopKCollator(collator)
     adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     batch = GlobalBatch.of(settings, arguments.world_size)
@@ -82,12 +81,12 @@ def train(settings: TrainSettings) -> Path:
         order=order,
         use_muon=settings.optimizer == "muon",
         projector_learning_rate=settings.projector_learning_rate,
-        scheduled_loss=ScheduledLoss.of(settings.loss, build_teacher(settings, model, processor, adapters)),
+        scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
         elastic=None if choices is None else ElasticDraw(choices, draw, batch.size, settings.seed),
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
-        data_collator=collator,
+        data_collator=Collator(processor.tokens),
         processing_class=processor,
     )
     if checkpoint is not None:

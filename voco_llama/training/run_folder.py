@@ -12,19 +12,19 @@ result.json       written last: loss curve, table of what trained, skipped recor
 
 import json
 import logging
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from voco_llama.composition import flatten, to_plain
+from voco_llama.composition import difference, to_plain
 from voco_llama.errors import SettingsError
 from voco_llama.files import write_atomically
-from voco_llama.provenance import provenance, sampled_fingerprint
-from voco_llama.settings import SourceSettings, TrainSettings
+from voco_llama.provenance import provenance
+from voco_llama.settings import TrainSettings
+from voco_llama.training.batch import world_size
+from voco_llama.training.inputs import fingerprints
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ FREE_KEYS = (
     "hardware",
     "dry_run",
     "data.index_folder",
+    "data.sources.*.published_records",
     "trainer.logging_",
     "trainer.save_",
     "trainer.report_to",
@@ -52,9 +53,6 @@ FREE_KEYS = (
     "trainer.dataloader_pin_memory",
 )
 """Beginnings of keys that may change when a run goes on: they do not touch what is learned."""
-
-FREE_SOURCE_KEY = ".published_records"
-"""End of a key of data sources that may change too."""
 
 
 class RunFolder:
@@ -93,20 +91,11 @@ class RunFolder:
         return (self.path / RESULT_FILE).is_file()
 
     def _check_same_settings(self) -> None:
-        there = dict(flatten(yaml.safe_load((self.path / SETTINGS_FILE).read_text(encoding="utf-8"))))
-        here = dict(flatten(to_plain(self.settings)))
-        # A setting that is younger than the run had its default then.
-        there |= {k: v for k, v in _defaults(len(self.settings.data.sources)) if k in here and k not in there}
-        differing = sorted(
-            key
-            for key in there.keys() | here.keys()
-            if there.get(key) != here.get(key) and not key.startswith(FREE_KEYS) and not key.endswith(FREE_SOURCE_KEY)
-        )
+        there = yaml.safe_load((self.path / SETTINGS_FILE).read_text(encoding="utf-8"))
+        differing = difference(there, to_plain(self.settings), TrainSettings, FREE_KEYS)
         if differing:
-            shown = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in differing[:5])
-            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
             raise SettingsError(
-                f"{self.path} holds a run with other settings: {shown}{more}: choose another output_dir or remove it"
+                f"{self.path} holds a run with other settings: {differing}: choose another output_dir or remove it"
             )
 
     def _check_same_inputs(self) -> None:
@@ -114,34 +103,13 @@ class RunFolder:
         if not _is_json(file):
             raise SettingsError(f"{file} is missing or damaged: choose another output_dir, or remove {self.path}")
         there = json.loads(file.read_text(encoding="utf-8"))
-        here = self._inputs()
+        here = fingerprints(self.settings)
         changed = sorted(key for key in here if there.get(key, here[key]) != here[key])
         if changed:
             raise SettingsError(
                 f"{self.path} holds a run on what {', '.join(changed)} named then, and that has changed since: choose"
                 " another output_dir, or remove it to train again"
             )
-
-    def _inputs(self) -> dict[str, str]:
-        """Setting -> fingerprint of the local file or folder that it names."""
-        model = self.settings.model
-        named = {f"data.sources.{index}.file": source.file for index, source in enumerate(self.settings.data.sources)}
-        if model.checkpoint is not None:
-            named["model.checkpoint"] = model.checkpoint
-        else:
-            named |= {
-                "model.vision.name": model.vision.name,
-                "model.language.pretrained": model.language.pretrained,
-                "model.language.config": model.language.config,
-                "model.tokenizer": model.tokenizer,
-                "model.projector_weights": model.projector_weights,
-            }
-        loss = self.settings.loss
-        if loss.teacher == "checkpoint":
-            named["loss.teacher_checkpoint"] = loss.teacher_checkpoint
-        elif loss.teacher == "top_k":
-            named["loss.top_k_folder"] = str(Path(loss.top_k_folder) / "manifest.json")
-        return {key: sampled_fingerprint(Path(path)) for key, path in named.items() if path and Path(path).exists()}
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to go on from: the one that `resume` names, or the last that was written to its end."""
@@ -156,14 +124,14 @@ class RunFolder:
 
     def begin(self) -> None:
         """Write what the run is; a run that goes on adds its environment to those before."""
-        write_atomically(self.path / INPUTS_FILE, json.dumps(self._inputs(), indent=2) + "\n")
+        write_atomically(self.path / INPUTS_FILE, json.dumps(fingerprints(self.settings), indent=2) + "\n")
         write_atomically(self.path / SETTINGS_FILE, yaml.safe_dump(to_plain(self.settings), sort_keys=False))
         file = self.path / ENVIRONMENT_FILE
         starts = self.starts() if file.is_file() else []
         here = {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": self.settings.seed,
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "processes": world_size() or 1,
             **provenance(),
         }
         write_atomically(file, json.dumps([*starts, here], indent=2) + "\n")
@@ -180,13 +148,6 @@ class RunFolder:
     def starts(self) -> list[dict[str, Any]]:
         """Environment of each start of the run, the last one's at the end."""
         return json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-
-
-def _defaults(num_sources: int) -> Iterator[tuple[str, Any]]:
-    """Dotted key and default of every setting, those of the data's sources included."""
-    yield from flatten(to_plain(TrainSettings()))
-    for index in range(num_sources):
-        yield from flatten(to_plain(SourceSettings()), f"data.sources.{index}")
 
 
 def _is_json(file: Path) -> bool:

@@ -13,11 +13,13 @@ An external compressor belongs to the projector, the offsets of distinct VoCo em
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import indent
 
 from torch import nn
 from torch.optim import Optimizer
 
-from voco_llama.errors import SettingsError
+from voco_llama.sharding import num_elements
+from voco_llama.text import aligned
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +52,7 @@ def set_trainable(
 
     Returns:
         One entry a module, in the model's order.
-
-    Raises:
-        SettingsError: A part is unknown.
     """
-    for part in trains:
-        if part not in MODULES:
-            raise SettingsError(f"stage.trains names '{part}': choose from {', '.join(MODULES)}")
     trained_modules = {module for part in trains for module in MODULES[part]}
     for name, module in model.named_children():
         module.requires_grad_(name in trained_modules)
@@ -90,7 +86,7 @@ def give_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter],
 
 
 def count_parameters(model: nn.Module) -> list[ModuleCount]:
-    """Trained and frozen parameters of each child of `model`; under ZeRO-3 those of the whole, not of a piece."""
+    """Trained and frozen parameters of each child of `model`; of the whole where a process holds a piece."""
     seen: set[int] = set()
     counts = []
     for name, module in model.named_children():
@@ -99,7 +95,7 @@ def count_parameters(model: nn.Module) -> list[ModuleCount]:
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            size = getattr(parameter, "ds_numel", parameter.numel())
+            size = num_elements(parameter)
             trained, frozen = (trained + size, frozen) if parameter.requires_grad else (trained, frozen + size)
         counts.append(ModuleCount(name, trained, frozen))
     return counts
@@ -108,9 +104,5 @@ def count_parameters(model: nn.Module) -> list[ModuleCount]:
 def format_table(counts: Sequence[ModuleCount]) -> str:
     """The table as text, with a line of sums."""
     total = ModuleCount("all", sum(count.trained for count in counts), sum(count.frozen for count in counts))
-    rows = [("module", "trained", "frozen")]
-    rows += [(count.module, f"{count.trained:,}", f"{count.frozen:,}") for count in [*counts, total]]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        f"  {name:<{widths[0]}}  {trained:>{widths[1]}}  {frozen:>{widths[2]}}" for name, trained, frozen in rows
-    )
+    rows = [(count.module, f"{count.trained:,}", f"{count.frozen:,}") for count in [*counts, total]]
+    return indent(aligned(("module", "trained", "frozen"), rows), "  ")

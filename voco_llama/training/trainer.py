@@ -1,8 +1,8 @@
 """A thin `transformers.Trainer`: our order of samples, elastic VoCo tokens, weighted losses, readable progress lines.
 
-The loss is the model's own: summed over trained tokens (cross entropy, or what an `Objective` says) and divided by
+The loss is what an `Objective` says, summed over trained tokens and divided by
 `num_items_in_batch`, which the Trainer counts over all accumulation steps and processes and hands to `forward` (since
-the model says `accepts_loss_kwargs`). DDP and DeepSpeed average gradients over processes; the Trainer multiplies the
+the model says `accepts_loss_kwargs`). Processes average gradients over processes; the Trainer multiplies the
 loss by their number, so that a global batch has one gradient however it is divided.
 """
 
@@ -10,21 +10,24 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from voco_llama.errors import SettingsError
 from voco_llama.layout import truncate_voco
-from voco_llama.training.data_wait import DataWait
+from voco_llama.text import duration
+from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.losses import LOGGED, LossLog, ScheduledLoss
 from voco_llama.training.sampling import GroupedSampler, StreamSampler
 from voco_llama.training.stages import give_learning_rate, part_parameters
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_LINES = 100
 """Progress lines of a run, about."""
@@ -41,7 +44,7 @@ class VoCoTrainer(Trainer):
         use_muon: Train with `voco_llama.training.optimizer` instead of the optimizer that the arguments name.
         projector_learning_rate: Of the projector and the compressor; None: that of the arguments.
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
-        scheduled_loss: Weights of the losses, and the teacher; None: plain cross entropy.
+        scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
         kwargs: What `transformers.Trainer` takes.
     """
 
@@ -110,9 +113,8 @@ class VoCoTrainer(Trainer):
         step = self.state.global_step
         self._micro_step = self._micro_step + 1 if step == self._last_step else 0
         self._last_step = step
-        per_process = self.args.per_device_train_batch_size
-        first = (self._micro_step * self.args.world_size + self.args.process_index) * per_process
-        return self.elastic(step, first, num_rows)
+        batch = GlobalBatch(self.args.world_size, self.args.per_device_train_batch_size)
+        return self.elastic(step, batch.first_row(self._micro_step, self.args.process_index), num_rows)
 
     def compute_loss(
         self,
@@ -121,7 +123,7 @@ class VoCoTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The model's loss; with weighted losses, the teacher reads the batch first."""
+        """The model's loss by the objective of this moment; the teacher reads the batch first, if there is one."""
         if self.scheduled_loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         step = self.state.global_step
@@ -129,8 +131,9 @@ class VoCoTrainer(Trainer):
         inputs = {**inputs}
         inputs["objective"] = self.scheduled_loss.objective(step / self.state.max_steps, student, inputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        is_scaled = self.args.average_tokens_across_devices and num_items_in_batch is not None
-        self.loss_log.add(step, outputs, self.accelerator.num_processes if is_scaled else 1)
+        if not self.scheduled_loss.is_plain:
+            is_scaled = self.args.average_tokens_across_devices and num_items_in_batch is not None
+            self.loss_log.add(step, outputs, self.accelerator.num_processes if is_scaled else 1)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -202,14 +205,55 @@ class _ProgressLines(TrainerCallback):
             parts.append(f"{tokens / seconds:,.0f} tokens/s")
         parts.append(f"data {logs[DATA_WAIT]:.0%}".replace("%", " %"))
         left = seconds / max(step - self.first_step, 1) * (state.max_steps - step)
-        parts.append(f"{_duration(left)} left" if step < state.max_steps else f"took {_duration(seconds)}")
+        parts.append(f"{duration(left)} left" if step < state.max_steps else f"took {duration(seconds)}")
         logger.info("  ".join(parts))
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+class DataWait:
+    """Measures the time between asking for a batch and getting it, against all time that passes.
+
+    Args:
+        device: That the model trains on; work that it still has to do counts as training, not as waiting.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._waits_for_device = device.type != "cpu"
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew: what has passed until now does not count."""
+        self._begun = self._last = time.perf_counter()
+        self._waited = self._waited_before = 0.0
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches, the time for each measured."""
+        while True:
+            if self._waits_for_device:
+                torch.accelerator.synchronize()  # else copying the batch waits for the step before
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - asked
+            yield batch
+
+    def take(self) -> float:
+        """The share since the last call, from 0 to 1."""
+        now = time.perf_counter()
+        share = _share(self._waited - self._waited_before, now - self._last)
+        self._last, self._waited_before = now, self._waited
+        return share
+
+    @property
+    def share(self) -> float:
+        """The share since `start`, from 0 to 1."""
+        return _share(self._waited, time.perf_counter() - self._begun)
+
+
+def _share(waited: float, passed: float) -> float:
+    return waited / passed if passed else 0.0
 
 
 def loss_curve(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:

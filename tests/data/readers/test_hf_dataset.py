@@ -14,10 +14,11 @@ from tests.data.tables import IMAGE, LLAVA_TYPES, TEXTS, TURNS, llava_rows, png,
 from tests.tiny import tiny_processor
 from voco_llama.data.media.images import load_image
 from voco_llama.data.readers import hf_dataset
-from voco_llama.data.readers.hf_dataset import HfDataset, ParquetStream, is_hub_name
+from voco_llama.data.readers.hf_dataset import HfDataset, ParquetStream
 from voco_llama.data.readers.llava_json import LlavaJson
 from voco_llama.data.records import Turn
 from voco_llama.errors import DataError, SettingsError
+from voco_llama.hub import is_hub_name
 
 READERS = pytest.mark.parametrize("reader", [HfDataset, ParquetStream])
 

@@ -21,7 +21,7 @@ from voco_llama.training.build import build_processor, open_mixture
 from voco_llama.training.run import train
 from voco_llama.training.teachers import write_top_k as command_module
 from voco_llama.training.teachers.teacher import load_teacher, read_uncompressed
-from voco_llama.training.teachers.top_k import TopKCollator, TopKRows, open_top_k, read_manifest
+from voco_llama.training.teachers.top_k import TopKRows, open_top_k, read_manifest
 from voco_llama.training.teachers.write_top_k import write_top_k
 
 K, RECORDS, PER_FILE = 5, 42, 16
@@ -114,7 +114,7 @@ def test_what_the_files_hold(files, world, upper, tmp_path):
 def test_rows_bring_their_words_and_batches_join_them(files, world, upper, tmp_path):
     rows, processor, reader = opened(training(world, upper, files, tmp_path))
     with_words = TopKRows(rows, pickle.loads(pickle.dumps(reader)))  # as a spawned worker gets it
-    batch = TopKCollator(Collator(processor.tokens))([with_words[index] for index in (20, 3, 40)])
+    batch = Collator(processor.tokens)([with_words[index] for index in (20, 3, 40)])
     expected = torch.cat([reader.words(index, rows[index]["labels"])["teacher_ids"] for index in (20, 3, 40)])
     assert torch.equal(batch["teacher_ids"], expected)
     assert len(batch["teacher_log_probs"]) == (batch["labels"] != IGNORE_INDEX).sum()
@@ -225,6 +225,15 @@ def copied(files: Path, folder: Path, **changes) -> Path:
     manifest = json.loads((folder / "manifest.json").read_text()) | changes
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def test_files_older_than_a_setting_had_its_default(files, world, upper, tmp_path):
+    made_from = read_manifest(files)["made_from"]
+    del made_from["data"]["sources"][0]["weight"], made_from["prompt"]["order"]
+    older = copied(files, tmp_path / "older", made_from=made_from)
+    opened(training(world, upper, older, tmp_path))
+    with pytest.raises(CheckpointError, match=r"data.sources.0.weight \(1.0 there, 2.0 now\)"):
+        opened(training(world, upper, older, tmp_path, "data.sources.0.weight=2"))
 
 
 def test_incomplete_or_foreign_folders(files, world, upper, tmp_path):

@@ -12,7 +12,6 @@ is found without reading what comes before it. (The library's own `IterableDatas
 and loses what its shuffle buffer held.)
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -24,6 +23,7 @@ import numpy as np
 from voco_llama.data.readers.table_records import TableReader, text_bytes, text_marks
 from voco_llama.data.records import Sizes
 from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.hub import is_hub_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,8 +36,6 @@ BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl":
 
 ROWS_AT_ONCE = 10_000
 """Rows whose text lengths are counted together."""
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class HfDataset(TableReader):
@@ -67,12 +65,6 @@ class HfDataset(TableReader):
 
     def _tables(self, columns: list[str]) -> "Iterator[pa.Table]":
         return self._dataset.select_columns(columns).iter(ROWS_AT_ONCE)
-
-
-def is_hub_name(file: str | Path) -> bool:
-    """Whether it is not a path here, and reads as `owner/name`."""
-    path = Path(file)
-    return not path.exists() and path.suffix not in BUILDERS and bool(_HUB_NAME.fullmatch(str(file)))
 
 
 def is_saved(file: Path) -> bool:

@@ -1,6 +1,6 @@
 """Teachers: what the KL term compares the student with. Every one reads the rows with the image visible.
 
-    checkpoint    a frozen model of ours; under ZeRO-3 its weights are divided over the processes as the student's are
+    checkpoint    a frozen model of ours; its weights are divided over the processes where the student's are
     adapters_off  the student itself without its LoRA adapters
     top_k         files that `voco-llama teacher` wrote (`voco_llama.training.teachers.top_k`)
 
@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.processor import VoCoProcessor
@@ -27,6 +26,7 @@ from voco_llama.layout import truncate_voco
 from voco_llama.model.losses import TeacherStates, TeacherTokens, TeacherTopK
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.settings import TrainSettings
+from voco_llama.sharding import place_frozen, weights_are_divided, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,24 +70,12 @@ class CheckpointTeacher:
 
     def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
         self.accelerator = accelerator
-        if not is_deepspeed_zero3_enabled():
-            self.model.to(arguments.device)
-            return
-        import deepspeed
-
-        zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-        config = {
-            "train_micro_batch_size_per_gpu": arguments.per_device_train_batch_size,
-            "zero_optimization": {k: v for k, v in zero.items() if v != "auto" and k != "offload_optimizer"},
-            "bf16": {"enabled": arguments.bf16},
-            "fp16": {"enabled": arguments.fp16},
-        }
-        self.model, *_ = deepspeed.initialize(model=self.model, config=config)
-        self.model.eval()
-        # The head runs once a chunk, in the backward pass too: whole, so that no call has to gather it.
-        with deepspeed.zero.GatheredParameters(list(self.head.parameters())):
-            whole = {name: parameter.detach().clone() for name, parameter in self.head.named_parameters()}
-        self.head = functools.partial(linear, **whole)
+        self.model = place_frozen(self.model, accelerator, arguments)
+        if weights_are_divided():
+            # The head runs once a chunk, in the backward pass too: whole, so that no call has to gather it.
+            with whole(list(self.head.parameters())):
+                copies = {name: parameter.detach().clone() for name, parameter in self.head.named_parameters()}
+            self.head = functools.partial(linear, **copies)
 
     @torch.no_grad()
     def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherStates:

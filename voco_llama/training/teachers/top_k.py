@@ -19,22 +19,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from voco_llama.composition import flatten, to_plain
-from voco_llama.data.collate import Collator
+from voco_llama.composition import difference, to_plain
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.errors import CheckpointError, DataError
+from voco_llama.errors import CheckpointError, DataError, one_line
 from voco_llama.provenance import fingerprint_data, sampled_fingerprint
 from voco_llama.settings import TrainSettings
 from voco_llama.tokens import IGNORE_INDEX
+from voco_llama.training.inputs import MANIFEST_FILE
 from voco_llama.training.teachers.teacher import TOP_K_ENTRIES
 
 FORMAT_VERSION = 1
-MANIFEST_FILE = "manifest.json"
 
 
 def made_from(settings: TrainSettings, mixture: Mixture, processor: VoCoProcessor, teacher_num_voco: int) -> dict:
@@ -95,24 +93,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_same(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse files that were made from something else.
+    """Refuse files that were made from something else; settings that are younger than they had their default.
 
     Raises:
         CheckpointError: It names what differs.
     """
-    before, now = dict(flatten(there)), dict(flatten(here))
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    differing = difference(there, here, TrainSettings)
     if differing:
-        shown = ", ".join(f"{key} ({_short(before.get(key))} there, {_short(now.get(key))} now)" for key in differing)
         raise CheckpointError(
-            f"{folder}: its top-k files are stale, made from other {shown}: choose another loss.top_k_folder, or"
+            f"{folder}: its top-k files are stale, made from other {differing}: choose another loss.top_k_folder, or"
             " remove it and make them again with voco-llama teacher"
         )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 16 else f"{text[:8]}..."
 
 
 def open_top_k(settings: TrainSettings, mixture: Mixture, processor: VoCoProcessor) -> "TopKFiles":
@@ -169,7 +160,7 @@ class TopKFiles:
                 self._opened[number] = opened, opened.get_tensor("offsets"), opened.get_tensor("checksums")
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
-                    f"{file}: cannot be read ({' '.join(str(error).split())}): remove {self.folder} and make the files"
+                    f"{file}: cannot be read ({one_line(error)}): remove {self.folder} and make the files"
                     " again, with voco-llama teacher"
                 ) from error
         return self._opened[number]
@@ -214,14 +205,3 @@ class TopKRows(Sequence[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self._rows[index]
         return row | self._files.words(index, row["labels"])
-
-
-class TopKCollator:
-    """Collates rows as `Collator` does, and joins their teacher's words in row order."""
-
-    def __init__(self, collator: Collator) -> None:
-        self._collator = collator
-
-    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        joined = {name: torch.cat([sample[name] for sample in samples]) for name in TOP_K_ENTRIES}
-        return self._collator(samples) | joined

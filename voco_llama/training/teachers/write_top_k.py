@@ -7,7 +7,6 @@ folder made from anything else is refused.
 import dataclasses
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -21,18 +20,21 @@ from transformers import TrainingArguments
 from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import LoadedMixture
 from voco_llama.errors import SettingsError
-from voco_llama.files import write_atomically
+from voco_llama.files import write_atomically, written_aside
 from voco_llama.model.losses import top_k
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.provenance import provenance, sampled_fingerprint
 from voco_llama.settings import TeacherSettings
+from voco_llama.sharding import undivided
+from voco_llama.text import duration
 from voco_llama.training.arguments import training_arguments
+from voco_llama.training.batch import world_size
 from voco_llama.training.build import build_processor, open_mixture
 from voco_llama.training.checks import check_settings
+from voco_llama.training.inputs import MANIFEST_FILE
 from voco_llama.training.teachers.teacher import check_teacher, load_teacher, read_uncompressed
 from voco_llama.training.teachers.top_k import (
     FORMAT_VERSION,
-    MANIFEST_FILE,
     answer_checksum,
     check_same,
     made_from,
@@ -91,7 +93,7 @@ def write_top_k(settings: TeacherSettings) -> Path:
             num_workers=arguments.dataloader_num_workers,
         )
         write_file(top_k_file(folder, number), teacher, loader, arguments, settings, num_voco)
-        logger.info("file %d/%d  %.0f s", number + 1, count, time.perf_counter() - started)
+        logger.info("file %d/%d  %s", number + 1, count, duration(time.perf_counter() - started))
     _finish(folder, manifest, count)
     return folder
 
@@ -108,10 +110,10 @@ def _settings_of_the_command(settings: TeacherSettings) -> TeacherSettings:
     for name in ("k", "records_per_file"):
         if getattr(settings, name) < 1:
             raise SettingsError(f"{name} is {getattr(settings, name)}: give 1 or more")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if (world_size() or 1) > 1:
         raise SettingsError("voco-llama teacher runs in one process: start it without torchrun")
     loss = dataclasses.replace(settings.loss, teacher="checkpoint", lm=0.0, kl=1.0, schedule=None)
-    settings = dataclasses.replace(settings, loss=loss, trainer=settings.trainer | {"deepspeed": None})
+    settings = dataclasses.replace(settings, loss=loss, trainer=undivided(settings.trainer))
     check_settings(settings)
     return settings
 
@@ -126,8 +128,11 @@ def _begin(folder: Path, manifest: dict) -> bool:
         write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
         return True
     there = read_manifest(folder)
-    compared = ("k", "records_per_file", "teacher", "made_from")
-    check_same(folder, {key: there[key] for key in compared}, {key: manifest[key] for key in compared})
+    compared = [
+        entries["made_from"] | {key: entries[key] for key in ("k", "records_per_file", "teacher")}
+        for entries in (there, manifest)
+    ]
+    check_same(folder, *compared)
     return not there["complete"]
 
 
@@ -169,9 +174,8 @@ def write_file(
     tensors = {name: torch.cat(values) for name, values in parts.items()}
     tensors |= {"offsets": torch.tensor(counts).cumsum(0), "checksums": torch.tensor(checksums)}
     mass = tensors["log_probs"].double().exp().sum().item()
-    temporary = file.with_name(f".{file.name}.partial")
-    save_file(tensors, temporary, {"tokens": str(sum(counts)), "mass": repr(mass)})
-    temporary.replace(file)
+    with written_aside(file) as aside:
+        save_file(tensors, aside, {"tokens": str(sum(counts)), "mass": repr(mass)})
 
 
 def _finish(folder: Path, manifest: dict, count: int) -> None:
