@@ -21,7 +21,7 @@ LAYERS = (
 )
 APART = ({"model", "data"}, {"training", "evaluation"})
 CONFINED = {
-    "hydra": {"composition.py", "sweep/grid.py"},
+    "hydra": {"composition.py", "sweep/plan.py"},
     "omegaconf": {"composition.py", "settings.py"},
     "lmms_eval": {"evaluation/lmms_adapter.py"},
 }

@@ -2,7 +2,7 @@
 
 Dataclasses hold the schema (`voco_llama.settings`, and one beside each command), YAML below `configs/` holds the
 values, Hydra composes them; an unknown key fails. Here are only checks that one value can pass or fail on its own (its
-type, its choices). hydra is used here and in `sweep/grid.py`, omegaconf here and in `settings.py`.
+type, its choices). hydra is used here and in `sweep/plan.py`, omegaconf here and in `settings.py`.
 """
 
 import dataclasses
@@ -41,17 +41,40 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
     Raises:
         SettingsError: An unknown key, group or choice, a value of the wrong type, a value that is missing.
     """
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
-    overrides = [f"++{text}" if text.startswith("trainer.") else text for text in overrides]
+    for name, node in (("train", TrainSettings), (config_name, schema)):
+        ConfigStore.instance().store(name=f"{name}_schema", node=node)
+    overrides = [f"++{text}" if text.startswith("trainer.") else text for text in _with_num_voco(overrides)]
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             config = hydra.compose(config_name, overrides)
         settings = OmegaConf.to_object(config)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: stage=4
         raise SettingsError(_explain(error, schema)) from error
     _check_nothing_was_dropped(config, settings, schema)
     _check_choices(settings)
     return settings
+
+
+def _with_num_voco(overrides: Sequence[str]) -> list[str]:
+    """`compression=voco_4` is `compression=voco compression.num_voco=4`; `experiment=toy/voco_4_kl` is toy/voco_kl so.
+
+    A file of the very name goes before. The number of a chosen compression, said or its file's own, goes before that of
+    an experiment, and `compression.num_voco=...` before both.
+    """
+    numbers, chosen = {}, []
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        folder = CONFIG_DIR / group
+        numbered = re.fullmatch(r"(.+)_([0-9]+)((?:_[a-z]+)?)", choice)
+        if group in ("experiment", "compression") and not (folder / f"{choice}.yaml").is_file() and numbered:
+            name, number = numbered[1] + numbered[3], int(numbered[2])
+            if (folder / f"{name}.yaml").is_file():
+                override, numbers[group] = f"{group}={name}", number
+        elif group == "compression" and (folder / f"{choice}.yaml").is_file():
+            numbers[group] = OmegaConf.load(folder / f"{choice}.yaml").num_voco
+        chosen.append(override)
+    number = numbers.get("compression", numbers.get("experiment"))
+    return chosen if number is None else [f"compression.num_voco={number}", *chosen]
 
 
 def read_file(file: Path, schema: type[T]) -> T:
