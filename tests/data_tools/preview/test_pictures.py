@@ -17,7 +17,7 @@ from voco_llama.data_tools.preview import png as preview_png
 from voco_llama.data_tools.preview import sample as preview_sample
 from voco_llama.data_tools.preview.preview import preview
 from voco_llama.data_tools.preview.sample import ANSWER, KINDS, PADDING, PROMPT, VISION, VOCO
-from voco_llama.toyworld.writers import encode_video
+from voco_llama.toyworld.world import encode_video
 from voco_llama.training.build import build_processor
 from voco_llama.visibility import TokenFacts, dense_mask
 
