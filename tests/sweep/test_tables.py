@@ -1,11 +1,14 @@
 """The shipped plans: every command composes and passes the checks, and the rows are those of the tables."""
 
+import json
+
 import pytest
 
 from voco_llama.cli import COMMANDS, sweep_runners
-from voco_llama.composition import CONFIG_DIR
+from voco_llama.composition import CONFIG_DIR, difference
+from voco_llama.settings import TrainSettings
 from voco_llama.sweep.plan import expand
-from voco_llama.sweep.records import Records
+from voco_llama.sweep.records import Records, record_file
 from voco_llama.training.checks import check_settings
 
 TABLES = sorted(file.stem for file in (CONFIG_DIR / "plan").glob("*.yaml"))
@@ -99,3 +102,17 @@ def test_num_voco_of_a_result_is_what_its_name_says():
             for result, command in job.evaluations.items():
                 _, at, number = result.partition("_at_")
                 assert records.compose(command).num_voco == (int(number) if at else None)
+
+
+def test_trainings_that_were_recorded_before_are_those_of_now():
+    """The committed ones are older than many settings."""
+    records = Records(sweep_runners())
+    results = CONFIG_DIR.parent / "docs/results/comparison"
+    (plan,) = expand(COMMANDS["sweep"].compose(["plan=toy", "seeds=[3]", f"results={results}"]))
+    records.check_base(plan)
+    recorded = {
+        job: json.loads(record_file(job).read_text())["train"] for job in plan.jobs if record_file(job).exists()
+    }
+    assert len(recorded) > 15
+    for job, there in recorded.items():
+        assert not difference(there, records.describe(job.train), TrainSettings), job.row
