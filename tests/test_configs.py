@@ -50,6 +50,7 @@ def test_nothing_ships_untested():
     tested = {f"{group}/{name}.yaml" for group, name in CHOICES} | {f"experiment/{name}.yaml" for name in FILES}
     top = {
         "train.yaml",
+        "training.yaml",
         "teacher.yaml",
         "evaluate.yaml",
         "evaluate_clips.yaml",

@@ -41,8 +41,7 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
     Raises:
         SettingsError: An unknown key, group or choice, a value of the wrong type, a value that is missing.
     """
-    for name, node in (("train", TrainSettings), (config_name, schema)):
-        ConfigStore.instance().store(name=f"{name}_schema", node=node)
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     overrides = [f"++{text}" if text.startswith("trainer.") else text for text in _with_num_voco(overrides)]
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
