@@ -127,9 +127,11 @@ def test_upper_bound_and_compression_train_for_as_long():
     assert len(set(steps.values())) == 1
 
 
-def test_the_teacher_command_takes_the_settings_of_a_training():
+@pytest.mark.parametrize("overrides", [["experiment=toy/voco_4", "loss=kl"], ["experiment=toy/voco_1_kl"]])
+def test_the_teacher_command_takes_the_settings_of_a_training(overrides):
+    """The loss that it begins with gives way to the experiment's."""
     train, teacher = (
-        compose(["experiment=toy/voco_4", "loss=kl"], name, schema)
-        for name, schema in (("train", TrainSettings), ("teacher", TeacherSettings))
+        compose(overrides, name, schema) for name, schema in (("train", TrainSettings), ("teacher", TeacherSettings))
     )
     assert to_plain(teacher) == to_plain(train) | {"k": 64, "records_per_file": 1024}
+    assert compose([], "teacher", TeacherSettings).loss.kl == 1
