@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from voco_llama.cli import compose_evaluate
+from voco_llama.cli import COMMANDS
 from voco_llama.evaluation.results import read_result
 from voco_llama.evaluation.run import evaluate
 from voco_llama.files import write_atomically
@@ -33,14 +33,16 @@ def main() -> None:
     """See the module."""
     own = dict(argument.split("=", 1) for argument in sys.argv[1:] if argument.startswith(("repeats=", "profile=")))
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith(("repeats=", "profile="))]
-    folder = compose_evaluate(overrides).output
+    folder = COMMANDS["evaluate"].compose(overrides).output
     logging.basicConfig(level=logging.WARNING)
     runs, answers = [], set()
     profile = cProfile.Profile()
     with tempfile.TemporaryDirectory() as scratch:
         for repeat in range(int(own.get("repeats", 3))):
             for reuse in (True, False):
-                settings = compose_evaluate([*overrides, f"output={scratch}", f"reuse={str(reuse).lower()}"])
+                settings = COMMANDS["evaluate"].compose(
+                    [*overrides, f"output={scratch}", f"reuse={str(reuse).lower()}"]
+                )
                 profile = cProfile.Profile()
                 file = profile.runcall(evaluate, settings) if own.get("profile") == "true" else evaluate(settings)
                 result = read_result(file)

@@ -78,40 +78,46 @@ def test_overrides_reach_the_command(monkeypatch, tmp_path):
     assert (type(settings).__name__, settings.grid, settings.noise) == ("ToyWorldSettings", 3, 1.5)
 
 
+@pytest.fixture
+def running(monkeypatch):
+    """Make `train` do something else with its settings."""
+    return lambda run: monkeypatch.setitem(cli.COMMANDS, "train", dataclasses.replace(cli.COMMANDS["train"], run=run))
+
+
 def raising(error):
-    def command(overrides):
+    def run(settings):
         raise error
 
-    return command
+    return run
 
 
-def test_an_error_out_of_a_worker_is_one_line_too(monkeypatch, capsys):
+def test_an_error_out_of_a_worker_is_one_line_too(running, capsys):
     worker = DataError(
         "Caught DataError in DataLoader worker process 0.\nTraceback ...\nvoco_llama.errors.DataError: x: y"
     )
-    monkeypatch.setitem(cli.COMMANDS, "train", (raising(worker), ""))
+    running(raising(worker))
     assert cli.main(["train"]) == 2
     assert capsys.readouterr().err == "error: x: y\n"
 
 
-def test_an_interrupt_is_status_130(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "train", (raising(KeyboardInterrupt()), ""))
+def test_an_interrupt_is_status_130(running):
+    running(raising(KeyboardInterrupt()))
     assert cli.main(["train"]) == 130
 
 
-def test_a_command_leaves_no_process_group_behind(monkeypatch, tmp_path):
+def test_a_command_leaves_no_process_group_behind(running, tmp_path):
     """The group's threads, still running while Python ends, aborted one of two processes once in a while."""
 
-    def join(overrides):
+    def join(settings):
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
 
-    monkeypatch.setitem(cli.COMMANDS, "train", (join, ""))
+    running(join)
     assert cli.main(["train"]) == 0
     assert not torch.distributed.is_initialized()
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "train", (raising(RuntimeError("bug")), ""))
+def test_a_bug_keeps_its_traceback(running):
+    running(raising(RuntimeError("bug")))
     with pytest.raises(RuntimeError, match="bug"):
         cli.main(["train"])
 
@@ -140,7 +146,7 @@ def test_no_setting_has_the_name_of_a_folder_of_configs(command, monkeypatch):
 
     monkeypatch.setattr("voco_llama.composition.compose", compose)
     with pytest.raises(Composed):
-        cli.COMMANDS[command][0]([])
+        cli.COMMANDS[command].compose([])
     assert "paths" in seen
     folders = {folder.name for folder in CONFIG_DIR.iterdir() if folder.is_dir()}
     assert not folders & set(seen) - {"paths"}

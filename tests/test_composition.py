@@ -24,7 +24,31 @@ def test_overrides_reach_every_level():
     assert settings.model.vision.layer == -1
     assert settings.data.sources[0].limit == 7
     assert settings.trainer["adam_beta2"] == 0.95
-    assert settings.output_dir == "runs/toy/voco_4"
+    assert settings.output_dir == "runs/toy/voco_2"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_voco", "folder"),
+    [
+        (["experiment=voco_32"], 32, "voco_32"),
+        (["experiment=voco", "compression.num_voco=32"], 32, "voco_32"),
+        (["experiment=toy/voco", "compression=voco_5"], 5, "toy/voco_5"),
+        (["experiment=toy/voco_3_kl"], 3, "toy/voco_3_kl"),
+        (["compression.num_voco=2", "experiment=toy/q_former_4"], 2, "toy/q_former_2"),
+        (["compression=average_pool_2", "experiment=toy/voco_8"], 2, "toy/voco_2"),
+        (["experiment=toy/voco_8", "compression=full"], 1, "toy/voco_1"),
+        (["experiment=toy/video", "compression=elastic_16"], 16, "toy/video"),
+    ],
+)
+def test_a_number_in_a_name_is_that_of_voco_tokens(overrides, num_voco, folder):
+    settings = compose(overrides)
+    assert (settings.compression.num_voco, settings.output_dir) == (num_voco, f"runs/{folder}")
+
+
+@pytest.mark.parametrize("override", ["experiment=vocoo_4", "compression=full_x", "stage=voco_4"])
+def test_a_number_makes_no_name_of_what_has_no_file(override):
+    with pytest.raises(SettingsError, match=f"there is no {override}"):
+        compose([override])
 
 
 def test_roots_come_from_the_environment(monkeypatch):
@@ -49,7 +73,8 @@ def test_roots_come_from_the_environment(monkeypatch):
         ("stage=foo", "there is no stage=foo"),
         ("stage=vioce", "did you mean 'voco'"),
         ("stage.name=pretrain", "choose one of clip, language, align, instruct, voco, video"),
-        ("experiment=toy/voc", "did you mean 'toy/voco_"),
+        ("experiment=toy/voc", "did you mean 'toy/voco'"),
+        ("stage=4", "Config group override must be a string or a list. Got int"),
         ("output_dir=???", "output_dir has no value"),
         ("seed==", "cannot read the override"),
         ("model.checkpoint=${nowhere}", "model.checkpoint"),

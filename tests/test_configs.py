@@ -1,7 +1,6 @@
 """Every shipped configuration composes, passes the checks, and makes TrainingArguments."""
 
 import pytest
-from omegaconf import OmegaConf
 
 from voco_llama.choices import PARTS
 from voco_llama.composition import CONFIG_DIR, compose, to_plain
@@ -10,14 +9,37 @@ from voco_llama.sharding import undivided
 from voco_llama.training.checks import check_settings
 
 GROUPS = ("model", "compression", "prompt", "data", "stage", "loss", "trainer", "hardware")
-EXPERIMENTS = sorted(
+FILES = sorted(
     file.relative_to(CONFIG_DIR / "experiment").with_suffix("").as_posix()
     for file in (CONFIG_DIR / "experiment").rglob("*.yaml")
+)
+NUMBERED = {
+    "voco": (1, 2, 4, 8, 16, 32, 64, 128),
+    "average_pool": (1,),
+    "q_former": (1,),
+    "voco_{}_llava": (1,),
+    "toy/voco": (1, 2, 4, 8, 16),
+    "toy/voco_{}_kl": (1, 4),
+    "toy/voco_{}_bidirectional": (1, 4),
+    "toy/voco_{}_distinct": (4,),
+    "toy/average_pool": (1, 4),
+    "toy/q_former": (1, 4),
+}
+"""Files whose name takes the number of VoCo tokens, and the numbers of README, the plans and the suites."""
+EXPERIMENTS = sorted(
+    [
+        *{*FILES} - {name.replace("_{}", "") for name in NUMBERED},
+        *(
+            (name if "{}" in name else f"{name}_{{}}").format(number)
+            for name, numbers in NUMBERED.items()
+            for number in numbers
+        ),
+    ]
 )
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_DIR / group).rglob("*.yaml"))]
 NEEDS = {
     ("stage", "clip"): ["model.vision.name=tiny.json"],
-    ("stage", "voco"): ["compression=voco_1"],
+    ("stage", "voco"): ["compression=voco"],
     ("loss", "kl"): ["stage=voco", "loss.teacher_checkpoint=somewhere"],
     ("loss", "lm_kl"): ["stage=voco", "loss.teacher_checkpoint=somewhere"],
     ("trainer", "zero3"): ["model.checkpoint=somewhere"],
@@ -26,9 +48,10 @@ NEEDS = {
 
 
 def test_nothing_ships_untested():
-    tested = {f"{group}/{name}.yaml" for group, name in CHOICES} | {f"experiment/{name}.yaml" for name in EXPERIMENTS}
+    tested = {f"{group}/{name}.yaml" for group, name in CHOICES} | {f"experiment/{name}.yaml" for name in FILES}
     top = {
         "train.yaml",
+        "training.yaml",
         "teacher.yaml",
         "evaluate.yaml",
         "evaluate_clips.yaml",
@@ -45,7 +68,7 @@ def test_nothing_ships_untested():
     tables = {file for file in shipped if file.startswith("plan/")}  # tests/sweep/test_tables.py
     sets = {file for file in shipped if file.startswith("data_sets/")}  # tests/data_tools/test_sets.py
     assert shipped == tested | top | tables | sets | {"sweep.yaml", "paths/default.yaml"}
-    assert {"toy/clip", "toy/video", "voco_1", "video_7b"} <= set(EXPERIMENTS)
+    assert {"toy/clip", "toy/video", "voco_1", "toy/voco_4_distinct", "video_7b"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -103,18 +126,11 @@ def test_upper_bound_and_compression_train_for_as_long():
     assert len(set(steps.values())) == 1
 
 
-def test_the_teacher_command_takes_the_settings_of_a_training():
+@pytest.mark.parametrize("overrides", [["experiment=toy/voco_4", "loss=kl"], ["experiment=toy/voco_1_kl"]])
+def test_the_teacher_command_takes_the_settings_of_a_training(overrides):
+    """The loss that it begins with gives way to the experiment's."""
     train, teacher = (
-        compose(["experiment=toy/voco_4", "loss=kl"], name, schema)
-        for name, schema in (("train", TrainSettings), ("teacher", TeacherSettings))
+        compose(overrides, name, schema) for name, schema in (("train", TrainSettings), ("teacher", TeacherSettings))
     )
     assert to_plain(teacher) == to_plain(train) | {"k": 64, "records_per_file": 1024}
-
-
-@pytest.mark.parametrize("command", sorted(f.stem for f in CONFIG_DIR.glob("*.yaml") if "- stage: " in f.read_text()))
-def test_commands_over_the_settings_of_a_training_choose_the_same_groups(command):
-    def groups(name):
-        _, *others = OmegaConf.load(CONFIG_DIR / f"{name}.yaml").defaults
-        return [group for group in others if not {"loss", "stage"} & set(group)]
-
-    assert groups(command) == groups("train")
+    assert compose([], "teacher", TeacherSettings).loss.kl == 1

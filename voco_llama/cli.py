@@ -3,8 +3,9 @@
     voco-llama train experiment=toy/voco_1 trainer.learning_rate=1e-5
     torchrun --nproc_per_node 8 -m voco_llama.cli train experiment=voco_1
 
-A user's mistake ends in one line and status 2, an interrupt in status 130; anything else keeps its traceback. A command
-that looks for problems ends in status 1 where it found some.
+Each command is a function here, of its settings: what is slow to import it imports by itself, so that other commands
+and mistakes do without. A user's mistake ends in one line and status 2, an interrupt in status 130; anything else keeps
+its traceback. A command that looks for problems ends in status 1 where it found some.
 """
 
 import argparse
@@ -14,139 +15,108 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from pkgutil import resolve_name
+from typing import Any
 
 from voco_llama.errors import SettingsError, VoCoError, own_line
 
-if TYPE_CHECKING:
-    from voco_llama.sweep.records import Runner
-    from voco_llama.sweep.settings import SweepSettings
-
 logger = logging.getLogger("voco_llama")
-T = TypeVar("T")
 
 
-def _compose_flat(overrides: list[str], config_name: str, settings_class: type[T]) -> T:
-    """Compose a dataclass whose keys stand at the top of its file, beside `paths`, which its values may refer to."""
-    from voco_llama.composition import compose
-    from voco_llama.settings import PathsSettings
+@dataclass(frozen=True)
+class Command:
+    """One command.
 
-    own = [
-        (
-            entry.name,
-            entry.type,
-            dataclasses.field(default=entry.default, default_factory=entry.default_factory, metadata=entry.metadata),
-        )
-        for entry in dataclasses.fields(settings_class)
-    ]
-    paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings))
-    composed = compose(overrides, config_name, dataclasses.make_dataclass(settings_class.__name__, [*own, paths]))
-    return settings_class(**{name: getattr(composed, name) for name, _, _ in own})
+    Attributes:
+        run: Gets the settings (and, if it asks for them, the overrides). A text that it returns is printed, a number is
+            the exit status.
+        schema: `module:name` of the settings' dataclass.
+        config: File of `configs/` that holds the settings' values.
+    """
 
+    run: Callable[..., str | int | None]
+    schema: str
+    config: str
+    wants_overrides: bool = False
 
-def _train(overrides: list[str]) -> None:
-    from voco_llama.composition import compose
-    from voco_llama.training.checks import check_settings
+    @property
+    def help(self) -> str:
+        """A line."""
+        return self.run.__doc__.partition("\n")[0].rstrip(".")
 
-    settings = compose(overrides)
-    check_settings(settings, paths=not settings.dry_run)  # before the slow imports
-    if settings.dry_run:
-        from voco_llama.preflight.dry_run import dry_run, format_dry_run
+    def compose(self, overrides: list[str]) -> Any:
+        """The command's settings.
 
-        text = format_dry_run(dry_run(settings))
-        if os.environ.get("RANK", "0") == "0":
-            sys.stdout.write(text)
-        return
-    if settings.stage.name == "clip":
-        from voco_llama.toyworld.train_clip import train_clip
+        A dataclass that is no training's has its keys at the top of its file, beside `paths`, which its values may
+        refer to.
+        """
+        from voco_llama.composition import compose
+        from voco_llama.settings import PathsSettings, TrainSettings
 
-        train_clip(settings)
-        return
-    from voco_llama.training.run import train
+        schema = resolve_name(self.schema)
+        if issubclass(schema, TrainSettings):
+            return compose(overrides, self.config, schema)
+        copied = ("default", "default_factory", "metadata")
+        own = [
+            (entry.name, entry.type, dataclasses.field(**{key: getattr(entry, key) for key in copied}))
+            for entry in dataclasses.fields(schema)
+        ]
+        paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings))
+        composed = compose(overrides, self.config, dataclasses.make_dataclass(schema.__name__, [*own, paths]))
+        return schema(**{name: getattr(composed, name) for name, _, _ in own})
 
-    train(settings)
+    def __call__(self, overrides: list[str]) -> int:
+        """Run it.
 
+        Returns:
+            The exit status.
+        """
+        settings = self.compose(overrides)
+        from voco_llama.sharding import expect_no_accelerator
 
-def _doctor(overrides: list[str]) -> None:
-    """The report goes to the output; errors in it end in status 2."""
-    from voco_llama.composition import compose
-    from voco_llama.preflight.doctor import doctor
-    from voco_llama.preflight.finding import format_findings
-
-    logger.setLevel(logging.WARNING)  # the report says it all
-    findings = doctor(compose(overrides) if overrides else None)
-    sys.stdout.write(format_findings(findings))
-    errors = sum(finding.level == "error" for finding in findings)
-    if errors:
-        raise SettingsError(f"doctor: {errors} of {len(findings)} findings stand in the way: see the lines above")
-
-
-def _teacher_settings(overrides: list[str]) -> Any:
-    from voco_llama.composition import compose
-    from voco_llama.settings import TeacherSettings
-
-    return compose(overrides, "teacher", TeacherSettings)
+        expect_no_accelerator()
+        made = self.run(settings, overrides) if self.wants_overrides else self.run(settings)
+        if isinstance(made, str):
+            sys.stdout.write(made)
+        return made if isinstance(made, int) else 0
 
 
-def _teacher(overrides: list[str]) -> None:
-    settings = _teacher_settings(overrides)
-    from voco_llama.training.teachers.write_top_k import write_top_k
-
-    write_top_k(settings)
+COMMANDS: dict[str, Command] = {}
 
 
-def _toyworld_settings(overrides: list[str]) -> Any:
-    from voco_llama.toyworld import ToyWorldSettings
+def _command(schema: str, config: str | None = None, **more: Any) -> Callable[[Callable], Callable]:
+    """Makes a function a command of its name, `-` for `_`, whose settings stand in `configs/<name>.yaml`."""
 
-    @dataclass(frozen=True)
-    class ToyWorldCommand(ToyWorldSettings):
-        root: Path = Path()
+    def register(run: Callable) -> Callable:
+        COMMANDS[run.__name__.replace("_", "-")] = Command(run, schema, config or run.__name__, **more)
+        return run
 
-    return _compose_flat(overrides, "toyworld", ToyWorldCommand)
+    return register
 
 
-def _toyworld(overrides: list[str]) -> None:
+@_command("voco_llama.toyworld.settings:ToyWorldCommand")
+def toyworld(settings: Any) -> None:
+    """Write the synthetic world: training data, benchmarks, tiny configurations."""
     from voco_llama.toyworld import ToyWorldSettings, write_toyworld
 
-    values = dataclasses.asdict(_toyworld_settings(overrides))
+    values = dataclasses.asdict(settings)
     root = values.pop("root")
     write_toyworld(ToyWorldSettings(**values), root)
 
 
-def compose_evaluate(overrides: list[str]) -> Any:
-    """Compose what `voco-llama evaluate` reads."""
-    from voco_llama.evaluation.evaluate_settings import EvaluateSettings
+@_command("voco_llama.data_tools.prepare:DataPrepareSettings")
+def data_prepare(settings: Any) -> None:
+    """List the public data sets; verify one, and say what is missing and how to fetch and read it."""
+    from voco_llama.data_tools.prepare import prepare
 
-    return _compose_flat(overrides, "evaluate", EvaluateSettings)
-
-
-def _evaluate(overrides: list[str]) -> None:
-    from voco_llama.evaluation.run import evaluate_rows
-
-    evaluate_rows(compose_evaluate(overrides))
-
-
-def _evaluate_clips(overrides: list[str]) -> None:
-    from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips
-
-    evaluate_clips(_compose_flat(overrides, "evaluate_clips", EvaluateClipsSettings))
-
-
-def _data_prepare(overrides: list[str]) -> None:
-    from voco_llama.data_tools.prepare import DataPrepareSettings, prepare, refuse_gone
-
-    refuse_gone(overrides)
-    report = prepare(_compose_flat(overrides, "data_prepare", DataPrepareSettings))
+    report = prepare(settings)
     sys.stdout.write(str(report))
     report.check()
 
 
-def _data_check(overrides: list[str]) -> int:
-    from voco_llama.composition import compose
-    from voco_llama.data_tools.settings import DataCheckSettings
-
-    settings = compose(overrides, "data_check", DataCheckSettings)
+@_command("voco_llama.data_tools.settings:DataCheckSettings")
+def data_check(settings: Any) -> int:
+    """Read every record, image and clip of a training's data, and report what is wrong."""
     from voco_llama.data_tools.check import check_data, check_summary, error_line
 
     findings = check_data(settings)
@@ -156,97 +126,127 @@ def _data_check(overrides: list[str]) -> int:
     return int(findings.num_bad > 0)
 
 
-def _data_stats(overrides: list[str]) -> None:
-    from voco_llama.composition import compose
-    from voco_llama.data_tools.settings import DataStatsSettings
-
-    settings = compose(overrides, "data_stats", DataStatsSettings)
+@_command("voco_llama.data_tools.settings:DataStatsSettings")
+def data_stats(settings: Any) -> str:
+    """Count records, turns, tokens, image sizes and steps of a training's data."""
     from voco_llama.data_tools.stats import count_data, stats_table
 
-    sys.stdout.write(stats_table(count_data(settings)))
+    return stats_table(count_data(settings))
 
 
-def _data_preview(overrides: list[str]) -> None:
-    from voco_llama.composition import compose
-    from voco_llama.data_tools.settings import PreviewSettings, check_preview
+@_command("voco_llama.data_tools.settings:PreviewSettings")
+def data_preview(settings: Any) -> None:
+    """Draw samples of a training as the model will see them: an HTML page."""
+    from voco_llama.data_tools.settings import check_preview
 
-    settings = compose(overrides, "data_preview", PreviewSettings)
     check_preview(settings)  # before the slow imports
     from voco_llama.data_tools.preview import preview
 
     preview(settings)
 
 
-def _report(overrides: list[str]) -> None:
-    from voco_llama.report.report import ReportSettings, report
+@_command("voco_llama.settings:TrainSettings")
+def train(settings: Any) -> str | None:
+    """Train one stage: experiment=..., or groups and keys of your own."""
+    from voco_llama.training.checks import check_settings
 
-    sys.stdout.write(report(_compose_flat(overrides, "report", ReportSettings)))
+    check_settings(settings, paths=not settings.dry_run)  # before the slow imports
+    if settings.dry_run:
+        from voco_llama.preflight.dry_run import dry_run, format_dry_run
 
+        text = format_dry_run(dry_run(settings))
+        return text if os.environ.get("RANK", "0") == "0" else None
+    if settings.stage.name == "clip":
+        from voco_llama.toyworld.train_clip import train_clip
 
-def _ask(overrides: list[str]) -> None:
-    from voco_llama.evaluation.ask import AskSettings, ask
+        train_clip(settings)
+    else:
+        from voco_llama.training.run import train
 
-    settings = _compose_flat(overrides, "ask", AskSettings)
-    for question, answer in zip(settings.questions, ask(settings), strict=True):
-        sys.stdout.write(f"Q: {question}\nA: {answer}\n")
-
-
-def _export(overrides: list[str]) -> None:
-    from voco_llama.export import export
-    from voco_llama.settings import ExportSettings
-
-    export(_compose_flat(overrides, "export", ExportSettings))
-
-
-def sweep_runners() -> "dict[str, Runner]":
-    """The commands that a sweep may run."""
-    from voco_llama.composition import compose
-    from voco_llama.sweep.records import Runner
-
-    return {
-        "toyworld": Runner(_toyworld_settings, _toyworld),
-        "train": Runner(compose, _train),
-        "teacher": Runner(_teacher_settings, _teacher),
-        "evaluate": Runner(compose_evaluate, _evaluate),
-    }
+        train(settings)
+    return None
 
 
-def sweep_settings(overrides: list[str]) -> "SweepSettings":
-    """Compose what `voco-llama sweep` reads."""
-    from voco_llama.sweep.settings import SweepSettings
+@_command("voco_llama.settings:TrainSettings", config="train", wants_overrides=True)
+def doctor(settings: Any, overrides: list[str]) -> None:
+    """Check this machine, and what a training named by experiment=... needs of it; writes nothing.
 
-    return _compose_flat(overrides, "sweep", SweepSettings)
+    The report goes to the output; errors in it end in status 2.
+    """
+    from voco_llama.preflight.doctor import doctor
+    from voco_llama.preflight.finding import format_findings
+
+    logger.setLevel(logging.WARNING)  # the report says it all
+    findings = doctor(settings if overrides else None)
+    sys.stdout.write(format_findings(findings))
+    errors = sum(finding.level == "error" for finding in findings)
+    if errors:
+        raise SettingsError(f"doctor: {errors} of {len(findings)} findings stand in the way: see the lines above")
 
 
-def _sweep(overrides: list[str]) -> None:
+@_command("voco_llama.settings:TeacherSettings")
+def teacher(settings: Any) -> None:
+    """Write a teacher's top-k predictions for the data of a training to disk."""
+    from voco_llama.training.teachers.write_top_k import write_top_k
+
+    write_top_k(settings)
+
+
+@_command("voco_llama.evaluation.evaluate_settings:EvaluateSettings")
+def evaluate(settings: Any) -> None:
+    """Have lmms-eval ask and score benchmarks, for one row of the table or all rows of a suite."""
+    from voco_llama.evaluation.run import evaluate_rows
+
+    evaluate_rows(settings)
+
+
+@_command("voco_llama.evaluation.clips:EvaluateClipsSettings")
+def evaluate_clips(settings: Any) -> None:
+    """Answer questions on clips, their frames in order and shuffled."""
+    from voco_llama.evaluation.clips import evaluate_clips
+
+    evaluate_clips(settings)
+
+
+@_command("voco_llama.sweep.settings:SweepSettings", wants_overrides=True)
+def sweep(settings: Any, overrides: list[str]) -> str:
+    """Train and evaluate all rows of a table, over seeds; what is finished is skipped."""
     from voco_llama.sweep.run import sweep
 
-    sys.stdout.write(sweep(sweep_settings(overrides), overrides, sweep_runners()))
+    return sweep(settings, overrides, sweep_runners())
 
 
-COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
-    "toyworld": (_toyworld, "write the synthetic world: training data, benchmarks, tiny configurations"),
-    "data-prepare": (
-        _data_prepare,
-        "list the public data sets; verify one, and say what is missing and how to fetch and read it",
-    ),
-    "data-check": (_data_check, "read every record, image and clip of a training's data, and report what is wrong"),
-    "data-stats": (_data_stats, "count records, turns, tokens, image sizes and steps of a training's data"),
-    "data-preview": (_data_preview, "draw samples of a training as the model will see them: an HTML page"),
-    "train": (_train, "train one stage: experiment=..., or groups and keys of your own"),
-    "doctor": (_doctor, "check this machine, and what a training named by experiment=... needs of it; writes nothing"),
-    "teacher": (_teacher, "write a teacher's top-k predictions for the data of a training to disk"),
-    "evaluate": (
-        _evaluate,
-        "have lmms-eval ask and score benchmarks, for one row of the table or all rows of a suite",
-    ),
-    "evaluate-clips": (_evaluate_clips, "answer questions on clips, their frames in order and shuffled"),
-    "sweep": (_sweep, "train and evaluate all rows of a table, over seeds; what is finished is skipped"),
-    "report": (_report, "tables and plots over the results of evaluations and their seeds, beside the paper's numbers"),
-    "export": (_export, "write a checkpoint of any layout in another: ours, LLaVA's own, llava-hf's"),
-    "ask": (_ask, "compress one image or clip once and answer questions from its cache"),
-}
-"""Function and one line of help of each command."""
+def sweep_runners() -> dict[str, Any]:
+    """The commands that a sweep may run, each a `Runner`."""
+    from voco_llama.sweep.records import Runner
+
+    names = ("toyworld", "train", "teacher", "evaluate")
+    return {name: Runner(COMMANDS[name].compose, COMMANDS[name]) for name in names}
+
+
+@_command("voco_llama.report.report:ReportSettings")
+def report(settings: Any) -> str:
+    """Tables and plots over the results of evaluations and their seeds, beside the paper's numbers."""
+    from voco_llama.report.report import report
+
+    return report(settings)
+
+
+@_command("voco_llama.settings:ExportSettings")
+def export(settings: Any) -> None:
+    """Write a checkpoint of any layout in another: ours, LLaVA's own, llava-hf's."""
+    from voco_llama.export import export
+
+    export(settings)
+
+
+@_command("voco_llama.evaluation.ask:AskSettings")
+def ask(settings: Any) -> str:
+    """Compress one image or clip once and answer questions from its cache."""
+    from voco_llama.evaluation.ask import ask
+
+    answers = zip(settings.questions, ask(settings), strict=True)
+    return "".join(f"Q: {question}\nA: {answer}\n" for question, answer in answers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -260,9 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(_join_words(sys.argv[1:] if arguments is None else arguments))
     _set_up_logging()
-    command, _ = COMMANDS[options.command]
     try:
-        status = command(options.overrides) or 0
+        status = COMMANDS[options.command](options.overrides)
     except VoCoError as error:
         sys.stderr.write(f"error: {own_line(error)}\n")
         return 2
@@ -275,9 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _leave_process_group() -> None:
     """Stop the threads of torch.distributed: one that still runs while Python ends aborts the process (SIGABRT)."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
@@ -294,9 +292,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings are Hydra overrides, group=choice and key=value; the files are those of configs/.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, (_, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as Hydra overrides")
+    for name, command in COMMANDS.items():
+        known = commands.add_parser(name, help=command.help, description=command.help)
+        known.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as Hydra overrides")
     return parser
 
 
@@ -305,9 +303,6 @@ def _set_up_logging() -> None:
     if not sys.stderr.isatty():  # progress bars fill a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from voco_llama.sharding import expect_no_accelerator
-
-    expect_no_accelerator()
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 

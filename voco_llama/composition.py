@@ -2,7 +2,7 @@
 
 Dataclasses hold the schema (`voco_llama.settings`, and one beside each command), YAML below `configs/` holds the
 values, Hydra composes them; an unknown key fails. Here are only checks that one value can pass or fail on its own (its
-type, its choices). hydra is used here and in `sweep/grid.py`, omegaconf here and in `settings.py`.
+type, its choices). hydra is used here and in `sweep/plan.py`, omegaconf here and in `settings.py`.
 """
 
 import dataclasses
@@ -30,8 +30,13 @@ CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKA
 """Inside the package in an installed wheel, beside it in a checkout."""
 
 
+_NOT_UNPACKED = "archives are read in place, under the settings that `data prepare set=...` names; leave it out"
+_NOT_FETCHED = "nothing is downloaded: run the commands that `data prepare set=...` names; leave it out"
+
 RENAMED: dict[str, dict[str, str]] = {
     "data_stats": {"processes": "hardware.num_processes"},
+    "data_prepare": dict.fromkeys(("unpack", "max_members", "max_ratio"), _NOT_UNPACKED)
+    | dict.fromkeys(("download", "retries"), _NOT_FETCHED),
 }
 """Of each configuration (`train`: of all that hold the settings of a training), what its overrides once said: a setting
 -> its new name; or a setting, or a choice (`group=choice`), -> a sentence with the new way."""
@@ -53,12 +58,12 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
     for override in overrides:
         _check_renamed(override, config_name, schema)
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
-    overrides = [f"++{text}" if text.startswith("trainer.") else text for text in overrides]
+    overrides = [f"++{text}" if text.startswith("trainer.") else text for text in _with_num_voco(overrides)]
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             config = hydra.compose(config_name, overrides)
         settings = OmegaConf.to_object(config)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: stage=4
         raise SettingsError(_explain(error, schema)) from error
     _check_nothing_was_dropped(config, settings, schema)
     _check_choices(settings)
@@ -73,6 +78,28 @@ def _check_renamed(override: str, config_name: str, schema: type) -> None:
     new = known.get(text) or known.get(key)
     if new is not None:
         raise SettingsError(f"{text}: {new}" if " " in new else f"{key} is now {new}: write {new}={value}")
+
+
+def _with_num_voco(overrides: Sequence[str]) -> list[str]:
+    """`compression=voco_4` is `compression=voco compression.num_voco=4`; `experiment=toy/voco_4_kl` is toy/voco_kl so.
+
+    A file of the very name goes before. The number of a chosen compression, said or its file's own, goes before that of
+    an experiment, and `compression.num_voco=...` before both.
+    """
+    numbers, chosen = {}, []
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        folder = CONFIG_DIR / group
+        numbered = re.fullmatch(r"(.+)_([0-9]+)((?:_[a-z]+)?)", choice)
+        if group in ("experiment", "compression") and not (folder / f"{choice}.yaml").is_file() and numbered:
+            name, number = numbered[1] + numbered[3], int(numbered[2])
+            if (folder / f"{name}.yaml").is_file():
+                override, numbers[group] = f"{group}={name}", number
+        elif group == "compression" and (folder / f"{choice}.yaml").is_file():
+            numbers[group] = OmegaConf.load(folder / f"{choice}.yaml").num_voco
+        chosen.append(override)
+    number = numbers.get("compression", numbers.get("experiment"))
+    return chosen if number is None else [f"compression.num_voco={number}", *chosen]
 
 
 def read_file(file: Path, schema: type[T]) -> T:

@@ -14,7 +14,7 @@ from voco_llama.composition import compose
 from voco_llama.data.media.images import load_image
 from voco_llama.data_tools import sample as preview_sample
 from voco_llama.data_tools.sample import KINDS, PROMPT, VISION, VOCO
-from voco_llama.toyworld.writers import encode_video
+from voco_llama.toyworld.world import encode_video
 from voco_llama.training.build import build_processor
 from voco_llama.visibility import TokenFacts, dense_mask
 

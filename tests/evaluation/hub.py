@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from voco_llama.data_tools.video_qa import prepare_video_qa
-from voco_llama.toyworld.tables import IMAGE, INT, TEXT, write_card, write_table
-from voco_llama.toyworld.writers import encode_video
+from voco_llama.toyworld.benchmarks import IMAGE, INT, TEXT, write_card, write_table
+from voco_llama.toyworld.world import encode_video
 
 COLORS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
 SIDE = 32

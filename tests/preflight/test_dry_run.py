@@ -24,7 +24,7 @@ from voco_llama.training.run import train
 from voco_llama.training.stages import count_parameters, set_trainable
 
 ALIGNMENTS = ("align_7b", "align_lcs_7b")
-EXPERIMENTS = sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml"))
+EXPERIMENTS = [*sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml")), "voco_128"]
 HARDWARE = sorted(file.stem for file in (CONFIG_DIR / "hardware").glob("*.yaml"))
 
 

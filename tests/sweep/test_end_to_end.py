@@ -113,7 +113,7 @@ def test_each_row_once_whatever_fails_or_is_missing(sweep, tmp_path):
 
     status, text = finished(sweep(tmp_path, few, "processes=2"))
     assert (status, starts(text)) == (0, [])
-    assert text.endswith(f"2 rows: 2 were finished, 0 made in 0 s; results in {tmp_path}/results\n")
+    assert text.endswith(f"2 rows: 2 were finished, 0 made in 0s; results in {tmp_path}/results\n")
     after = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if not file.name.startswith(".")}
     assert after == before
 

@@ -3,7 +3,7 @@
 import pytest
 
 from voco_llama.errors import SettingsError
-from voco_llama.sweep.grid import grid
+from voco_llama.sweep.plan import grid
 
 
 def rows_of(*overrides):

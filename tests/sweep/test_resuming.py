@@ -92,21 +92,21 @@ def test_an_evaluation_alone_needs_its_data_but_no_training(run, tmp_path):
     [
         (
             {"overrides": ["trainer.max_steps=5"]},
-            r"row seed_0/upper was trained with other settings: trainer.max_steps \(1900 then, 5 now\): remove"
+            r"row seed_0/upper was trained with other settings: trainer.max_steps \(1900 there, 5 now\): remove"
             r" results/seed_0/upper.sweep.json and runs/seed_0/toy/upper to make it again",
         ),
         (
             {"evaluate": ["limit=5"]},
-            r"result upper of row seed_0/upper was made with other settings: limit \(None then, 5 now\): remove"
+            r"result upper of row seed_0/upper was made with other settings: limit \(None there, 5 now\): remove"
             r" \S+/upper.benchmarks.json",
         ),
         (
             {"base": [["toyworld", "grid=3"], ["train", "experiment=toy/clip"]]},
-            r"results in results/seed_0 stand on 'toyworld runs/toyworld' with other settings: grid \(2 then, 3 now\)",
+            r"results in results/seed_0 stand on 'toyworld runs/toyworld' with other settings: grid \(2 there, 3 now\)",
         ),
         (
             {"base": [["toyworld"], ["train", "experiment=toy/clip", "trainer.max_steps=7"]]},
-            r"stand on 'train runs/toy/clip' with other settings: trainer.max_steps \(500 then, 7 now\)",
+            r"stand on 'train runs/toy/clip' with other settings: trainer.max_steps \(500 there, 7 now\)",
         ),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_setting_that_is_new_and_at_its_default_changes_nothing(settings, fake
     assert fake.take() == ALL
     sweep(settings, [], with_schema(New))
     assert fake.take() == []
-    with pytest.raises(SettingsError, match=r"with other settings: new \(None then, 4 now\)"):
+    with pytest.raises(SettingsError, match=r"with other settings: new \(3 there, 4 now\)"):
         sweep(settings, [], with_schema(New, new=4))
 
 
@@ -222,8 +222,8 @@ def test_progress_is_told(run, caplog):
     lines = [record.getMessage() for record in caplog.records if record.name == "voco_llama.sweep.scheduler"]
     assert lines[0] == "seed_0/base: starts (0 of 2 rows done)"
     assert lines[2] == "seed_0/upper: starts (0 of 2 rows done)"
-    assert re.fullmatch(r"seed_0/upper: done in \d s; 1 of 2 rows, \d s so far, about \d s left", lines[3])
-    assert re.fullmatch(r"seed_0/voco_4: done in \d s; 2 of 2 rows, \d s so far", lines[5])
+    assert re.fullmatch(r"seed_0/upper: done in \ds; 1 of 2 rows, \ds so far, about \ds left", lines[3])
+    assert re.fullmatch(r"seed_0/voco_4: done in \ds; 2 of 2 rows, \ds so far", lines[5])
 
 
 def test_the_dry_run_says_all_and_does_nothing(settings, fake, tmp_path):
@@ -274,10 +274,10 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(run, fake, changes,
 
 
 def test_the_launcher_stands_before_trainings_only(run, fake, monkeypatch):
-    from voco_llama.sweep import job
+    from voco_llama.sweep import jobs
 
     launched = []
-    monkeypatch.setattr(job, "_launch", launched.append)
+    monkeypatch.setattr(jobs, "_launch", launched.append)
     calls = run(launcher="env A=1")
     assert calls == [call for call in ALL if not call.startswith("train")]
     assert [line[1:6] for line in launched] == [

@@ -1,11 +1,14 @@
 """The shipped plans: every command composes and passes the checks, and the rows are those of the tables."""
 
+import json
+
 import pytest
 
-from voco_llama.cli import sweep_runners, sweep_settings
-from voco_llama.composition import CONFIG_DIR
+from voco_llama.cli import COMMANDS, sweep_runners
+from voco_llama.composition import CONFIG_DIR, difference
+from voco_llama.settings import TrainSettings
 from voco_llama.sweep.plan import expand
-from voco_llama.sweep.records import Records
+from voco_llama.sweep.records import Records, record_file
 from voco_llama.training.checks import check_settings
 
 TABLES = sorted(file.stem for file in (CONFIG_DIR / "plan").glob("*.yaml"))
@@ -13,14 +16,14 @@ TABLES = sorted(file.stem for file in (CONFIG_DIR / "plan").glob("*.yaml"))
 
 def results_of(table):
     """Results of the first seed, by row that trains."""
-    plan = expand(sweep_settings([f"plan={table}"]))[0]
+    plan = expand(COMMANDS["sweep"].compose([f"plan={table}"]))[0]
     return {job.row: list(job.evaluations) for job in plan.jobs}
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_command_composes(table):
     records = Records(sweep_runners())
-    plan = expand(sweep_settings([f"plan={table}"]))[0]
+    plan = expand(COMMANDS["sweep"].compose([f"plan={table}"]))[0]
     folders, seed = {}, plan.seed
     for command in (*plan.base, *(job.train for job in plan.jobs)):
         settings = records.compose(command)
@@ -81,7 +84,7 @@ def test_rows_at_synthetic_scale():
 
 def test_all_rows_at_synthetic_scale_train_for_as_long_from_the_same_model():
     records = Records(sweep_runners())
-    jobs = expand(sweep_settings(["plan=toy", "seeds=[5]"]))[0].jobs
+    jobs = expand(COMMANDS["sweep"].compose(["plan=toy", "seeds=[5]"]))[0].jobs
     composed = [records.compose(job.train) for job in jobs]
     assert {(s.trainer["max_steps"], s.model.checkpoint, s.seed) for s in composed} == {
         (2000, "runs/seed_5/toy/instruct/final", 5)
@@ -95,7 +98,20 @@ def test_all_rows_at_synthetic_scale_train_for_as_long_from_the_same_model():
 def test_num_voco_of_a_result_is_what_its_name_says():
     records = Records(sweep_runners())
     for table in ("toy", "table_4"):
-        for job in expand(sweep_settings([f"plan={table}"]))[0].jobs:
+        for job in expand(COMMANDS["sweep"].compose([f"plan={table}"]))[0].jobs:
             for result, command in job.evaluations.items():
                 _, at, number = result.partition("_at_")
                 assert records.compose(command).num_voco == (int(number) if at else None)
+
+
+def test_trainings_that_were_recorded_before_are_those_of_now():
+    """The committed ones are older than many settings."""
+    records = Records(sweep_runners())
+    results = CONFIG_DIR.parent / "docs/results/comparison"
+    (plan,) = expand(COMMANDS["sweep"].compose(["plan=toy", "seeds=[3]", f"results={results}"]))
+    records.check_base(plan)
+    recorded = [job for job in plan.jobs if record_file(job).is_file()]
+    assert len(recorded) > 15
+    for job in recorded:
+        there = json.loads(record_file(job).read_text())["train"]
+        assert not difference(there, records.describe(job.train), TrainSettings), job.row

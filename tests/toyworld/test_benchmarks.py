@@ -13,9 +13,8 @@ import yaml
 from PIL import Image
 
 from voco_llama.toyworld import ToyWorldSettings, plan_world
-from voco_llama.toyworld.benchmarks import NAMES, write_benchmarks
+from voco_llama.toyworld.benchmarks import MME_PROMPT, NAMES, write_benchmarks
 from voco_llama.toyworld.questions import all_questions
-from voco_llama.toyworld.yes_no_benchmarks import MME_PROMPT
 
 SETTINGS = ToyWorldSettings(
     pretrain_images=0, instruct_images=0, val_images=0, text_rows=0, clips_train=0, clips_test=0,

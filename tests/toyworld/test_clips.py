@@ -11,7 +11,7 @@ import pytest
 from voco_llama.data.media.video import read_frames
 from voco_llama.toyworld import ToyWorldSettings
 from voco_llama.toyworld.clips import KINDS, Clip, draw_twins
-from voco_llama.toyworld.writers import write_clips
+from voco_llama.toyworld.world import write_clips
 
 SETTINGS = ToyWorldSettings(clips_train=16, clips_test=16)
 

@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 import pytest
 
 from voco_llama.toyworld import ToyWorldSettings
-from voco_llama.toyworld.balance import Balancer, balanced_groups
 from voco_llama.toyworld.dialogues import (
     CAPTION_PROMPTS,
     TEXT_TASKS,
+    Balancer,
+    balanced_groups,
     choice_text,
     instruct_row,
     options_of,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from voco_llama.errors import DataError, SettingsError
+from voco_llama.toyworld.train_clip import encode_caption, retrieval_accuracy, train_clip
 from voco_llama.training.run import train
 
 
@@ -20,7 +21,7 @@ def clip_settings(settings_for):
 def test_it_learns_and_the_folder_is_a_tower(clip_settings, settings_for, tmp_path):
     import open_clip
 
-    folder = train(clip_settings())
+    folder = train_clip(clip_settings())
     result = json.loads((folder / "result.json").read_text())
     curve = [entry["loss"] for entry in result["loss_curve"]]
     assert curve[-1] < curve[0] - 0.3
@@ -41,8 +42,6 @@ def test_it_learns_and_the_folder_is_a_tower(clip_settings, settings_for, tmp_pa
 
 
 def test_retrieval_counts_equal_captions_as_one():
-    from voco_llama.toyworld.train_clip import retrieval_accuracy
-
     class Fixed(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -62,7 +61,6 @@ def test_retrieval_counts_equal_captions_as_one():
 
 
 def test_a_caption_ends_with_the_end_token(world):
-    from voco_llama.toyworld.train_clip import encode_caption
     from voco_llama.training.build import load_tokenizer
 
     tokenizer = load_tokenizer(str(world / "tokenizer"))
@@ -76,8 +74,16 @@ def test_a_caption_ends_with_the_end_token(world):
 
 def test_what_it_cannot_do(clip_settings):
     with pytest.raises(SettingsError, match="no accumulation"):
-        train(clip_settings("trainer.gradient_accumulation_steps=2"))
+        train_clip(clip_settings("trainer.gradient_accumulation_steps=2"))
     with pytest.raises(DataError, match="needs records of one image and its caption"):
-        train(clip_settings("data=toy_text"))
+        train_clip(clip_settings("data=toy_text"))
     with pytest.raises(DataError, match="more than 48 pairs"):
-        train(clip_settings("trainer.per_device_train_batch_size=64"))
+        train_clip(clip_settings("trainer.per_device_train_batch_size=64"))
+    with pytest.raises(SettingsError, match="use sdpa, eager"):
+        train_clip(clip_settings("model.attention=flash_attention_2"))
+
+
+def test_the_training_of_the_other_stages_refuses_it(clip_settings, tmp_path):
+    with pytest.raises(SettingsError, match="stage clip trains a tower alone"):
+        train(clip_settings())
+    assert not list(tmp_path.iterdir())

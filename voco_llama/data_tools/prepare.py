@@ -6,7 +6,7 @@ It fetches and unpacks nothing itself.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,25 +26,6 @@ from voco_llama.errors import DataError, SettingsError, one_line
 
 READY, PARTLY, MISSING, BROKEN = "ready", "partly", "missing", "broken"
 _WIDTH = max(map(len, (READY, PARTLY, MISSING, BROKEN)))
-
-_NOT_UNPACKED = "archives are read in place, under the settings that `data prepare set=...` names; leave it out"
-_NOT_FETCHED = "nothing is downloaded: run the commands that `data prepare set=...` names; leave it out"
-GONE = dict.fromkeys(("unpack", "max_members", "max_ratio"), _NOT_UNPACKED) | dict.fromkeys(
-    ("download", "retries"), _NOT_FETCHED
-)
-"""Settings that there were, and what is done instead."""
-
-
-def refuse_gone(overrides: Sequence[str]) -> None:
-    """Refuse settings that there were before.
-
-    Raises:
-        SettingsError: It says the new way.
-    """
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key in GONE:
-            raise SettingsError(f"{override.lstrip('+~')}: {GONE[key]}")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ the settings of the base stages. A result counts as made only if its settings ar
 lie; the runs themselves need not be there any more. Settings that have changed are refused, never mixed.
 """
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voco_llama.composition import flatten, to_plain
+from voco_llama.composition import difference, flatten, to_plain
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.results import BENCHMARKS_KIND
 from voco_llama.files import write_atomically
@@ -26,8 +25,6 @@ ANYWHERE = ("paths.runs=runs", "paths.data=data", "seed=0")
 """Overrides that make settings comparable: where folders lie, and which seed it is, make no difference."""
 FREE = {TRAIN: tuple(key for key in FREE_KEYS if key != "output_dir"), "evaluate": ("output", "device")}
 """Beginnings of keys that do not touch what is made."""
-SHOWN = 5
-"""Of differing settings, in an error."""
 MADE = ("output_dir", "root")
 """The setting of a command that names what it makes."""
 
@@ -57,7 +54,7 @@ class Records:
     def __init__(self, runners: Mapping[str, Runner]) -> None:
         self._runners = runners
         self._described: dict[tuple[str, ...], Flat] = {}
-        self._defaults: dict[str, Flat] = {}
+        self._schemas: dict[str, type] = {}
 
     def compose(self, command: Command, *more: str) -> Any:
         """The settings of a command (and more overrides), checked against its schema.
@@ -82,7 +79,7 @@ class Records:
         if key not in self._described:
             settings = self.compose(command, *ANYWHERE)
             free = ("paths.", *FREE.get(command.name, ()))
-            self._defaults[command.name] = dict(_defaults(type(settings)))
+            self._schemas[command.name] = type(settings)
             self._described[key] = {k: v for k, v in _json(settings).items() if not k.startswith(free)}
         return self._described[key]
 
@@ -181,12 +178,10 @@ class Records:
         return _read(file) if file.is_file() else {}
 
     def _check_same(self, there: Flat | None, command: Command, what: str, remedy: str) -> None:
-        here = self.describe(command)
-        differing = [] if there is None else sorted(_differing(there, here, self._defaults[command.name]))
-        if differing:
-            shown = ", ".join(f"{key} ({there.get(key)} then, {here.get(key)} now)" for key in differing[:SHOWN])
-            more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-            raise SettingsError(f"{what} with other settings: {shown}{more}: {remedy}")
+        if there is None:
+            return
+        if differing := difference(there, self.describe(command), self._schemas[command.name]):
+            raise SettingsError(f"{what} with other settings: {differing}: {remedy}")
 
 
 def record_file(job: Job) -> Path:
@@ -199,26 +194,9 @@ def result_file(job: Job, result: str) -> Path:
     return job.results / f"{result}.{BENCHMARKS_KIND}.json"
 
 
-def _differing(there: Flat, here: Flat, defaults: Flat) -> Iterator[str]:
-    """Keys whose values differ; a setting that did not exist then had the value that is its default now."""
-    for key in there.keys() | here.keys():
-        value = there.get(key, defaults.get(key)) if not key.rpartition(".")[2].isdigit() else there.get(key)
-        if value != here.get(key):
-            yield key
-
-
 def _json(settings: Any) -> Flat:
     """Dotted keys and the values that JSON gives back."""
     return dict(flatten(json.loads(json.dumps(to_plain(settings), default=str))))
-
-
-def _defaults(schema: type) -> Iterator[tuple[str, Any]]:
-    for entry in dataclasses.fields(schema):
-        if entry.default_factory is not dataclasses.MISSING:
-            value = entry.default_factory()
-            yield from flatten(to_plain(value) if dataclasses.is_dataclass(value) else value, entry.name)
-        elif entry.default is not dataclasses.MISSING:
-            yield entry.name, entry.default
 
 
 def _read(file: Path) -> dict[str, Any]:

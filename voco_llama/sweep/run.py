@@ -7,18 +7,26 @@ refused (`records`). A row that fails is reported, and the others go on.
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 from voco_llama.errors import SettingsError, VoCoError
-from voco_llama.sweep.job import launcher_arguments, run_base, run_row
-from voco_llama.sweep.lock import locked
+from voco_llama.sweep.jobs import (
+    JobProcess,
+    devices,
+    environment,
+    launcher_arguments,
+    locked,
+    run_base,
+    run_row,
+    terminated_as_interrupted,
+)
 from voco_llama.sweep.plan import BASE, Command, SeedPlan, expand
-from voco_llama.sweep.processes import JobProcess, devices, environment, terminated_as_interrupted
 from voco_llama.sweep.records import Records, Runner
-from voco_llama.sweep.scheduler import Progress, Running, Task, duration, run_side_by_side
+from voco_llama.sweep.scheduler import Failure, Progress, Task, run_side_by_side
 from voco_llama.sweep.settings import SweepSettings
+from voco_llama.text import duration
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +75,7 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
     records = Records(runners)
     if settings.job is not None:
         with terminated_as_interrupted():
-            _run_job(settings, records)
+            _run_job(settings.job, expand(settings), settings, records)
         return ""
     plans = expand(settings)
     if settings.dry_run:
@@ -136,11 +144,22 @@ def _run_all(
     total = sum(len(one.plan.jobs) for one in work)
     finished = total - sum(task.counts for task in tasks)
     progress = Progress(total, finished, max(1, slots))
-    if slots:
-        start = partial(_start, settings, overrides, slots, pinned_to)
-        failed = run_side_by_side(tasks, slots, start, progress)
-    else:
-        failed = _run_here(tasks, work, settings, records, progress)
+    with ThreadPoolExecutor(progress.slots) as waiting, ExitStack() as stopped:
+        processes: list[JobProcess] = []
+        stopped.callback(_stop, processes)  # before the pool waits for those that wait for them
+
+        def start(task: Task, slot: int) -> Future[Failure | None]:
+            seed, _, row = task.name.partition("/")
+            log = settings.runs / seed / LOGS / f"{row}.log"
+            processes.append(JobProcess(overrides, task.name, log, environment(slot, slots, pinned_to)))
+            return waiting.submit(processes[-1].failure)
+
+        def run_here(task: Task, slot: int) -> Future[Failure | None]:
+            ended: Future[Failure | None] = Future()
+            ended.set_result(_failure(task.name, [one.plan for one in work], settings, records))
+            return ended
+
+        failed = run_side_by_side(tasks, progress.slots, start if slots else run_here, progress)
     if failed:
         listed = "; ".join(f"{name} ({why})" for name, why in failed.items())
         raise RowsFailed(f"{len(failed)} of {len(tasks)} jobs failed: {listed}: the same command tries them again")
@@ -148,41 +167,27 @@ def _run_all(
     return f"{total} rows: {finished} were finished, {total - finished} made in {took}; results in {settings.results}\n"
 
 
-def _start(
-    settings: SweepSettings, overrides: Sequence[str], slots: int, pinned_to: Sequence[str], task: Task, slot: int
-) -> Running:
-    seed, _, row = task.name.partition("/")
-    log = settings.runs / seed / LOGS / f"{row}.log"
-    return JobProcess(overrides, task.name, log, environment(slot, slots, pinned_to))
+def _stop(processes: Sequence[JobProcess]) -> None:
+    for process in processes:
+        process.stop()
+    for process in processes:
+        process.wait()
 
 
-def _run_here(
-    tasks: Sequence[Task], work: Sequence[Work], settings: SweepSettings, records: Records, progress: Progress
-) -> dict[str, str]:
-    """Run tasks one after another in this process."""
-    failed: dict[str, str] = {}
-    for task in tasks:
-        started = time.monotonic()
-        if task.needs in failed:
-            failed[task.name] = f"not run, as {task.needs} failed"
-        else:
-            progress.started(task)
-            try:
-                _run_named(task.name, [one.plan for one in work], settings, records)
-            except VoCoError as error:
-                failed[task.name] = str(error)
-            except Exception as error:  # the other rows are no less wanted for it
-                logger.exception("%s", task.name)
-                failed[task.name] = f"{type(error).__name__}: {error}"
-        progress.ended(task, time.monotonic() - started, failed.get(task.name))
-    return failed
+def _failure(name: str, plans: Sequence[SeedPlan], settings: SweepSettings, records: Records) -> Failure | None:
+    """Run one job in this process; why it failed, if it did."""
+    try:
+        _run_job(name, plans, settings, records)
+    except VoCoError as error:
+        return str(error), str(error)
+    except Exception as error:  # the other rows are no less wanted for it
+        logger.exception("%s", name)
+        why = f"{type(error).__name__}: {error}"
+        return why, why
+    return None
 
 
-def _run_job(settings: SweepSettings, records: Records) -> None:
-    _run_named(settings.job, expand(settings), settings, records)
-
-
-def _run_named(name: str, plans: Sequence[SeedPlan], settings: SweepSettings, records: Records) -> None:
+def _run_job(name: str, plans: Sequence[SeedPlan], settings: SweepSettings, records: Records) -> None:
     """Run one job in this process.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Tasks side by side: which starts when, what is said about each, and what is left running at the end (nothing).
+"""Tasks side by side: which starts when, and what is said about each.
 
 How a task is started is given from outside, so that this knows nothing of training.
 """
@@ -6,12 +6,12 @@ How a task is started is given from outside, so that this knows nothing of train
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import Protocol
+
+from voco_llama.text import duration
 
 logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,8 @@ class Task:
     counts: bool = True
 
 
-class Running(Protocol):
-    """A task that was started."""
-
-    def poll(self) -> int | None:
-        """Its exit status; None while it runs."""
-
-    def stop(self) -> None:
-        """Ask it to end."""
-
-    def wait(self) -> None:
-        """Return when it has ended, within bounded time after `stop`."""
-
-    def last_words(self) -> str:
-        """What to show of a failed one."""
+Failure = tuple[str, str]
+"""Of a task: why in a few words, and what to show."""
 
 
 @dataclass
@@ -70,28 +58,18 @@ class Progress:
         if task.counts:
             self.done += 1
             self.took += [seconds] if failure is None else []
-        rows = f"{self.done} of {self.total} rows, {duration(time.monotonic() - self.begun)} so far{self._left()}"
+        rows = f"{self.done} of {self.total} rows, {duration(time.monotonic() - self.begun)} so far"
+        if self.took and self.done < self.total:
+            mean = sum(self.took) / len(self.took)
+            rows += f", about {duration(mean * (self.total - self.done) / self.slots)} left"
         if failure is None:
             logger.info("%s: done in %s; %s", task.name, duration(seconds), rows)
         else:
             logger.error("%s: FAILED after %s; %s\n%s", task.name, duration(seconds), rows, failure)
 
-    def _left(self) -> str:
-        if not self.took or self.done == self.total:
-            return ""
-        mean = sum(self.took) / len(self.took)
-        return f", about {duration(mean * (self.total - self.done) / self.slots)} left"
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3.5 min`, `2.1 h`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
-
 
 def run_side_by_side(
-    tasks: Sequence[Task], slots: int, start: Callable[[Task, int], Running], progress: Progress
+    tasks: Sequence[Task], slots: int, start: Callable[[Task, int], Future[Failure | None]], progress: Progress
 ) -> dict[str, str]:
     """Run tasks, each as soon as a slot is free and what it needs has succeeded, else in their order.
 
@@ -104,34 +82,25 @@ def run_side_by_side(
     Returns:
         Failed task -> why, in a few words.
     """
-    waiting, failed, succeeded = list(tasks), {}, set()
-    given = {task.name for task in tasks}
-    running: dict[int, tuple[Task, Running, float]] = {}
-    try:
-        while waiting or running:
-            for task in [task for task in waiting if task.needs in failed]:
-                waiting.remove(task)
-                failed[task.name] = f"not run, as {task.needs} failed"
-                progress.ended(task, 0.0, failed[task.name])
-            for slot in sorted(set(range(slots)) - running.keys()):
-                ready = (task for task in waiting if task.needs not in given or task.needs in succeeded)
-                if (task := next(ready, None)) is not None:
-                    waiting.remove(task)
-                    progress.started(task)
-                    running[slot] = (task, start(task, slot), time.monotonic())
-            time.sleep(POLL_SECONDS)
-            for slot, (task, process, since) in list(running.items()):
-                if (status := process.poll()) is None:
-                    continue
-                del running[slot]
-                if status:
-                    failed[task.name] = f"status {status}"
-                else:
-                    succeeded.add(task.name)
-                progress.ended(task, time.monotonic() - since, process.last_words() if status else None)
-    finally:
-        for _, process, _ in running.values():
-            process.stop()
-        for _, process, _ in running.values():
-            process.wait()
+    waiting, failed = list(tasks), {}
+    unmade = {task.name for task in tasks}
+    running: dict[Future[Failure | None], tuple[Task, int, float]] = {}
+    while waiting or running:
+        for task in [task for task in waiting if task.needs in failed]:
+            waiting.remove(task)
+            failed[task.name] = f"not run, as {task.needs} failed"
+            progress.ended(task, 0.0, failed[task.name])
+        free = set(range(slots)) - {slot for _, slot, _ in running.values()}
+        for slot, task in zip(sorted(free), [task for task in waiting if task.needs not in unmade], strict=False):
+            waiting.remove(task)
+            progress.started(task)
+            begun = time.monotonic()
+            running[start(task, slot)] = (task, slot, begun)
+        for ended in wait(running, return_when=FIRST_COMPLETED).done:
+            task, _, begun = running.pop(ended)
+            if (failure := ended.result()) is None:
+                unmade.remove(task.name)
+            else:
+                failed[task.name] = failure[0]
+            progress.ended(task, time.monotonic() - begun, None if failure is None else failure[1])
     return failed

@@ -2,7 +2,7 @@
 
     write_toyworld(ToyWorldSettings(), root)
 
-writes (see `writers`, `benchmarks`, `models` for the layouts)
+writes (see `world`, `benchmarks`, `models` for the layouts)
 
     tokenizer/ clip/ language/                    a tiny tokenizer, a tiny open_clip and a tiny Llama configuration
     pretrain/ instruct/ text/ clips/              training data in LLaVA's, WebVid's and Video-ChatGPT's formats

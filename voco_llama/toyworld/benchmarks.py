@@ -5,21 +5,33 @@ configurations and splits, as a data set on the hub has; with the working direct
 tasks load it by its name. The columns are those that the tasks read plus the real sets' other plain columns.
 
 In every benchmark the question alone says as little as possible: under each question text the answers are balanced.
+MME asks two questions on one subject, one to be answered yes and one no; POPE asks for each object as often where it is
+as where it is not.
 """
 
+import io
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from voco_llama.toyworld.balance import balanced_groups
-from voco_llama.toyworld.dialogues import options_of
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from voco_llama.toyworld.dialogues import Balancer, balanced_groups, options_of
 from voco_llama.toyworld.questions import LETTERS, TEMPLATES, YES_NO, Question, all_questions
-from voco_llama.toyworld.scenes import Scene
+from voco_llama.toyworld.scenes import Scene, choices_rng, draw, pixels_rng
 from voco_llama.toyworld.settings import ToyWorldSettings
-from voco_llama.toyworld.tables import FLAG, IMAGE, INT, TEXT, Images, Row, draw_all, write_card, write_table
-from voco_llama.toyworld.writers import choices_rng
-from voco_llama.toyworld.yes_no_benchmarks import write_mme, write_pope
+
+Row = dict[str, Any]
+IMAGE = {"_type": "Image"}
+TEXT = {"dtype": "string", "_type": "Value"}
+INT = {"dtype": "int64", "_type": "Value"}
+FLAG = {"dtype": "bool", "_type": "Value"}
 
 NAMES = ("GQA", "MMBench", "MME", "POPE", "VQAv2")
 OWNER = "lmms-lab-encoder"
@@ -43,6 +55,57 @@ MMBENCH_CATEGORIES = {
 GQA_SEMANTICS = {
     "existence": "obj", "color": "attr", "shape": "attr", "relation": "rel", "comparison": "attr", "position": "rel",
 }  # fmt: skip
+
+MME_PROMPT = "Please answer yes or no."
+MME_TEMPLATES = {
+    "existence": "existence.thing",
+    "count": "count.verify",
+    "position": "position.verify",
+    "color": "color.verify",
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """A benchmark's scenes and their drawn images."""
+
+    scenes: Sequence[Scene]
+    encoded: tuple[bytes, ...]
+
+    def cell(self, index: int, name: str) -> dict[str, Any]:
+        """An image as a parquet cell: its bytes and its file name."""
+        return {"bytes": self.encoded[index], "path": name}
+
+
+def draw_all(scenes: Sequence[Scene], name: str, settings: ToyWorldSettings) -> Images:
+    """Draws the scenes of the benchmark `name`."""
+    rng = pixels_rng(settings, f"benchmark {name}")
+    encoded = []
+    for scene in scenes:
+        buffer = io.BytesIO()
+        draw(scene, settings, rng).save(buffer, "PNG", compress_level=1)
+        encoded.append(buffer.getvalue())
+    return Images(scenes, tuple(encoded))
+
+
+def write_table(file: Path, rows: list[Row], features: dict[str, Any]) -> None:
+    """Writes rows as parquet that `datasets` reads back with these features, images as image columns."""
+    from datasets import Features
+
+    schema = Features.from_dict(features).arrow_schema
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
+
+
+def write_card(folder: Path, configs: dict[str, dict[str, str]]) -> None:
+    """Writes the README: config -> split -> parquet file."""
+    listed = [
+        {"config_name": config, "data_files": [{"split": split, "path": path} for split, path in splits.items()]}
+        for config, splits in configs.items()
+    ]
+    head = yaml.safe_dump({"configs": listed}, sort_keys=False)
+    body = f"# {folder.name}, toy edition\n\nSynthetic scenes in the column schema of {folder.name}.\n"
+    (folder / "README.md").write_text(f"---\n{head}---\n\n{body}", encoding="utf-8")
 
 
 def write_benchmarks(root: Path, scenes: dict[str, Sequence[Scene]], settings: ToyWorldSettings) -> None:
@@ -140,10 +203,120 @@ def _mmbench(folder: Path, images: Images, settings: ToyWorldSettings, rng: rand
     write_card(folder, {"en": {"dev": path}})
 
 
+def _mme(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.Random) -> None:
+    """Two questions on one subject a question id, one to be answered yes and one no."""
+    rows = []
+    pairs = settings.benchmark_questions // (2 * len(MME_TEMPLATES))
+    for category, template in MME_TEMPLATES.items():
+        balancer = Balancer(rng)
+        order = rng.sample(range(len(images.scenes)), len(images.scenes))
+        made = 0
+        for index in order:
+            pair = _yes_and_no(TEMPLATES[template](images.scenes[index], settings), balancer)
+            if made < pairs and pair is not None:
+                made += 1
+                name = f"{category}/toy_{index:06d}.png"
+                for question in pair:
+                    asked = {"question": f"{question.text} {MME_PROMPT}"}
+                    asked |= {"question_id": name, "image": images.cell(index, name), "category": category}
+                    rows.append(asked | {"answer": question.answer.capitalize()})
+    columns = {"question_id": TEXT, "image": IMAGE, "question": TEXT, "answer": TEXT, "category": TEXT}
+    path = "data/test-00000-of-00001.parquet"
+    write_table(folder / path, rows, columns)
+    write_card(folder, {"default": {"test": path}})
+
+
+def _yes_and_no(questions: Iterable[Question], balancer: Balancer) -> tuple[Question, Question] | None:
+    """A pair on one subject, such that texts are asked with either answer equally often; None where there is none."""
+    asked = list(questions)
+    refusable = {entry.subject for entry in asked if entry.answer == "no"}
+    affirmed = [entry for entry in asked if entry.answer == "yes" and entry.subject in refusable]
+    if not affirmed:
+        return None
+    yes = balancer.most_owed(affirmed)
+    return yes, balancer.most_owed(entry for entry in asked if entry.answer == "no" and entry.subject == yes.subject)
+
+
+def _pope(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.Random) -> None:
+    """Existence, with POPE's three ways to choose what is absent.
+
+    `random`: any absent object. `popular`: the absent objects that are most frequent over the benchmark's images.
+    `adversarial`: the absent objects that co-occur most with those present. Each object is asked for as often where
+    it is as where it is not, so that an object's popularity does not give the answer away.
+    """
+    frequency: Counter[str] = Counter()
+    together: Counter[frozenset[str]] = Counter()
+    present = [{f"{thing.color} {thing.shape}" for thing in scene.things} for scene in images.scenes]
+    for objects in present:
+        frequency.update(objects)
+        together.update(frozenset(pair) for pair in combinations(sorted(objects), 2))
+    everything = [f"{color} {shape}" for color in settings.color_names for shape in settings.shape_names]
+    scores: dict[str, Callable[[str, set[str]], float]] = {
+        "random": lambda name, here: 0.0,
+        "popular": lambda name, here: frequency[name],
+        "adversarial": lambda name, here: sum(together[frozenset((name, other))] for other in here),
+    }
+    by_category: dict[str, list[Row]] = {}
+    for category, score in scores.items():
+        asked = _pope_pairs(present, everything, score, settings.benchmark_questions // (2 * len(scores)), rng)
+        by_category[category] = [
+            {"question": f"Is there a {name}?", "answer": answer, "image_source": f"toy_pope_{index:06d}"}
+            | {"image": images.cell(index, f"toy_pope_{index:06d}.png"), "category": category}
+            for index, name, answer in sorted(asked)
+        ]
+    rows = [row for asked in by_category.values() for row in asked]
+    for number, row in enumerate(rows):
+        row |= {"id": str(number), "question_id": str(number + 1)}
+    columns = dict.fromkeys(("id", "question_id", "question", "answer", "image_source"), TEXT)
+    columns |= {"image": IMAGE, "category": TEXT}
+    path = "data/test-00000-of-00001.parquet"
+    write_table(folder / path, rows, columns)
+    full = {category: f"Full/{category}-00000-of-00001.parquet" for category in by_category}
+    for category, asked in by_category.items():
+        write_table(folder / full[category], asked, columns)
+    write_card(folder, {"default": {"test": path}, "Full": full})
+
+
+def _pope_pairs(
+    present: list[set[str]],
+    everything: list[str],
+    score: Callable[[str, set[str]], float],
+    count: int,
+    rng: random.Random,
+) -> list[tuple[int, str, str]]:
+    """`count` absent objects, best scored first, and each of them once more where it is present.
+
+    An image takes its best-scored absent object of which there is still an unused image that shows it.
+
+    Returns:
+        (image, object, 'yes' or 'no').
+    """
+    shown: dict[str, list[int]] = {
+        name: rng.sample(at, len(at))
+        for name in everything
+        if (at := [index for index, objects in enumerate(present) if name in objects])
+    }
+    asked: list[tuple[int, str, str]] = []
+    used: set[tuple[int, str]] = set()
+    while len(asked) < 2 * count:
+        before = len(asked)
+        for index in rng.sample(range(len(present)), len(present)):
+            free = [
+                name for name, at in shown.items() if at and name not in present[index] and (index, name) not in used
+            ]
+            if free and len(asked) < 2 * count:
+                name = max(free, key=lambda name: (score(name, present[index]), rng.random()))
+                used.add((index, name))
+                asked += [(index, name, "no"), (shown[name].pop(), name, "yes")]
+        if len(asked) == before:
+            break
+    return asked
+
+
 BUILDERS: dict[str, Callable[[Path, Images, ToyWorldSettings, random.Random], None]] = {
     "GQA": _gqa,
     "MMBench": _mmbench,
-    "MME": write_mme,
-    "POPE": write_pope,
+    "MME": _mme,
+    "POPE": _pope,
     "VQAv2": _vqav2,
 }

@@ -1,6 +1,6 @@
 """Questions about a scene, with their answers.
 
-A template lists every question it can ask of a scene. Which of them is asked is decided in `balance`.
+A template lists every question it can ask of a scene. Which of them is asked is decided in `dialogues`.
 """
 
 from collections import Counter

@@ -8,6 +8,7 @@ scene is a pure function of its description, so no scene can be in two splits, h
 import hashlib
 import math
 import random
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,6 +66,16 @@ class Scene:
     def on_grid(self) -> bool:
         """Whether every thing stands in the middle of a cell."""
         return all(float(thing.row).is_integer() and float(thing.col).is_integer() for thing in self.things)
+
+
+def choices_rng(settings: ToyWorldSettings, part: str) -> random.Random:
+    """The random choices of one part of the world, independent of every other part's."""
+    return random.Random(f"{settings.seed}/{part}")
+
+
+def pixels_rng(settings: ToyWorldSettings, part: str) -> np.random.Generator:
+    """The jitter and noise of one part of the world."""
+    return np.random.default_rng([settings.seed, zlib.crc32(part.encode())])
 
 
 def split_of(description: str) -> str:

@@ -5,6 +5,7 @@ The settings are plain values, so that a YAML file can fill them and the manifes
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from voco_llama.errors import SettingsError
 
@@ -170,3 +171,10 @@ class ToyWorldSettings:
     def size_names(self) -> tuple[str, ...]:
         """The sizes of this world; one that is never said where size is no attribute."""
         return SIZE_NAMES[self.sizes]
+
+
+@dataclass(frozen=True)
+class ToyWorldCommand(ToyWorldSettings):
+    """What `voco-llama toyworld` reads: the world, and the folder to write it to."""
+
+    root: Path = Path()

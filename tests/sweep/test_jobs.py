@@ -4,23 +4,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psutil
 import pytest
 
 from voco_llama.errors import SettingsError
-from voco_llama.sweep import processes
-from voco_llama.sweep.lock import locked
-from voco_llama.sweep.processes import JobProcess, environment, terminated_as_interrupted
+from voco_llama.sweep import jobs
+from voco_llama.sweep import run as run_module
+from voco_llama.sweep.jobs import JobProcess, environment, locked, terminated_as_interrupted
 from voco_llama.sweep.run import LOCK_FILE, sweep
+from voco_llama.sweep.settings import RowSettings
 
 DEAD = 2**22 + 1
 """No process has this id: it is above the largest that Linux gives."""
 HOLDER = """
 import sys, time
 from pathlib import Path
-from voco_llama.sweep.lock import locked
+from voco_llama.sweep.jobs import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -104,7 +108,7 @@ def test_devices(monkeypatch, named, count, expected):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert processes.devices() == expected
+    assert jobs.devices() == expected
 
 
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
@@ -118,7 +122,7 @@ def job(monkeypatch, tmp_path):
     def start(code):
         started = subprocess.Popen
         monkeypatch.setattr(
-            processes.subprocess, "Popen", lambda command, **options: started([sys.executable, "-c", code], **options)
+            jobs.subprocess, "Popen", lambda command, **options: started([sys.executable, "-c", code], **options)
         )
         process = JobProcess([], "seed_0/a", tmp_path / "logs/a.log", os.environ)
         monkeypatch.undo()
@@ -127,19 +131,21 @@ def job(monkeypatch, tmp_path):
     return start
 
 
-def ended(process):
-    while process.poll() is None:
-        time.sleep(0.02)
-    return process.poll()
-
-
 def test_a_failed_job_says_its_last_lines(job, tmp_path):
     process = job("import sys; print(*range(9), sep='\\n\\n'); print('error: x'); sys.exit(2)")
-    assert ended(process) == 2
     words = ["    5", "    6", "    7", "    8", "    error: x", f"  more in {tmp_path}/logs/a.log"]
-    assert process.last_words().splitlines() == words
-    assert ended(job("print('again')")) == 0
+    assert process.failure() == ("status 2", "\n".join(words))
+    assert job("print('again')").failure() is None
     assert (tmp_path / "logs/a.log").read_text().endswith("error: x\nagain\n")
+
+
+def stopped(process):
+    """How a job ended that was stopped while a thread waits for it, as in a sweep."""
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(process.failure)
+        process.stop()
+        process.wait()
+        return future.result()[0]
 
 
 def test_a_stopped_job_leaves_no_process(job):
@@ -148,9 +154,7 @@ def test_a_stopped_job_leaves_no_process(job):
     while not parent.children():
         time.sleep(0.02)
     (child,) = parent.children()
-    process.stop()
-    process.wait()
-    assert process.poll() == -signal.SIGTERM
+    assert stopped(process) == f"status {-signal.SIGTERM}"
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running()
 
@@ -158,10 +162,36 @@ def test_a_stopped_job_leaves_no_process(job):
 def test_a_job_that_does_not_stop_is_killed(job, monkeypatch):
     process = job(STUBBORN)
     time.sleep(0.3)
-    monkeypatch.setattr(processes, "STOP_SECONDS", 0.3)
-    process.stop()
-    process.wait()
-    assert process.poll() == -signal.SIGKILL
+    monkeypatch.setattr(jobs, "STOP_SECONDS", 0.3)
+    assert stopped(process) == f"status {-signal.SIGKILL}"
+
+
+def test_an_interrupt_stops_all_that_run(settings, fake, monkeypatch):
+    """Of three jobs side by side, one is interrupted while it starts."""
+    events = []
+
+    class Endless:
+        def __init__(self, overrides, name, log, environment):
+            if len(events) == 2:
+                raise KeyboardInterrupt
+            events.append(name)
+            self.ended = threading.Event()
+
+        def failure(self):
+            self.ended.wait()
+
+        def stop(self):
+            events.append("stop")
+
+        def wait(self):
+            events.append("wait")
+            self.ended.set()
+
+    monkeypatch.setattr(run_module, "JobProcess", Endless)
+    rows = {name: RowSettings(train=["experiment=toy/voco_4"]) for name in "abc"}
+    with pytest.raises(KeyboardInterrupt):
+        sweep(replace(settings, rows=rows, base=[], processes=3), [], fake.runners)
+    assert events == ["seed_0/a", "seed_0/b", "stop", "stop", "wait", "wait"]
 
 
 def test_termination_is_an_interrupt_within_the_sweep_only():
