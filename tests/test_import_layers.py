@@ -14,7 +14,7 @@ LAYERS = (
     ("tokens", "settings", "composition"),
     ("layout", "visibility", "vision_config", "llava_folder", "configuration"),
     ("model", "data"),
-    ("training", "evaluation", "export"),
+    ("training", "evaluation", "export", "inference"),
     ("report", "preflight", "toyworld"),
     ("sweep", "data_tools"),
     ("__init__", "cli", "__main__"),

@@ -117,7 +117,7 @@ def _toyworld(overrides: list[str]) -> None:
 
 def compose_evaluate(overrides: list[str]) -> Any:
     """Compose what `voco-llama evaluate` reads."""
-    from voco_llama.evaluation.evaluate_settings import EvaluateSettings
+    from voco_llama.evaluation.settings import EvaluateSettings
 
     return _compose_flat(overrides, "evaluate", EvaluateSettings)
 
@@ -186,7 +186,7 @@ def _report(overrides: list[str]) -> None:
 
 
 def _ask(overrides: list[str]) -> None:
-    from voco_llama.evaluation.ask import AskSettings, ask
+    from voco_llama.inference import AskSettings, ask
 
     settings = _compose_flat(overrides, "ask", AskSettings)
     for question, answer in zip(settings.questions, ask(settings), strict=True):

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips, shuffled, windows
+from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips, shuffled
 from voco_llama.evaluation.results import read_result
+from voco_llama.inference import Inference
 
 
 @pytest.fixture(scope="module")
@@ -46,33 +48,31 @@ def test_clips_in_order_and_shuffled(checkpoint, clips, tmp_path):
 
 
 def test_marks_take_each_clips_frames_in_time_order_and_shuffled(checkpoint, clips, tmp_path, monkeypatch):
-    from voco_llama.data.media.video import read_frames
-    from voco_llama.evaluation.results import load_checkpoint
+    """The entries and the marks of each question, and where its answer goes; batches of two questions."""
+    read = []
 
-    read = []  # the caches of the batches: questions 0 and 2 on clip a, then 1 on clip b, each in order and shuffled
+    def spy(self, prompts, cache, *_, **__):
+        read.extend((prompt, cache[range(3 * i, 3 * i + 3)].keys) for i, prompt in enumerate(prompts))
+        return [str(len(read) - len(prompts) + i) for i in range(len(prompts))]
 
-    def spy(model, processor, laid_out, cache, max_new_tokens):
-        read.append(cache)
-        return [str(len(read))] * len(laid_out["input_ids"])
-
-    monkeypatch.setattr("voco_llama.evaluation.clips.generate_texts", spy)
+    monkeypatch.setattr(Inference, "answer", spy)
     settings = EvaluateClipsSettings(checkpoint, clips / "test.json", clips, tmp_path, "video", batch_size=2)
     result = read_result(evaluate_clips(settings))
-    model, processor = load_checkpoint(checkpoint, None)
-    keys = {name: model.compress(processor.pixels(read_frames(clips / name, 3))).keys for name in ("a.mp4", "b.mp4")}
-    order = {name: shuffled(3, f"0/{name}") for name in keys}
-    torch.testing.assert_close(read[0].keys, keys["a.mp4"].repeat(1, 2, 1, 1, 1))
-    torch.testing.assert_close(read[1].keys, keys["a.mp4"][:, order["a.mp4"]].repeat(1, 2, 1, 1, 1))
-    torch.testing.assert_close(read[2].keys, keys["b.mp4"])
-    torch.testing.assert_close(read[3].keys, keys["b.mp4"][:, order["b.mp4"]])
+    inference = Inference.load(checkpoint, "cpu")
+    keys = {name: inference.compress(read_frames(clips / name, 3)).keys for name in ("a.mp4", "b.mp4")}
     lines = [json.loads(line) for line in (tmp_path / result["answers_file"]).read_text().splitlines()]
-    assert [(line["in_order"], line["shuffled"]) for line in lines] == [("1", "2"), ("3", "4"), ("1", "2")]
+    assert len(read) == 2 * len(lines) == 6
+    for line in lines:
+        for order, steps in (("in_order", (0, 1, 2)), ("shuffled", shuffled(3, f"0/{line['clip']}"))):
+            prompt, entries = read[int(line[order])]
+            assert prompt == line["question"].replace("<image>", "<image>" * 3)
+            torch.testing.assert_close(entries, keys[line["clip"]][:, list(steps)])
 
 
 def test_shuffled_is_a_seeded_permutation_but_the_identity():
     for count in (2, 3, 8):
         orders = [shuffled(count, str(seed)) for seed in range(50)]
-        assert all(sorted(order) == list(range(count)) and order != list(range(count)) for order in orders)
+        assert all(sorted(order) == list(range(count)) and order != tuple(range(count)) for order in orders)
     assert shuffled(8, "a") == shuffled(8, "a") != shuffled(8, "b")
     with pytest.raises(ValueError, match="1 frame"):
         shuffled(1, "a")
@@ -86,8 +86,3 @@ def test_bad_clip_settings(checkpoint, clips, tmp_path):
     settings = EvaluateClipsSettings(checkpoint, clips / "test.json", empty, tmp_path, "video")
     with pytest.raises(DataError, match="no clip"):
         evaluate_clips(settings)
-
-
-def test_windows_keep_a_clips_questions_together():
-    keys = ["a", "b", "a", "c", "b", "a", "d"]
-    assert list(windows(keys, 3)) == [[0, 2, 5], [1, 4, 3], [6]]

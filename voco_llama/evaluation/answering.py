@@ -11,19 +11,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, chain
+from typing import Any
 
 import torch
 from PIL import Image
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError, SettingsError, one_line
 from voco_llama.evaluation.questions import Question, Visual, cut, see, with_marks
+from voco_llama.inference import Inference
 from voco_llama.model.cache import VoCoCache
-
-if TYPE_CHECKING:
-    from voco_llama.data.processor import VoCoProcessor
-    from voco_llama.model.voco_llama import VoCoLlama
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +66,7 @@ class Answerer:
     """Answers questions with one model under one condition.
 
     Attributes:
-        model: In evaluation mode, on the device to use.
-        processor: Saved with the model.
+        inference: The model and its processor.
         condition: `voco`: text reads the VoCo cache of the images, compressed beforehand. `full`: text sees the
             vision tokens. `blind`: there is no image.
         num_voco: VoCo tokens an image; the model's own number by default.
@@ -79,8 +76,7 @@ class Answerer:
         counts: What was done so far.
     """
 
-    model: "VoCoLlama"
-    processor: "VoCoProcessor"
+    inference: Inference
     condition: str = "voco"
     num_voco: int | None = None
     batch_size: int = 32
@@ -90,16 +86,16 @@ class Answerer:
 
     def __post_init__(self) -> None:
         require_choice("condition", self.condition, ANSWER_CONDITIONS)
-        most = self.model.config.num_voco
-        self.num_voco = self.num_voco or most
+        config = self.inference.model.config
+        self.num_voco = self.num_voco or config.num_voco
         if self.condition == "voco" and not self.num_voco:
             raise SettingsError(
                 "the checkpoint was made without VoCo tokens (a LLaVA): set condition=full, or num_voco for the lower"
                 " bound"
             )
-        if self.condition == "voco" and self.model.config.compressor != "language_model" and self.num_voco != most:
+        if self.condition == "voco" and config.compressor != "language_model" and self.num_voco != config.num_voco:
             raise SettingsError(
-                f"num_voco={self.num_voco}: a {self.model.config.compressor} was made for {most} tokens an image and"
+                f"num_voco={self.num_voco}: a {config.compressor} was made for {config.num_voco} tokens an image and"
                 " cannot be cut short: leave num_voco out"
             )
         self._kept: OrderedDict[str, VoCoCache] = OrderedDict()
@@ -125,24 +121,33 @@ class Answerer:
             )
             yield from texts
 
-    @torch.inference_mode()
+    def see(self, question: Question) -> tuple[Visual, ...]:
+        """What a question looks at, unless the condition is to see nothing."""
+        if self.condition == "blind":
+            return ()
+        return tuple(see(looked_at, self.inference.processor.num_frames) for looked_at in question.look())
+
+    def _look(self, question: Question) -> tuple[Visual, ...]:
+        visuals = self.see(question)
+        self.counts.visuals += sum(map(len, visuals))
+        return visuals
+
     def _window(self, window: Sequence[Question]) -> list[str]:
-        texts: dict[int, str] = {}
         seen = [self._guarded([q], lambda q=q: self._look(q)) for q in window]
         entries = self._entries(window, seen) if self.condition == "voco" else {}
+        texts = [""] * len(window)
         groups: dict[tuple, list[int]] = {}
         for i, question in enumerate(window):
-            if seen[i] is None or any(self._key(i, v) not in entries for v in seen[i] if self.condition == "voco"):
-                texts[i] = ""
-                continue
-            groups.setdefault(tuple(sorted(question.generation.items())), []).append(i)
+            lacking = self.condition == "voco" and any(self._key(i, visual) not in entries for visual in seen[i] or ())
+            if seen[i] is not None and not lacking:
+                groups.setdefault(tuple(sorted(question.generation.items())), []).append(i)
         for members in groups.values():
-            members.sort(key=lambda i: (sum(len(v.images) for v in seen[i]), len(window[i].prompt)))
+            members.sort(key=lambda i: (sum(map(len, seen[i])), len(window[i].prompt)))
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
                 for i, text in zip(batch, self._batch(window, seen, entries, batch), strict=True):
                     texts[i] = text
-        return [texts[i] for i in range(len(window))]
+        return texts
 
     def _batch(
         self,
@@ -153,53 +158,37 @@ class Answerer:
     ) -> list[str]:
         """Answers to questions of one kind; a failing question is looked for one by one."""
 
-        def generate(members: Sequence[int]) -> list[str]:
-            return self._generate(
-                [window[i] for i in members],
-                [seen[i] for i in members],
-                [entries[self._key(i, visual)] for i in members for visual in seen[i] if entries],
+        def generate() -> list[str]:
+            asked = [window[i] for i in batch]
+            looked_at = [(i, visual) for i in batch for visual in seen[i]]
+            shown = [image for _, visual in looked_at for image in visual.shown()] if self.condition == "full" else None
+            started = time.perf_counter()
+            caches = [entries[self._key(i, visual)][visual.order] for i, visual in looked_at if entries]
+            texts = self.inference.answer(
+                [with_marks(window[i].prompt, seen[i]) for i in batch],
+                VoCoCache.cat(caches) if caches else None,
+                shown,
+                "full" if self.condition == "full" else "voco",
+                self.num_voco,
+                **asked[0].generation,
             )
+            self.counts.model_seconds += time.perf_counter() - started
+            return [cut(text, question.until) for text, question in zip(texts, asked, strict=True)]
 
         if len(batch) == 1:
-            found = self._guarded([window[batch[0]]], lambda: generate(batch))
-            return [""] if found is None else found
+            return self._guarded([window[batch[0]]], generate) or [""]
         try:
-            return generate(batch)
+            return generate()
         except FAILURES as error:
-            asked = [window[i] for i in batch]
-            logger.warning("%s to %s: %s: answering one by one", asked[0].id, asked[-1].id, _line(error))
+            first, last = window[batch[0]].id, window[batch[-1]].id
+            logger.warning("%s to %s: %s: answering one by one", first, last, _line(error))
         return [text for i in batch for text in self._batch(window, seen, entries, [i])]
-
-    def _generate(
-        self, asked: Sequence[Question], seen: Sequence[tuple[Visual, ...]], caches: Sequence[VoCoCache]
-    ) -> list[str]:
-        started = time.perf_counter()
-        prompts = [with_marks(q.prompt, visuals) for q, visuals in zip(asked, seen, strict=True)]
-        laid_out = self.processor(
-            text=prompts,
-            images=[image for visuals in seen for visual in visuals for image in visual.images] or None
-            if self.condition == "full"
-            else None,
-            condition="full" if self.condition == "full" else "voco",
-            num_voco=self.num_voco,
-        )
-        cache = VoCoCache.cat(caches) if caches else None
-        texts = generate_texts(self.model, self.processor, laid_out, cache, **asked[0].generation)
-        self.counts.model_seconds += time.perf_counter() - started
-        return [cut(text, question.until) for text, question in zip(texts, asked, strict=True)]
-
-    def _look(self, question: Question) -> tuple[Visual, ...]:
-        if self.condition == "blind":
-            return ()
-        visuals = tuple(see(shown, self.processor.num_frames) for shown in question.look())
-        self.counts.visuals += sum(len(visual.images) for visual in visuals)
-        return visuals
 
     def _key(self, index: int, visual: Visual) -> str:
         return visual.key if self.reuse else f"{index}/{visual.key}"
 
     def _entries(self, window: Sequence[Question], seen: Sequence[tuple[Visual, ...] | None]) -> dict[str, VoCoCache]:
-        """The caches of all that the window looks at, by key."""
+        """The caches of all that the window looks at, by key; the entries of a clip are in order of time."""
         wanted: dict[str, tuple[Visual, list[Question]]] = {}
         for i, (question, visuals) in enumerate(zip(window, seen, strict=True)):
             for visual in visuals or ():
@@ -207,37 +196,32 @@ class Answerer:
         entries = {key: self._kept[key] for key in wanted if key in self._kept}
         missing = [(key, *wanted[key]) for key in wanted if key not in entries]
         for start in range(0, len(missing), self.batch_size):
-            some = missing[start : start + self.batch_size]
-            entries |= self._compress_some(some)
+            entries |= self._compress(missing[start : start + self.batch_size])
         if self.reuse:
             self._keep(entries)
         return entries
 
-    def _compress_some(self, some: Sequence[tuple[str, Visual, Sequence[Question]]]) -> dict[str, VoCoCache]:
-        def compress(part: Sequence[tuple[str, Visual, Sequence[Question]]]) -> dict[str, VoCoCache]:
-            started = time.perf_counter()
-            images = [image for _, visual, _ in part for image in visual.images]
-            chunks = [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
-            pixels = (self.processor.pixels(chunk).to(self.model.device) for chunk in chunks)
-            cache = VoCoCache.cat([self.model.compress(chunk, num_voco=self.num_voco) for chunk in pixels])
-            self.counts.compressed += len(images)
-            self.counts.model_seconds += time.perf_counter() - started
-            found, at = {}, 0
-            for key, visual, _ in part:
-                found[key] = cache[list(range(at, at + len(visual.images)))]  # a copy: it may outlive the others
-                at += len(visual.images)
-            return found
+    def _compress(self, some: Sequence[tuple[str, Visual, Sequence[Question]]]) -> dict[str, VoCoCache]:
+        """Caches by key of what is looked at and by whom; a failing image is looked for one by one."""
 
+        def compress() -> dict[str, VoCoCache]:
+            images = [visual.read() for _, visual, _ in some]
+            started = time.perf_counter()
+            cache = self.inference.compress(list(chain.from_iterable(images)), self.num_voco, self.batch_size)
+            self.counts.compressed += len(cache)
+            self.counts.model_seconds += time.perf_counter() - started
+            ends = list(accumulate(map(len, images), initial=0))
+            # Copies: each may outlive the others.
+            return {key: cache[range(*ends[i : i + 2])] for i, (key, _, _) in enumerate(some)}
+
+        if len(some) == 1:
+            return self._guarded(some[0][2], compress) or {}
         try:
-            return compress(some)
+            return compress()
         except FAILURES as error:
-            if len(some) > 1:
-                first, last = some[0][2][0].id, some[-1][2][0].id
-                logger.warning("images of %s to %s: %s: one by one", first, last, _line(error))
-        found: dict[str, VoCoCache] = {}
-        for one in some:
-            found |= self._guarded(one[2], lambda one=one: compress([one])) or {}
-        return found
+            first, last = some[0][2][0].id, some[-1][2][0].id
+            logger.warning("images of %s to %s: %s: one by one", first, last, _line(error))
+        return {key: cache for one in some for key, cache in self._compress([one]).items()}
 
     def _keep(self, entries: Mapping[str, VoCoCache]) -> None:
         for key, cache in entries.items():
@@ -267,29 +251,28 @@ class Answerer:
             return None
 
 
-@torch.inference_mode()
 def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> dict[str, float | None]:
     """Time to the first token of single questions, in seconds, medians over those given.
 
     Returns:
         `image`: From the image: seeing (compressing) it and the first token. `cache`: From its cache, under `voco`.
     """
-    model, processor, condition = answerer.model, answerer.processor, answerer.condition
+    inference, condition = answerer.inference, answerer.condition
     times: dict[str, list[float]] = {"image": [], "cache": []}
     for question in questions:
-        visuals = () if condition == "blind" else tuple(see(v, processor.num_frames) for v in question.look())
-        images = [image for visual in visuals for image in visual.images] or None
-        prompt, cache = [with_marks(question.prompt, visuals)], None
+        visuals = answerer.see(question)
+        images = [image for visual in visuals for image in visual.shown()]
+        prompt, cache = with_marks(question.prompt, visuals), None
         started = time.perf_counter()
         if condition == "voco" and images:
-            cache = model.compress(processor.pixels(images).to(model.device), num_voco=answerer.num_voco)
-            images = None
-        if model.device.type != "cpu":
+            cache, images = inference.compress(images, answerer.num_voco), []
+        if inference.model.device.type != "cpu":
             torch.accelerator.synchronize()  # a device works on after the call has returned
         compressed = time.perf_counter()
         shown = "full" if condition == "full" else "voco"
-        laid_out = processor(text=prompt, images=images, condition=shown, num_voco=answerer.num_voco)
-        generate_texts(model, processor, laid_out, cache, max_new_tokens=1)  # ends in text: the device has finished
+        inference.answer(
+            [prompt], cache, images, shown, answerer.num_voco, max_new_tokens=1
+        )  # text: the device is done
         ended = time.perf_counter()
         times["image"].append(ended - started)
         if cache is not None:
@@ -297,20 +280,5 @@ def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> di
     return {name: round(statistics.median(found), 6) if found else None for name, found in times.items()}
 
 
-def generate_texts(
-    model: "VoCoLlama",
-    processor: "VoCoProcessor",
-    laid_out: dict[str, Any],
-    cache: VoCoCache | None,
-    max_new_tokens: int,
-    **generation: Any,
-) -> list[str]:
-    """Answers to a batch that the processor laid out, as text without special tokens; greedy unless told otherwise."""
-    batch = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in laid_out.items()}
-    generation = {"do_sample": False, **generation}
-    ids = model.generate(**batch, cache=cache, max_new_tokens=max_new_tokens, **generation)
-    return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -10,15 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voco_llama.composition import EVAL_DIR
 from voco_llama.evaluation.answering import Counts
-from voco_llama.evaluation.efficiency import kv_bytes
-from voco_llama.evaluation.evaluate_settings import EvaluateSettings, rows_of
 from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_data_set, forget_empty_answers, state_of_files
-from voco_llama.evaluation.results import (
-    BENCHMARKS_KIND,
-    write_result,
-)
-from voco_llama.evaluation.suites import TASKS_DIR, Suite
+from voco_llama.evaluation.results import BENCHMARKS_KIND, write_result
+from voco_llama.evaluation.settings import EvaluateSettings, Suite, rows_of
 from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
 from voco_llama.provenance import fingerprint_data, fingerprint_files, provenance
 
@@ -27,6 +23,9 @@ if TYPE_CHECKING:
     from voco_llama.model.voco_llama import VoCoLlama
 
 logger = logging.getLogger(__name__)
+
+TASKS_DIR = EVAL_DIR / "tasks"
+"""Tasks that lmms-eval lacks."""
 
 
 def evaluate_rows(settings: EvaluateSettings) -> list[Path]:
@@ -79,7 +78,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     result = {
         "condition": settings.condition,
         "num_voco": adapter.answerer.num_voco if settings.condition == "voco" else None,
-        "model": _describe_model(adapter.answerer.model),
+        "model": _describe_model(adapter.answerer.inference.model),
         "limit": settings.limit,
         "failures": [dataclasses.asdict(failure) for failure in counts.failures],
         "benchmarks": scored,
@@ -187,12 +186,12 @@ def _answer_lines(column: str, task: str, results: Mapping[str, Any]) -> Iterato
 def _cost(adapter: "VoCoLlamaAdapter") -> dict[str, Any]:
     """What the language model keeps of an image while it answers: its VoCo tokens, the whole segment, or nothing."""
     answerer = adapter.answerer
-    model, num_voco = answerer.model, answerer.num_voco
+    model, num_voco = answerer.inference.model, answerer.num_voco
     shape = model.config.segment_shape(num_voco)
     tokens = {"voco": num_voco, "full": shape.num_compressed + num_voco, "blind": 0}[answerer.condition]
     return {
         "tokens_per_image": tokens,
-        "kv_bytes_per_image": kv_bytes(model.config.text_config, tokens, model.dtype),
+        "kv_bytes_per_image": model.config.kv_bytes(tokens, model.dtype),
         "kv_dtype": str(model.dtype).removeprefix("torch."),
     }
 
