@@ -10,9 +10,9 @@ import statistics
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, chain
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, pairwise
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -24,6 +24,7 @@ from voco_llama.inference import Inference
 from voco_llama.model.cache import VoCoCache
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 WINDOW_BATCHES = 16
 REUSE_BYTES = 2**31
@@ -59,6 +60,15 @@ class Counts:
     seconds: float = 0.0
     model_seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass
+class _Asked:
+    """A question of a window, what it looks at (None: that failed), and its answer."""
+
+    question: Question
+    visuals: tuple[Visual, ...] | None
+    answer: str = ""
 
 
 @dataclass
@@ -130,98 +140,67 @@ class Answerer:
     def _look(self, question: Question) -> tuple[Visual, ...]:
         visuals = self.see(question)
         self.counts.visuals += sum(map(len, visuals))
-        return visuals
+        return visuals if self.reuse else tuple(replace(v, key=f"{id(question)}/{v.key}") for v in visuals)
 
     def _window(self, window: Sequence[Question]) -> list[str]:
-        seen = [self._guarded([q], lambda q=q: self._look(q)) for q in window]
-        entries = self._entries(window, seen) if self.condition == "voco" else {}
-        texts = [""] * len(window)
-        groups: dict[tuple, list[int]] = {}
-        for i, question in enumerate(window):
-            lacking = self.condition == "voco" and any(self._key(i, visual) not in entries for visual in seen[i] or ())
-            if seen[i] is not None and not lacking:
-                groups.setdefault(tuple(sorted(question.generation.items())), []).append(i)
+        asked = [_Asked(q, self._each([q], lambda q: [q], lambda some: [self._look(some[0])])[0]) for q in window]
+        entries = self._entries(asked) if self.condition == "voco" else None
+        groups: dict[tuple, list[_Asked]] = {}
+        for one in asked:
+            if one.visuals is not None and (entries is None or all(visual.key in entries for visual in one.visuals)):
+                groups.setdefault(tuple(sorted(one.question.generation.items())), []).append(one)
         for members in groups.values():
-            members.sort(key=lambda i: (sum(map(len, seen[i])), len(window[i].prompt)))
+            members.sort(key=lambda one: (sum(map(len, one.visuals)), len(one.question.prompt)))
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
-                for i, text in zip(batch, self._batch(window, seen, entries, batch), strict=True):
-                    texts[i] = text
-        return texts
+                texts = self._each(batch, lambda one: [one.question], lambda some: self._generate(some, entries))
+                for one, text in zip(batch, texts, strict=True):
+                    one.answer = text or ""
+        return [one.answer for one in asked]
 
-    def _batch(
-        self,
-        window: Sequence[Question],
-        seen: Sequence[tuple[Visual, ...]],
-        entries: Mapping[str, VoCoCache],
-        batch: Sequence[int],
-    ) -> list[str]:
-        """Answers to questions of one kind; a failing question is looked for one by one."""
+    def _generate(self, some: Sequence[_Asked], entries: Mapping[str, VoCoCache] | None) -> list[str]:
+        """Answers to questions that are generated alike."""
+        visuals = [visual for one in some for visual in one.visuals]
+        images = [image for visual in visuals for image in visual.shown()] if self.condition == "full" else None
+        started = time.perf_counter()
+        caches = [] if entries is None else [entries[visual.key][visual.order] for visual in visuals]
+        texts = self.inference.answer(
+            [with_marks(one.question.prompt, one.visuals) for one in some],
+            VoCoCache.cat(caches) if caches else None,
+            images,
+            "full" if self.condition == "full" else "voco",
+            self.num_voco,
+            **some[0].question.generation,
+        )
+        self.counts.model_seconds += time.perf_counter() - started
+        return [cut(text, one.question.until) for text, one in zip(texts, some, strict=True)]
 
-        def generate() -> list[str]:
-            asked = [window[i] for i in batch]
-            looked_at = [(i, visual) for i in batch for visual in seen[i]]
-            shown = [image for _, visual in looked_at for image in visual.shown()] if self.condition == "full" else None
-            started = time.perf_counter()
-            caches = [entries[self._key(i, visual)][visual.order] for i, visual in looked_at if entries]
-            texts = self.inference.answer(
-                [with_marks(window[i].prompt, seen[i]) for i in batch],
-                VoCoCache.cat(caches) if caches else None,
-                shown,
-                "full" if self.condition == "full" else "voco",
-                self.num_voco,
-                **asked[0].generation,
-            )
-            self.counts.model_seconds += time.perf_counter() - started
-            return [cut(text, question.until) for text, question in zip(texts, asked, strict=True)]
-
-        if len(batch) == 1:
-            return self._guarded([window[batch[0]]], generate) or [""]
-        try:
-            return generate()
-        except FAILURES as error:
-            first, last = window[batch[0]].id, window[batch[-1]].id
-            logger.warning("%s to %s: %s: answering one by one", first, last, _line(error))
-        return [text for i in batch for text in self._batch(window, seen, entries, [i])]
-
-    def _key(self, index: int, visual: Visual) -> str:
-        return visual.key if self.reuse else f"{index}/{visual.key}"
-
-    def _entries(self, window: Sequence[Question], seen: Sequence[tuple[Visual, ...] | None]) -> dict[str, VoCoCache]:
+    def _entries(self, asked: Sequence[_Asked]) -> dict[str, VoCoCache]:
         """The caches of all that the window looks at, by key; the entries of a clip are in order of time."""
         wanted: dict[str, tuple[Visual, list[Question]]] = {}
-        for i, (question, visuals) in enumerate(zip(window, seen, strict=True)):
-            for visual in visuals or ():
-                wanted.setdefault(self._key(i, visual), (visual, []))[1].append(question)
+        for one in asked:
+            for visual in one.visuals or ():
+                wanted.setdefault(visual.key, (visual, []))[1].append(one.question)
         entries = {key: self._kept[key] for key in wanted if key in self._kept}
-        missing = [(key, *wanted[key]) for key in wanted if key not in entries]
+        missing = [key for key in wanted if key not in entries]
         for start in range(0, len(missing), self.batch_size):
-            entries |= self._compress(missing[start : start + self.batch_size])
+            keys = missing[start : start + self.batch_size]
+            caches = self._each(
+                keys, lambda key: wanted[key][1], lambda some: self._compress([wanted[key][0] for key in some])
+            )
+            entries |= {key: cache for key, cache in zip(keys, caches, strict=True) if cache is not None}
         if self.reuse:
             self._keep(entries)
         return entries
 
-    def _compress(self, some: Sequence[tuple[str, Visual, Sequence[Question]]]) -> dict[str, VoCoCache]:
-        """Caches by key of what is looked at and by whom; a failing image is looked for one by one."""
-
-        def compress() -> dict[str, VoCoCache]:
-            images = [visual.read() for _, visual, _ in some]
-            started = time.perf_counter()
-            cache = self.inference.compress(list(chain.from_iterable(images)), self.num_voco, self.batch_size)
-            self.counts.compressed += len(cache)
-            self.counts.model_seconds += time.perf_counter() - started
-            ends = list(accumulate(map(len, images), initial=0))
-            # Copies: each may outlive the others.
-            return {key: cache[range(*ends[i : i + 2])] for i, (key, _, _) in enumerate(some)}
-
-        if len(some) == 1:
-            return self._guarded(some[0][2], compress) or {}
-        try:
-            return compress()
-        except FAILURES as error:
-            first, last = some[0][2][0].id, some[-1][2][0].id
-            logger.warning("images of %s to %s: %s: one by one", first, last, _line(error))
-        return {key: cache for one in some for key, cache in self._compress([one]).items()}
+    def _compress(self, visuals: Sequence[Visual]) -> list[VoCoCache]:
+        images = [visual.read() for visual in visuals]
+        started = time.perf_counter()
+        cache = self.inference.compress(list(chain.from_iterable(images)), self.num_voco, self.batch_size)
+        self.counts.compressed += len(cache)
+        self.counts.model_seconds += time.perf_counter() - started
+        ends = accumulate(map(len, images), initial=0)
+        return [cache[range(*ends)] for ends in pairwise(ends)]  # copies, for each may outlive the others
 
     def _keep(self, entries: Mapping[str, VoCoCache]) -> None:
         for key, cache in entries.items():
@@ -232,23 +211,35 @@ class Answerer:
             _, cache = self._kept.popitem(last=False)
             held -= len(cache) * cache.bytes_per_entry
 
-    def _guarded(self, asked: Sequence[Question], work: Callable[[], Any]) -> Any:
-        """What `work` gives; its failure is that of the questions: it stops the run, or is listed (None is given)."""
+    def _each(
+        self, some: Sequence[T], asked: Callable[[T], Sequence[Question]], work: Callable[[Sequence[T]], list[Any]]
+    ) -> list[Any]:
+        """What `work` makes of all; if it fails, of each alone, so that the one that fails is found.
+
+        That one's failure is that of the questions that asked for it: it stops the run, or is listed, and None given.
+        """
+        if len(some) > 1:
+            try:
+                return work(some)
+            except FAILURES as error:
+                first, last = asked(some[0])[0].id, asked(some[-1])[0].id
+                logger.warning("%s to %s: %s: one by one", first, last, _line(error))
+            # Only here, where the error and the memory that its frames hold are gone.
+            return [found for one in some for found in self._each([one], asked, work)]
+        questions = asked(some[0])
         try:
-            return work()
+            return work(some)
         except FAILURES as error:
             if not self.go_on:
                 raise DataError(
-                    f"{asked[0].id}: cannot be answered ({_line(error)}): mend it, or set go_on=true to list it and go"
-                    " on"
+                    f"{questions[0].id}: cannot be answered ({_line(error)}): mend it, or set go_on=true to list it and"
+                    " go on"
                 ) from error
-            listed = {failure.id for failure in self.counts.failures}
-            for question in asked:
-                if question.id not in listed:
+            for question in questions:
+                if question.id not in {failure.id for failure in self.counts.failures}:
                     logger.warning("%s: given up (%s)", question.id, _line(error))
                     self.counts.failures.append(Failure(question.id, _line(error)))
-                    listed.add(question.id)
-            return None
+            return [None]
 
 
 def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> dict[str, float | None]:
