@@ -20,7 +20,6 @@ from voco_llama.report.aggregate import (
     paired_difference,
     plain_ratio,
     retention,
-    shared_columns,
 )
 
 
@@ -43,11 +42,6 @@ def test_undefined_is_nan_and_left_out_of_the_mean():
     assert math.isnan(plain_ratio(0.5, 0.0))
     assert mean_over({"a": math.nan, "b": 0.5}, ["a", "b"]) == 0.5
     assert math.isnan(mean_over({"a": math.nan}, ["a"]))
-
-
-def test_shared_columns():
-    assert shared_columns([{"b": 1, "a": 1, "c": 1}, {"a": 1, "b": 1}]) == ["b", "a"]
-    assert shared_columns([]) == []
 
 
 def test_estimate():

@@ -163,7 +163,7 @@ class Answerer:
         visuals = [visual for one in some for visual in one.visuals]
         images = [image for visual in visuals for image in visual.shown()] if self.condition == "full" else None
         started = time.perf_counter()
-        caches = [] if entries is None else [entries[visual.key][visual.order] for visual in visuals]
+        caches = [] if entries is None else [visual.entries(entries[visual.key]) for visual in visuals]
         texts = self.inference.answer(
             [with_marks(one.question.prompt, one.visuals) for one in some],
             VoCoCache.cat(caches) if caches else None,

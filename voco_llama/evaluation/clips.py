@@ -21,6 +21,7 @@ from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.questions import Clip, Question
 from voco_llama.evaluation.results import CLIPS_KIND, IN_ORDER, SHUFFLED, check_row_name, write_result
 from voco_llama.evaluation.run import describe_run
+from voco_llama.evaluation.settings import check_counts
 from voco_llama.inference import Inference, checkpoint_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -64,10 +65,7 @@ class EvaluateClipsSettings:
         check_row_name(self.row)
         if self.num_frames is not None and self.num_frames < 2:
             raise SettingsError(f"num_frames must be at least 2, not {self.num_frames}: one frame has no order")
-        for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} must be at least 1, not {value}")
+        check_counts(self)
 
 
 def evaluate_clips(settings: EvaluateClipsSettings) -> Path:

@@ -12,6 +12,7 @@ from voco_llama.data.media.stored import MediaFile, StoredFile
 from voco_llama.data.media.video import read_frames
 from voco_llama.data.records import IMAGE_MARK
 from voco_llama.errors import DataError, one_line
+from voco_llama.model.cache import VoCoCache
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,27 @@ class Visual:
     Attributes:
         key: Equal keys show the same, if perhaps in another order.
         read: The image, or the frames in order of time.
-        order: Which of them are shown, in this order.
+        count: How many these are.
+        order: Which of them are shown, in this order; None: all, as they are.
     """
 
     key: str
     read: Callable[[], Sequence[Image.Image]]
-    order: Sequence[int]
+    count: int = 1
+    order: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
-        """Number of images or frames."""
-        return len(self.order)
+        """How many are shown."""
+        return self.count if self.order is None else len(self.order)
 
-    def shown(self) -> list[Image.Image]:
+    def shown(self) -> Sequence[Image.Image]:
         """The images in the order to be shown."""
         images = self.read()
-        return [images[i] for i in self.order]
+        return images if self.order is None else [images[i] for i in self.order]
+
+    def entries(self, cache: VoCoCache) -> VoCoCache:
+        """The entries in the order to be shown of a cache that has one for each image."""
+        return cache if self.order is None else cache[self.order]
 
 
 def see(looked_at: Image.Image | Clip | MediaFile | str, num_frames: int) -> Visual:
@@ -86,7 +93,7 @@ def see(looked_at: Image.Image | Clip | MediaFile | str, num_frames: int) -> Vis
     """
     if isinstance(looked_at, Image.Image):
         content = hashlib.sha256(f"{looked_at.mode} {looked_at.size} ".encode() + looked_at.tobytes())
-        return Visual(content.hexdigest(), lambda: (looked_at,), (0,))
+        return Visual(content.hexdigest(), lambda: (looked_at,))
     if isinstance(looked_at, str):
         looked_at = Path(looked_at)
     if isinstance(looked_at, Path | StoredFile):
@@ -95,8 +102,7 @@ def see(looked_at: Image.Image | Clip | MediaFile | str, num_frames: int) -> Vis
         kind = type(looked_at).__name__
         raise DataError(f"a question looks at a {kind}: images and paths of clips can be answered on")
     file, count = looked_at.file, looked_at.num_frames or num_frames
-    order = range(count) if looked_at.order is None else looked_at.order
-    return Visual(f"{content_key(file)} {count}", lambda: read_frames(file, count), order)
+    return Visual(f"{content_key(file)} {count}", lambda: read_frames(file, count), count, looked_at.order)
 
 
 def content_key(file: MediaFile) -> str:

@@ -1,7 +1,6 @@
 """`evaluate`: one checkpoint under one condition on the tasks of a suite, by lmms-eval, written to one result file."""
 
 import dataclasses
-import functools
 import logging
 import os
 import shutil
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from voco_llama.composition import EVAL_DIR
 from voco_llama.evaluation.answering import Counts
-from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_data_set, forget_empty_answers, state_of_files
+from voco_llama.evaluation.harness import Harness, fingerprint_data_set, forget_empty_answers, state_of_files
 from voco_llama.evaluation.results import BENCHMARKS_KIND, write_result
 from voco_llama.evaluation.settings import EvaluateSettings, Suite, rows_of
 from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
@@ -64,7 +63,10 @@ def evaluate(settings: EvaluateSettings) -> Path:
         settings.dtype, settings.reuse, settings.go_on, suite.max_new_tokens,
     )  # fmt: skip
     logger.info("row %s: %s with %s", settings.row, adapter, ", ".join(tasks))
-    data = {task: _data_fingerprint(files, harness) for task, files in found.items()}
+    data = {  # by content; None for what lies in the cache of the Hugging Face hub
+        task: None if harness.hub is None else fingerprint_data_set(harness.hub / files.dataset)
+        for task, files in found.items()
+    }
     run_id = fingerprint_data([str(adapter), suite.columns, data, settings.limit, adapter.world_size])[:16]
     loaded = time.monotonic()
     results = lmms_adapter.run_tasks(adapter, tasks, harness, run_id, settings.limit, settings.seed)
@@ -107,20 +109,6 @@ def _harness(settings: EvaluateSettings, suite: Suite) -> Harness:
     beside = settings.output.absolute() / settings.row
     responses = beside.with_name(f"{settings.row}.responses") if suite.keep_answers else None
     return Harness(hub, TASKS_DIR, cache, responses, beside.with_name(f"{settings.row}.files"))
-
-
-def _data_fingerprint(files: TaskFiles, harness: Harness) -> str | None:
-    """Of a task's data set, by content; None for one that lies in the Hugging Face cache."""
-    if harness.hub is None:
-        return None
-    folder = harness.hub / files.dataset
-    return _fingerprint_data_set(folder, state_of_files(folder))
-
-
-@functools.cache
-def _fingerprint_data_set(folder: Path, state: str) -> str:
-    """Read once for all rows, as long as names, sizes and times stay the same."""
-    return fingerprint_data_set(folder)
 
 
 def _describe_columns(

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
 from voco_llama.composition import EVAL_DIR, did_you_mean, read_file
@@ -138,10 +139,7 @@ class EvaluateSettings:
             check_row_name(self.row)
         if self.condition is not None:
             require_choice("condition", self.condition, ANSWER_CONDITIONS)
-        for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} must be at least 1, not {value}")
+        check_counts(self)
         self.columns()
 
     def columns(self) -> Suite:
@@ -155,6 +153,18 @@ class EvaluateSettings:
             suite = Suite(columns_of(self.tasks), rows=suite.rows)
         own = {name: getattr(self, name) for name in ("max_new_tokens", "keep_answers")}
         return dataclasses.replace(suite, **{name: value for name, value in own.items() if value is not None})
+
+
+def check_counts(settings: Any) -> None:
+    """Refuse a count below one.
+
+    Raises:
+        SettingsError: It names the setting.
+    """
+    for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"{name} must be at least 1, not {value}")
 
 
 def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:

@@ -40,11 +40,6 @@ def plain_ratio(result: float, upper: float) -> float:
     return result / upper if upper else math.nan
 
 
-def shared_columns(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """The benchmarks that every row has, in the first row's order."""
-    return [name for name in rows[0] if all(name in row for row in rows[1:])] if rows else []
-
-
 def mean_over(values: Mapping[str, float], columns: Sequence[str]) -> float:
     """Mean of the finite values in these columns; NaN if there is none."""
     finite = [values[name] for name in columns if math.isfinite(values[name])]
@@ -170,7 +165,7 @@ def compare(results: Sequence[Result], upper: str, lower: str, names: Collection
         tuple(rows[name] for name in taken),
         (rows[upper], rows[lower]),
         tuple(dict.fromkeys(name for values in measured for name in values)),
-        tuple(shared_columns(measured)),
+        tuple(name for name in measured[0] if all(name in values for values in measured)),
         tuple(sorted({seed for name in taken for seed in by_row[name]})),
     )
 
