@@ -2,10 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
+from tests.evaluation.hub import write_clip
 from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips, shuffled
@@ -15,22 +15,10 @@ from voco_llama.inference import Inference
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Two clips of noise, three questions."""
-    import av
-
+    """Two clips, three questions."""
     folder = tmp_path_factory.mktemp("clips")
-    generator = np.random.default_rng(0)
-    for name in ("a", "b"):
-        with av.open(str(folder / f"{name}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=4, options={"crf": "0"})
-            stream.width = stream.height = 32
-            stream.pix_fmt = "yuv444p"
-            for _ in range(6):
-                pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
-                for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                    container.mux(packet)
-            for packet in stream.encode():
-                container.mux(packet)
+    write_clip(folder / "a.mp4", "red", "green", "blue")
+    write_clip(folder / "b.mp4", "blue", "red", "green")
     asked = [("What first?", "red", "a"), ("What comes last of all?", "blue", "b"), ("And then?", "red", "a")]
     (folder / "test.json").write_text(json.dumps([{"q": q, "a": a, "video_id": v} for q, a, v in asked]))
     return folder
