@@ -30,7 +30,7 @@ def test_a_suite_of_ones_own(tmp_path):
         ("[1]", "Cannot merge DictConfig with ListConfig"),
         ("columns: {Q: gqa}\ntasks: [1]", "unknown setting 'tasks'.* columns, max_new_tokens, keep_answers, rows"),
         ("columns: {Q: nothing}", "task 'nothing' is not known"),
-        ("columns: {Q: gqa}\nrows: {a: {path: x}}", "unknown setting 'path'"),
+        ("columns: {Q: gqa}\nrows: {a: {path: x}}", "unknown setting 'rows.a.path'"),
     ],
 )
 def test_bad_suites_are_refused(tmp_path, text, message):
