@@ -17,8 +17,8 @@ import openai
 import requests
 from lmms_eval.llm_judge import Request, ServerConfig, get_server
 
-from voco_llama.data.media.images import one_line, resolve_inside
-from voco_llama.errors import DataError, VoCoError
+from voco_llama.data.media.images import resolve_inside
+from voco_llama.errors import DataError, VoCoError, one_line
 
 MAX_SCORE = 5
 MAX_JUDGE_TOKENS = 64
