@@ -11,7 +11,7 @@ from PIL import Image
 from voco_llama.data.media.stored import MediaFile, StoredFile
 from voco_llama.data.media.video import read_frames
 from voco_llama.data.records import IMAGE_MARK
-from voco_llama.errors import DataError, one_line
+from voco_llama.errors import DataError
 from voco_llama.model.cache import VoCoCache
 
 
@@ -89,7 +89,8 @@ def see(looked_at: Image.Image | Clip | MediaFile | str, num_frames: int) -> Vis
         num_frames: Frames taken from a clip that does not say.
 
     Raises:
-        DataError: It is none of these, or the clip's file cannot be read.
+        DataError: It is none of these.
+        OSError: The clip's file cannot be read.
     """
     if isinstance(looked_at, Image.Image):
         content = hashlib.sha256(f"{looked_at.mode} {looked_at.size} ".encode() + looked_at.tobytes())
@@ -109,13 +110,11 @@ def content_key(file: MediaFile) -> str:
     """A hash of a file's bytes: equal for equal content wherever it lies.
 
     Raises:
-        DataError: It cannot be read.
+        OSError: A `Path` cannot be read.
+        DataError: A `StoredFile` cannot.
     """
-    try:
-        with file.open() if isinstance(file, StoredFile) else file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"clip {file}: cannot be read ({one_line(error)}); fetch it, or take the record out") from error
+    with file.open() if isinstance(file, StoredFile) else file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def with_marks(prompt: str, visuals: Sequence[Visual]) -> str:
