@@ -192,7 +192,7 @@ def teacher(settings: Any) -> None:
     write_top_k(settings)
 
 
-@_command("voco_llama.evaluation.evaluate_settings:EvaluateSettings")
+@_command("voco_llama.evaluation.settings:EvaluateSettings")
 def evaluate(settings: Any) -> None:
     """Have lmms-eval ask and score benchmarks, for one row of the table or all rows of a suite."""
     from voco_llama.evaluation.run import evaluate_rows
@@ -240,10 +240,10 @@ def export(settings: Any) -> None:
     export(settings)
 
 
-@_command("voco_llama.evaluation.ask:AskSettings")
+@_command("voco_llama.inference:AskSettings")
 def ask(settings: Any) -> str:
     """Compress one image or clip once and answer questions from its cache."""
-    from voco_llama.evaluation.ask import ask
+    from voco_llama.inference import ask
 
     answers = zip(settings.questions, ask(settings), strict=True)
     return "".join(f"Q: {question}\nA: {answer}\n" for question, answer in answers)

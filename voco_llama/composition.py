@@ -28,6 +28,8 @@ T = TypeVar("T")
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 """Inside the package in an installed wheel, beside it in a checkout."""
+EVAL_DIR = CONFIG_DIR.with_name("eval")
+"""Tables, suites and tasks; beside the configurations in both."""
 
 
 _NOT_UNPACKED = "archives are read in place, under the settings that `data prepare set=...` names; leave it out"

@@ -1,7 +1,8 @@
 """Configuration of `VoCoLlama`: the language model's, the vision tower's, and what joins them."""
 
+import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -19,6 +20,9 @@ from voco_llama.layout import SegmentShape
 from voco_llama.llava_folder import is_llava, read_llava_folder
 from voco_llama.tokens import add_special_tokens
 from voco_llama.vision_config import num_patches
+
+if TYPE_CHECKING:
+    import torch
 
 
 class VoCoLlamaConfig(PreTrainedConfig):
@@ -139,3 +143,19 @@ class VoCoLlamaConfig(PreTrainedConfig):
             tuple(self.segment_prefix_ids),
             tuple(self.segment_infix_ids),
         )
+
+    @property
+    def kv_shape(self) -> tuple[int, int, int]:
+        """Layers, key-value heads and head dimension of what the language model keeps of a token."""
+        text = self.text_config
+        heads = text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        return text.num_hidden_layers, getattr(text, "num_key_value_heads", None) or heads, head_dim
+
+    def kv_bytes(self, num_tokens: int, dtype: "torch.dtype") -> int:
+        """Bytes of the keys and values of `num_tokens` tokens in all layers, kept in `dtype`.
+
+        `2 x layers x key-value heads x head dimension x tokens x bytes of a number`; a token of a 7B Llama in fp16
+        takes 524,288 bytes.
+        """
+        return 2 * math.prod(self.kv_shape) * num_tokens * dtype.itemsize

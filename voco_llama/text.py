@@ -1,8 +1,18 @@
-"""How durations and tables read, in logs, on a terminal and in Markdown."""
+"""How durations and tables read, in logs, on a terminal, in Markdown and in LaTeX."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
+
+_LATEX_ESCAPES = {
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+}
 
 
 def duration(seconds: float) -> str:
@@ -29,3 +39,29 @@ def _table(head: Sequence[str], body: Iterable[Sequence[object]], form: str) -> 
     alignment = ["left", *["right"] * (len(head) - 1)]
     rows = [[str(cell) for cell in row] for row in body]
     return tabulate(rows, head, form, disable_numparse=True, preserve_whitespace=True, colalign=alignment)
+
+
+def latex(title: str, head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    """A `table` environment with its title as caption, for documents that load the package booktabs."""
+    first, *rows = (" & ".join(latex_text(str(cell)) for cell in row) + r" \\" for row in (head, *body))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_text(title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"\toprule",
+            first,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def latex_text(text: str) -> str:
+    """Plain text as LaTeX: special characters escaped, a minus sign where a hyphen stands before a number."""
+    escaped = "".join(_LATEX_ESCAPES.get(character, character) for character in text)
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)

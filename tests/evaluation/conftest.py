@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def settings_for(checkpoint, tiny_hub, tmp_path, tmp_path_factory, monkeypatch):
     """Settings of an evaluation of the tiny model on the tiny hub, whose clips are in HF_HOME."""
-    from voco_llama.evaluation.evaluate_settings import EvaluateSettings
+    from voco_llama.evaluation.settings import EvaluateSettings
 
     monkeypatch.setenv("HF_HOME", str(tiny_hub.home))
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import voco_llama  # noqa: F401  makes torchvision importable beside a CPU-only torch, before lmms_eval wants it
-from voco_llama.evaluation.suites import TASKS_DIR
+from voco_llama.evaluation.run import TASKS_DIR
 
 POPE = ("pope", "pope_adv", "pope_pop", "pope_random")
 OURS = ("vqav2_testdev", "mmbench_llava", "msvd_qa", "msrvtt_qa")

@@ -13,12 +13,13 @@ from PIL import Image
 
 from tests.evaluation.hub import write_clip
 from tests.tiny import tiny_model, tiny_processor
+from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation import answering
-from voco_llama.evaluation.answering import Answerer, Failure, first_token_seconds, generate_texts
-from voco_llama.evaluation.efficiency import kv_bytes
-from voco_llama.evaluation.questions import Question, cut
+from voco_llama.evaluation.answering import Answerer, Failure, first_token_seconds
+from voco_llama.evaluation.questions import Clip, Question, cut
+from voco_llama.inference import Inference
 
 NUM_FRAMES = 3
 SHORT = {"max_new_tokens": 5}
@@ -73,6 +74,12 @@ def mixed(images, tmp_path_factory):
     ]
 
 
+def said(model, processor, laid_out, cache=None, **generation):
+    with torch.inference_mode():
+        ids = model.generate(**laid_out, cache=cache, do_sample=False, **generation)
+    return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
 def by_hand(model, processor, question, condition="voco", num_voco=2):
     """The answer of one question, without an `Answerer`."""
     shown, marks = [], []
@@ -81,18 +88,17 @@ def by_hand(model, processor, question, condition="voco", num_voco=2):
         shown += frames
         marks.append("<image>" * len(frames))
     text = f"{' '.join(marks)}\n{question.prompt}" if marks else question.prompt
-    with torch.inference_mode():
-        if condition == "full":
-            laid_out, cache = processor(text=[text], images=shown or None, condition="full"), None
-        else:
-            laid_out = processor(text=[text], num_voco=num_voco)
-            cache = model.compress(processor.pixels(shown), num_voco=num_voco) if shown else None
-        (answer,) = generate_texts(model, processor, laid_out, cache, **question.generation)
+    if condition == "full":
+        laid_out, cache = processor(text=[text], images=shown or None, condition="full"), None
+    else:
+        laid_out = processor(text=[text], num_voco=num_voco)
+        cache = model.compress(processor.pixels(shown), num_voco=num_voco) if shown else None
+    (answer,) = said(model, processor, laid_out, cache, **question.generation)
     return cut(answer, question.until)
 
 
 def answer(model, processor, questions, **settings):
-    answerer = Answerer(model, processor, **settings)
+    answerer = Answerer(Inference(model, processor), **settings)
     return list(answerer.answer(questions)), answerer.counts
 
 
@@ -133,15 +139,15 @@ def test_nothing_is_compressed_under_the_other_conditions(model, processor, ques
 def test_the_images_unused_longest_are_let_go(model, processor, questions, monkeypatch, images_kept, compressed):
     expected, _ = answer(model, processor, questions)
     monkeypatch.setattr(answering, "WINDOW_BATCHES", 1)
-    monkeypatch.setattr(answering, "REUSE_BYTES", images_kept * kv_bytes(model.config.text_config, 2, torch.float32))
-    answerer = Answerer(model, processor, batch_size=1)
+    monkeypatch.setattr(answering, "REUSE_BYTES", images_kept * model.config.kv_bytes(2, torch.float32))
+    answerer = Answerer(Inference(model, processor), batch_size=1)
     assert list(answerer.answer(questions)) == expected
     assert answerer.counts.compressed == compressed
     assert len(answerer._kept) == images_kept
 
 
 def test_kept_images_serve_the_next_call(model, processor, questions):
-    answerer = Answerer(model, processor)
+    answerer = Answerer(Inference(model, processor))
     first = list(answerer.answer(questions))
     assert list(answerer.answer(questions)) == first
     assert answerer.counts.compressed == 3
@@ -157,6 +163,51 @@ def test_answers_without_reuse_are_the_same(model, processor, mixed, questions):
     assert many.compressed == many.visuals == few.visuals
 
 
+@pytest.fixture
+def clip(tmp_path):
+    write_clip(tmp_path / "c.mp4", "red", "green", "blue")
+    return tmp_path / "c.mp4"
+
+
+@pytest.mark.parametrize("condition", ["voco", "full"])
+def test_any_order_of_a_clips_frames_reads_the_same_entries(model, processor, clip, condition):
+    """In order of time, in another order, and a part of the frames; all are compressed in one go, once."""
+    orders = [(0, 1, 2), (2, 0, 1), (1, 1), None]
+    asked = [Question(str(o), "What happens?", lambda o=o: [Clip(clip, order=o)], SHORT) for o in orders]
+    given, counts = answer(model, processor, asked, condition=condition)
+    assert counts.compressed == (3 if condition == "voco" else 0)
+    frames = read_frames(clip, NUM_FRAMES)
+    for order, text in zip(orders, given, strict=True):
+        shown = frames if order is None else [frames[i] for i in order]
+        if condition == "full":
+            laid_out, cache = (
+                processor(text=["<image>" * len(shown) + "\nWhat happens?"], images=shown, condition="full"),
+                None,
+            )
+        else:
+            laid_out = processor(text=["<image>" * len(shown) + "\nWhat happens?"])
+            cache = model.compress(processor.pixels(frames))[range(3) if order is None else order]
+        assert [text] == said(model, processor, laid_out, cache, **SHORT)
+
+
+def test_a_clip_is_told_by_its_content(model, processor, clip):
+    copy = clip.with_name("copy.mp4")
+    copy.write_bytes(clip.read_bytes())
+    answerer = Answerer(Inference(model, processor))
+    asked = [Question(str(file), "What?", lambda file=file: [file], SHORT) for file in (clip, copy)]
+    first = list(answerer.answer(asked))
+    assert answerer.counts.compressed == NUM_FRAMES  # the same bytes under two paths
+    write_clip(clip, "blue", "green", "red")
+    replaced, other = answerer.answer(asked)
+    assert (replaced, other) == (by_hand(model, processor, asked[0]), first[1])
+    assert answerer.counts.compressed == 2 * NUM_FRAMES
+    list(answerer.answer([replace(asked[0], look=lambda: [Clip(clip, num_frames=2)])]))
+    assert answerer.counts.compressed == 2 * NUM_FRAMES + 2
+    clip.unlink()
+    with pytest.raises(DataError, match=r"cannot be answered \(FileNotFoundError: .*c.mp4"):
+        list(answerer.answer(asked))
+
+
 def test_condition_decides_what_is_seen(model, processor, questions):
     swapped = [replace(q, look=lambda: [Image.new("RGB", (16, 16))]) for q in questions]
     for condition, changes in (("voco", True), ("full", True), ("blind", False)):
@@ -170,7 +221,7 @@ def test_fewer_voco_tokens_are_the_cache_cut_short(model, processor, questions):
     for text, question in zip(short, questions, strict=True):
         cache = model.compress(processor.pixels(question.look()), num_voco=2).truncate(1)
         laid_out = processor(text=[f"<image>\n{question.prompt}"], num_voco=1)
-        assert [text] == generate_texts(model, processor, laid_out, cache, **SHORT)
+        assert [text] == said(model, processor, laid_out, cache, **SHORT)
     assert short != answer(model, processor, questions)[0]
 
 
@@ -197,7 +248,7 @@ def test_a_failing_question_stops_and_is_named_after_the_earlier_windows(
     monkeypatch.setattr(answering, "WINDOW_BATCHES", 1)
     given = []
     with pytest.raises(DataError, match=r"^gqa 4: cannot be answered \(OSError: no such file: red.png\): .*go_on=true"):
-        given.extend(Answerer(model, processor, condition, batch_size=2).answer(no_file))
+        given.extend(Answerer(Inference(model, processor), condition, batch_size=2).answer(no_file))
     assert given == [by_hand(model, processor, question, condition) for question in questions[:4]]
 
 
@@ -268,21 +319,21 @@ def test_an_image_that_cannot_be_compressed_fails_every_question_on_it(model, pr
 def test_a_checkpoint_without_voco_tokens_is_not_read_through_none():
     llava = SimpleNamespace(config=SimpleNamespace(num_voco=0, compressor="language_model"))
     with pytest.raises(SettingsError, match="made without VoCo tokens .*condition=full, or num_voco"):
-        Answerer(llava, None, "voco")
-    assert Answerer(llava, None, "voco", num_voco=1).num_voco == 1
-    assert Answerer(llava, None, "full").num_voco == 0
+        Answerer(Inference(llava, None), "voco")
+    assert Answerer(Inference(llava, None), "voco", num_voco=1).num_voco == 1
+    assert Answerer(Inference(llava, None), "full").num_voco == 0
 
 
 def test_unknown_condition(model, processor):
     with pytest.raises(SettingsError, match="choose one of full, voco, blind"):
-        Answerer(model, processor, "lower")
+        Answerer(Inference(model, processor), "lower")
 
 
 def test_an_external_compressor_cannot_be_cut_short(questions):
     processor = replace(tiny_processor(num_voco=2), num_vision=0)
     model = tiny_model(processor, compressor="q_former", q_former={"layers": 1, "width": 8, "heads": 2})
     with pytest.raises(SettingsError, match="q_former was made for 2 tokens an image .*leave num_voco out"):
-        Answerer(model, processor, num_voco=1)
+        Answerer(Inference(model, processor), num_voco=1)
     for num_voco in (None, 2):
         given, counts = answer(model, processor, questions, num_voco=num_voco)
         assert counts.compressed == 3
@@ -291,18 +342,18 @@ def test_an_external_compressor_cannot_be_cut_short(questions):
 
 def test_time_to_the_first_token(model, processor, mixed, questions):
     for condition, timed in (("voco", {"image", "cache"}), ("full", {"image"}), ("blind", {"image"})):
-        answerer = Answerer(model, processor, condition)
+        answerer = Answerer(Inference(model, processor), condition)
         times = first_token_seconds(answerer, [*mixed[:4], questions[0]])
         assert {name for name, seconds in times.items() if seconds is not None} == timed
         assert all(0 < times[name] < 60 for name in timed)
         assert answerer.counts == answering.Counts()
-    assert first_token_seconds(Answerer(model, processor), []) == {"image": None, "cache": None}
+    assert first_token_seconds(Answerer(Inference(model, processor)), []) == {"image": None, "cache": None}
 
 
 def test_kv_bytes_are_those_of_the_cache(model, processor, images):
     for num_voco in (1, 2):
         cache = model.compress(processor.pixels(images[:1]), num_voco=num_voco)
-        assert kv_bytes(model.config.text_config, num_voco, torch.float32) == cache.bytes_per_entry
+        assert model.config.kv_bytes(num_voco, torch.float32) == cache.bytes_per_entry
     from transformers import LlamaConfig
 
-    assert kv_bytes(LlamaConfig(), 1, torch.float16) == 524_288  # a 7B Llama, paper.md
+    assert VoCoLlamaConfig(LlamaConfig()).kv_bytes(1, torch.float16) == 524_288  # a 7B Llama, paper.md

@@ -2,33 +2,23 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
+from tests.evaluation.hub import write_clip
+from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips, shuffled, windows
+from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips, shuffled
 from voco_llama.evaluation.results import read_result
+from voco_llama.inference import Inference
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Two clips of noise, three questions."""
-    import av
-
+    """Two clips, three questions."""
     folder = tmp_path_factory.mktemp("clips")
-    generator = np.random.default_rng(0)
-    for name in ("a", "b"):
-        with av.open(str(folder / f"{name}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=4, options={"crf": "0"})
-            stream.width = stream.height = 32
-            stream.pix_fmt = "yuv444p"
-            for _ in range(6):
-                pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
-                for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                    container.mux(packet)
-            for packet in stream.encode():
-                container.mux(packet)
+    write_clip(folder / "a.mp4", "red", "green", "blue")
+    write_clip(folder / "b.mp4", "blue", "red", "green")
     asked = [("What first?", "red", "a"), ("What comes last of all?", "blue", "b"), ("And then?", "red", "a")]
     (folder / "test.json").write_text(json.dumps([{"q": q, "a": a, "video_id": v} for q, a, v in asked]))
     return folder
@@ -46,33 +36,31 @@ def test_clips_in_order_and_shuffled(checkpoint, clips, tmp_path):
 
 
 def test_marks_take_each_clips_frames_in_time_order_and_shuffled(checkpoint, clips, tmp_path, monkeypatch):
-    from voco_llama.data.media.video import read_frames
-    from voco_llama.evaluation.results import load_checkpoint
+    """The entries and the marks of each question, and where its answer goes; batches of two questions."""
+    read = []
 
-    read = []  # the caches of the batches: questions 0 and 2 on clip a, then 1 on clip b, each in order and shuffled
+    def spy(self, prompts, cache, *_, **__):
+        read.extend((prompt, cache[range(3 * i, 3 * i + 3)].keys) for i, prompt in enumerate(prompts))
+        return [str(len(read) - len(prompts) + i) for i in range(len(prompts))]
 
-    def spy(model, processor, laid_out, cache, max_new_tokens):
-        read.append(cache)
-        return [str(len(read))] * len(laid_out["input_ids"])
-
-    monkeypatch.setattr("voco_llama.evaluation.clips.generate_texts", spy)
+    monkeypatch.setattr(Inference, "answer", spy)
     settings = EvaluateClipsSettings(checkpoint, clips / "test.json", clips, tmp_path, "video", batch_size=2)
     result = read_result(evaluate_clips(settings))
-    model, processor = load_checkpoint(checkpoint, None)
-    keys = {name: model.compress(processor.pixels(read_frames(clips / name, 3))).keys for name in ("a.mp4", "b.mp4")}
-    order = {name: shuffled(3, f"0/{name}") for name in keys}
-    torch.testing.assert_close(read[0].keys, keys["a.mp4"].repeat(1, 2, 1, 1, 1))
-    torch.testing.assert_close(read[1].keys, keys["a.mp4"][:, order["a.mp4"]].repeat(1, 2, 1, 1, 1))
-    torch.testing.assert_close(read[2].keys, keys["b.mp4"])
-    torch.testing.assert_close(read[3].keys, keys["b.mp4"][:, order["b.mp4"]])
+    inference = Inference.load(checkpoint, "cpu")
+    keys = {name: inference.compress(read_frames(clips / name, 3)).keys for name in ("a.mp4", "b.mp4")}
     lines = [json.loads(line) for line in (tmp_path / result["answers_file"]).read_text().splitlines()]
-    assert [(line["in_order"], line["shuffled"]) for line in lines] == [("1", "2"), ("3", "4"), ("1", "2")]
+    assert len(read) == 2 * len(lines) == 6
+    for line in lines:
+        for order, steps in (("in_order", (0, 1, 2)), ("shuffled", shuffled(3, f"0/{line['clip']}"))):
+            prompt, entries = read[int(line[order])]
+            assert prompt == line["question"].replace("<image>", "<image>" * 3)
+            torch.testing.assert_close(entries, keys[line["clip"]][:, list(steps)])
 
 
 def test_shuffled_is_a_seeded_permutation_but_the_identity():
     for count in (2, 3, 8):
         orders = [shuffled(count, str(seed)) for seed in range(50)]
-        assert all(sorted(order) == list(range(count)) and order != list(range(count)) for order in orders)
+        assert all(sorted(order) == list(range(count)) and order != tuple(range(count)) for order in orders)
     assert shuffled(8, "a") == shuffled(8, "a") != shuffled(8, "b")
     with pytest.raises(ValueError, match="1 frame"):
         shuffled(1, "a")
@@ -86,8 +74,3 @@ def test_bad_clip_settings(checkpoint, clips, tmp_path):
     settings = EvaluateClipsSettings(checkpoint, clips / "test.json", empty, tmp_path, "video")
     with pytest.raises(DataError, match="no clip"):
         evaluate_clips(settings)
-
-
-def test_windows_keep_a_clips_questions_together():
-    keys = ["a", "b", "a", "c", "b", "a", "d"]
-    assert list(windows(keys, 3)) == [[0, 2, 5], [1, 4, 3], [6]]

@@ -43,7 +43,7 @@ def test_it_is_made_from_a_string_of_arguments(checkpoint):
     )
     answerer = adapter.answerer
     assert (answerer.num_voco, answerer.batch_size, answerer.reuse) == (1, 8, False)
-    assert str(answerer.model.dtype) == "torch.float64"
+    assert str(answerer.inference.model.dtype) == "torch.float64"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_it_is_made_from_a_string_of_arguments(checkpoint):
     [
         ({"num_vocos": 1}, "model argument 'num_vocos' is unknown: choose from pretrained, condition"),
         ({"batch_size": "auto"}, "batch_size must be a whole number"),
-        ({"condition": "lower"}, "condition 'lower' is unknown"),
+        ({"condition": "lower"}, "condition is 'lower': choose one of full, voco, blind"),
     ],
 )
 def test_wrong_arguments_are_refused(checkpoint, arguments, message):

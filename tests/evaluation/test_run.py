@@ -11,9 +11,9 @@ from tests.evaluation.lmms import JUDGE_NAME, JUDGED, UNJUDGED, Judge, full_mark
 from tests.evaluation.runs import lines_of, save
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.errors import CheckpointError, DataError, SettingsError
-from voco_llama.evaluation.evaluate_settings import rows_of
 from voco_llama.evaluation.results import read_result
 from voco_llama.evaluation.run import evaluate, evaluate_rows
+from voco_llama.evaluation.settings import rows_of
 from voco_llama.report.report import ReportSettings, report
 
 TASKS = [task for task in UNJUDGED if task != "pope"]
@@ -173,7 +173,7 @@ def test_limit_takes_the_first_documents(settings_for):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"condition": "lower"}, "condition 'lower' is unknown"),
+        ({"condition": "lower"}, "condition is 'lower': choose one of"),
         ({"tasks": ["gqa", "seed"]}, "task 'seed' is not known here"),
         ({"tasks": ["pope_full", "pope_adv"]}, "pope_adv is named twice"),
         ({"suite": "tox"}, "there is no suite 'tox'; did you mean 'toy'"),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.evaluation.lmms import TinyHub, answering, right_answer
-from voco_llama.evaluation.suites import read_suite
+from voco_llama.evaluation.settings import read_suite
 from voco_llama.evaluation.tasks import describe
 from voco_llama.toyworld.settings import ToyWorldSettings
 from voco_llama.toyworld.world import write_toyworld

@@ -9,6 +9,7 @@ from tests.tiny import tiny_tokenizer
 from voco_llama import VoCoLlama, VoCoProcessor
 from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.questions import Question
+from voco_llama.inference import Inference
 
 TEXTS = ("<image>\nWhat is it?", "<image>\nIs it red, or is it\nblue?")
 LAYOUTS = {
@@ -110,7 +111,7 @@ def test_the_lower_bound_reads_images_through_untrained_voco_tokens(processor, o
         )
         for i, text in enumerate(TEXTS)
     ]
-    answerer = Answerer(ours, processor, "voco", num_voco=1)
+    answerer = Answerer(Inference(ours, processor), "voco", num_voco=1)
     ids = ours.generate(**batch, pixel_values=pixels, condition="voco", max_new_tokens=6, do_sample=False)
     said = [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
     assert list(answerer.answer(questions)) == said

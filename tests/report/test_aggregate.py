@@ -1,4 +1,7 @@
-"""Means and errors over seeds, and which results may stand in one table."""
+"""Retention, means and errors over seeds, and which results may stand in one table.
+
+The paper's numbers are in `test_paper.py`.
+"""
 
 import json
 import math
@@ -8,7 +11,16 @@ import pytest
 from tests.evaluation.rows import write_bounds, write_clips, write_row
 from voco_llama.errors import DataError
 from voco_llama.evaluation.results import find_results, read_result
-from voco_llama.report.aggregate import Estimate, check_results, compare, estimate, paired_difference
+from voco_llama.report.aggregate import (
+    Estimate,
+    check_results,
+    compare,
+    estimate,
+    mean_over,
+    paired_difference,
+    plain_ratio,
+    retention,
+)
 
 
 def read(folder):
@@ -17,6 +29,19 @@ def read(folder):
 
 def compared(folder, names=None):
     return compare(list(read(folder).values()), "upper", "lower", names)
+
+
+def test_bounds_and_plain_ratio():
+    assert retention(61.1, 61.1, 37.7) == 1
+    assert retention(37.7, 61.1, 37.7) == 0
+    assert plain_ratio(57.0, 61.1) == pytest.approx(0.9329, abs=1e-4)
+
+
+def test_undefined_is_nan_and_left_out_of_the_mean():
+    assert math.isnan(retention(0.5, 0.5, 0.5))
+    assert math.isnan(plain_ratio(0.5, 0.0))
+    assert mean_over({"a": math.nan, "b": 0.5}, ["a", "b"]) == 0.5
+    assert math.isnan(mean_over({"a": math.nan}, ["a"]))
 
 
 def test_estimate():
@@ -33,10 +58,10 @@ def test_retention_is_within_a_seed_then_averaged(tmp_path):
         write_bounds(tmp_path / str(seed), seed, upper=upper, lower=0.0)
         write_row(tmp_path / str(seed), "voco_1", {"GQA": value, "POPE": value}, num_voco=1, seed=seed)
     (row,) = compared(tmp_path, ["voco_1"]).rows
-    assert row.retention("GQA") == Estimate(pytest.approx(0.75), pytest.approx(0.25), 2)
-    assert row.average_retention(["GQA", "POPE"]).mean == pytest.approx(0.75)
-    assert row.value("GQA").mean == pytest.approx(0.3)
-    assert row.ratio("GQA").mean == pytest.approx(0.75)
+    assert row.of("retentions", "GQA") == Estimate(pytest.approx(0.75), pytest.approx(0.25), 2)
+    assert row.average("retentions", ["GQA", "POPE"]).mean == pytest.approx(0.75)
+    assert row.of("values", "GQA").mean == pytest.approx(0.3)
+    assert row.of("ratios", "GQA").mean == pytest.approx(0.75)
     assert row.seeds == (0, 1)
 
 
@@ -49,7 +74,7 @@ def test_named_rows_in_their_order_and_columns_shared_with_the_bounds(tmp_path):
     assert [row.name for row in found.bounds] == ["upper", "lower"]
     assert found.shared == ("GQA",)
     assert set(found.columns) == {"GQA", "MME", "POPE"}
-    assert math.isnan(found.rows[0].retention("MME").mean)  # the bounds have no MME
+    assert math.isnan(found.rows[0].of("retentions", "MME").mean)  # the bounds have no MME
     assert found.seeds == (0,)
 
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from voco_llama.errors import SettingsError
-from voco_llama.evaluation.suites import read_suite
+from voco_llama.evaluation.settings import read_suite
+from voco_llama.report.aggregate import retention
 from voco_llama.report.paper import disagreements, read_paper_table
-from voco_llama.report.retention import retention
 from voco_llama.report.selection import TABLES_DIR, read_selection
 
 TOLERANCE = 0.1

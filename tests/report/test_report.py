@@ -298,6 +298,12 @@ def test_limited_rows_are_refused_unless_asked(results):
     assert "on a part of the questions only" in run(results, allow_limited=True)
 
 
+def test_units_are_those_of_the_columns_that_were_measured(results):
+    for file in results.glob("*.json"):
+        file.write_text(file.read_text().replace('"metric": "m"', '"metric": "exact_match"', 1))
+    assert "- GQA: exact match in %; POPE: m in %; MME: m of 400.\n" in run(results)
+
+
 def test_lower_bound_of_other_weights_is_noted(seeds):
     assert "not the paper's lower bound" not in run(seeds)
     write_row(

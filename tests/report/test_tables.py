@@ -5,24 +5,26 @@ import math
 import pytest
 
 from voco_llama.report.aggregate import Estimate
-from voco_llama.report.tables import TextTable, cell, latex_text, to_csv, to_latex, to_markdown
+from voco_llama.report.report import to_csv
+from voco_llama.report.sections import TextTable, cell
+from voco_llama.text import latex_text
 
 TABLE = TextTable("A title", ["Row", "N"], [["a", "10"], ["a_|b", "-4.0 ± 1.0"]])
 
 
 def test_markdown_is_aligned():
-    assert to_markdown(TABLE).splitlines() == [
+    assert TABLE.markdown().splitlines() == [
         "## A title",
         "",
         r"| Row   |          N |",
-        r"|-------|-----------:|",
+        r"|:------|-----------:|",
         r"| a     |         10 |",
         r"| a_\|b | -4.0 ± 1.0 |",
     ]
 
 
 def test_latex_is_booktabs():
-    assert to_latex(TABLE).splitlines() == [
+    assert TABLE.latex().splitlines() == [
         r"\begin{table}",
         r"\centering",
         r"\caption{A title}",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.parity.llava_files import parts_of, tiny_llava, write_hub, write_own
 from voco_llama import VoCoLlama, VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
-from voco_llama.evaluation.results import load_checkpoint
+from voco_llama.inference import Inference
 from voco_llama.tokens import add_special_tokens, token_ids
 from voco_llama.training.build import build_or_load, load_tokenizer
 from voco_llama.training.checks import check_settings
@@ -46,7 +46,8 @@ def test_voco_training_starts_from_a_llava(settings_for, folder, llava):
 
 
 def test_the_same_folder_is_an_upper_bound_for_evaluation_and_training(settings_for, folder):
-    model, processor = load_checkpoint(Path(folder), "cpu")
+    saved = Inference.load(Path(folder), "cpu")
+    model, processor = saved.model, saved.processor
     assert (model.config.condition, processor.condition, processor.style.order) == ("full", "full", "llava")
     settings = settings_for("toy/instruct", f"model.checkpoint={folder}", "prompt.order=llava")
     trained, its_processor = build_or_load(settings)

@@ -10,22 +10,21 @@ import statistics
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, pairwise
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError, SettingsError, one_line
 from voco_llama.evaluation.questions import Question, Visual, cut, see, with_marks
+from voco_llama.inference import Inference
 from voco_llama.model.cache import VoCoCache
 
-if TYPE_CHECKING:
-    from voco_llama.data.processor import VoCoProcessor
-    from voco_llama.model.voco_llama import VoCoLlama
-
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 WINDOW_BATCHES = 16
 REUSE_BYTES = 2**31
@@ -64,12 +63,20 @@ class Counts:
 
 
 @dataclass
+class _Asked:
+    """A question of a window, what it looks at (None: that failed), and its answer."""
+
+    question: Question
+    visuals: tuple[Visual, ...] | None
+    answer: str = ""
+
+
+@dataclass
 class Answerer:
     """Answers questions with one model under one condition.
 
     Attributes:
-        model: In evaluation mode, on the device to use.
-        processor: Saved with the model.
+        inference: The model and its processor.
         condition: `voco`: text reads the VoCo cache of the images, compressed beforehand. `full`: text sees the
             vision tokens. `blind`: there is no image.
         num_voco: VoCo tokens an image; the model's own number by default.
@@ -79,8 +86,7 @@ class Answerer:
         counts: What was done so far.
     """
 
-    model: "VoCoLlama"
-    processor: "VoCoProcessor"
+    inference: Inference
     condition: str = "voco"
     num_voco: int | None = None
     batch_size: int = 32
@@ -90,16 +96,16 @@ class Answerer:
 
     def __post_init__(self) -> None:
         require_choice("condition", self.condition, ANSWER_CONDITIONS)
-        most = self.model.config.num_voco
-        self.num_voco = self.num_voco or most
+        config = self.inference.model.config
+        self.num_voco = self.num_voco or config.num_voco
         if self.condition == "voco" and not self.num_voco:
             raise SettingsError(
                 "the checkpoint was made without VoCo tokens (a LLaVA): set condition=full, or num_voco for the lower"
                 " bound"
             )
-        if self.condition == "voco" and self.model.config.compressor != "language_model" and self.num_voco != most:
+        if self.condition == "voco" and config.compressor != "language_model" and self.num_voco != config.num_voco:
             raise SettingsError(
-                f"num_voco={self.num_voco}: a {self.model.config.compressor} was made for {most} tokens an image and"
+                f"num_voco={self.num_voco}: a {config.compressor} was made for {config.num_voco} tokens an image and"
                 " cannot be cut short: leave num_voco out"
             )
         self._kept: OrderedDict[str, VoCoCache] = OrderedDict()
@@ -125,119 +131,76 @@ class Answerer:
             )
             yield from texts
 
-    @torch.inference_mode()
-    def _window(self, window: Sequence[Question]) -> list[str]:
-        texts: dict[int, str] = {}
-        seen = [self._guarded([q], lambda q=q: self._look(q)) for q in window]
-        entries = self._entries(window, seen) if self.condition == "voco" else {}
-        groups: dict[tuple, list[int]] = {}
-        for i, question in enumerate(window):
-            if seen[i] is None or any(self._key(i, v) not in entries for v in seen[i] if self.condition == "voco"):
-                texts[i] = ""
-                continue
-            groups.setdefault(tuple(sorted(question.generation.items())), []).append(i)
-        for members in groups.values():
-            members.sort(key=lambda i: (sum(len(v.images) for v in seen[i]), len(window[i].prompt)))
-            for start in range(0, len(members), self.batch_size):
-                batch = members[start : start + self.batch_size]
-                for i, text in zip(batch, self._batch(window, seen, entries, batch), strict=True):
-                    texts[i] = text
-        return [texts[i] for i in range(len(window))]
-
-    def _batch(
-        self,
-        window: Sequence[Question],
-        seen: Sequence[tuple[Visual, ...]],
-        entries: Mapping[str, VoCoCache],
-        batch: Sequence[int],
-    ) -> list[str]:
-        """Answers to questions of one kind; a failing question is looked for one by one."""
-
-        def generate(members: Sequence[int]) -> list[str]:
-            return self._generate(
-                [window[i] for i in members],
-                [seen[i] for i in members],
-                [entries[self._key(i, visual)] for i in members for visual in seen[i] if entries],
-            )
-
-        if len(batch) == 1:
-            found = self._guarded([window[batch[0]]], lambda: generate(batch))
-            return [""] if found is None else found
-        try:
-            return generate(batch)
-        except FAILURES as error:
-            asked = [window[i] for i in batch]
-            logger.warning("%s to %s: %s: answering one by one", asked[0].id, asked[-1].id, _line(error))
-        return [text for i in batch for text in self._batch(window, seen, entries, [i])]
-
-    def _generate(
-        self, asked: Sequence[Question], seen: Sequence[tuple[Visual, ...]], caches: Sequence[VoCoCache]
-    ) -> list[str]:
-        started = time.perf_counter()
-        prompts = [with_marks(q.prompt, visuals) for q, visuals in zip(asked, seen, strict=True)]
-        laid_out = self.processor(
-            text=prompts,
-            images=[image for visuals in seen for visual in visuals for image in visual.images] or None
-            if self.condition == "full"
-            else None,
-            condition="full" if self.condition == "full" else "voco",
-            num_voco=self.num_voco,
-        )
-        cache = VoCoCache.cat(caches) if caches else None
-        texts = generate_texts(self.model, self.processor, laid_out, cache, **asked[0].generation)
-        self.counts.model_seconds += time.perf_counter() - started
-        return [cut(text, question.until) for text, question in zip(texts, asked, strict=True)]
-
-    def _look(self, question: Question) -> tuple[Visual, ...]:
+    def see(self, question: Question) -> tuple[Visual, ...]:
+        """What a question looks at, unless the condition is to see nothing."""
         if self.condition == "blind":
             return ()
-        visuals = tuple(see(shown, self.processor.num_frames) for shown in question.look())
-        self.counts.visuals += sum(len(visual.images) for visual in visuals)
-        return visuals
+        return tuple(see(looked_at, self.inference.processor.num_frames) for looked_at in question.look())
 
-    def _key(self, index: int, visual: Visual) -> str:
-        return visual.key if self.reuse else f"{index}/{visual.key}"
+    def _look(self, question: Question) -> tuple[Visual, ...]:
+        visuals = self.see(question)
+        self.counts.visuals += sum(map(len, visuals))
+        return visuals if self.reuse else tuple(replace(v, key=f"{id(question)}/{v.key}") for v in visuals)
 
-    def _entries(self, window: Sequence[Question], seen: Sequence[tuple[Visual, ...] | None]) -> dict[str, VoCoCache]:
-        """The caches of all that the window looks at, by key."""
+    def _window(self, window: Sequence[Question]) -> list[str]:
+        asked = [_Asked(q, self._each([q], lambda q: [q], lambda some: [self._look(some[0])])[0]) for q in window]
+        entries = self._entries(asked) if self.condition == "voco" else None
+        groups: dict[tuple, list[_Asked]] = {}
+        for one in asked:
+            if one.visuals is not None and (entries is None or all(visual.key in entries for visual in one.visuals)):
+                groups.setdefault(tuple(sorted(one.question.generation.items())), []).append(one)
+        for members in groups.values():
+            members.sort(key=lambda one: (sum(map(len, one.visuals)), len(one.question.prompt)))
+            for start in range(0, len(members), self.batch_size):
+                batch = members[start : start + self.batch_size]
+                texts = self._each(batch, lambda one: [one.question], lambda some: self._generate(some, entries))
+                for one, text in zip(batch, texts, strict=True):
+                    one.answer = text or ""
+        return [one.answer for one in asked]
+
+    def _generate(self, some: Sequence[_Asked], entries: Mapping[str, VoCoCache] | None) -> list[str]:
+        """Answers to questions that are generated alike."""
+        visuals = [visual for one in some for visual in one.visuals]
+        images = [image for visual in visuals for image in visual.shown()] if self.condition == "full" else None
+        started = time.perf_counter()
+        caches = [] if entries is None else [visual.entries(entries[visual.key]) for visual in visuals]
+        texts = self.inference.answer(
+            [with_marks(one.question.prompt, one.visuals) for one in some],
+            VoCoCache.cat(caches) if caches else None,
+            images,
+            "full" if self.condition == "full" else "voco",
+            self.num_voco,
+            **some[0].question.generation,
+        )
+        self.counts.model_seconds += time.perf_counter() - started
+        return [cut(text, one.question.until) for text, one in zip(texts, some, strict=True)]
+
+    def _entries(self, asked: Sequence[_Asked]) -> dict[str, VoCoCache]:
+        """The caches of all that the window looks at, by key; the entries of a clip are in order of time."""
         wanted: dict[str, tuple[Visual, list[Question]]] = {}
-        for i, (question, visuals) in enumerate(zip(window, seen, strict=True)):
-            for visual in visuals or ():
-                wanted.setdefault(self._key(i, visual), (visual, []))[1].append(question)
+        for one in asked:
+            for visual in one.visuals or ():
+                wanted.setdefault(visual.key, (visual, []))[1].append(one.question)
         entries = {key: self._kept[key] for key in wanted if key in self._kept}
-        missing = [(key, *wanted[key]) for key in wanted if key not in entries]
+        missing = [key for key in wanted if key not in entries]
         for start in range(0, len(missing), self.batch_size):
-            some = missing[start : start + self.batch_size]
-            entries |= self._compress_some(some)
+            keys = missing[start : start + self.batch_size]
+            caches = self._each(
+                keys, lambda key: wanted[key][1], lambda some: self._compress([wanted[key][0] for key in some])
+            )
+            entries |= {key: cache for key, cache in zip(keys, caches, strict=True) if cache is not None}
         if self.reuse:
             self._keep(entries)
         return entries
 
-    def _compress_some(self, some: Sequence[tuple[str, Visual, Sequence[Question]]]) -> dict[str, VoCoCache]:
-        def compress(part: Sequence[tuple[str, Visual, Sequence[Question]]]) -> dict[str, VoCoCache]:
-            started = time.perf_counter()
-            images = [image for _, visual, _ in part for image in visual.images]
-            chunks = [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
-            pixels = (self.processor.pixels(chunk).to(self.model.device) for chunk in chunks)
-            cache = VoCoCache.cat([self.model.compress(chunk, num_voco=self.num_voco) for chunk in pixels])
-            self.counts.compressed += len(images)
-            self.counts.model_seconds += time.perf_counter() - started
-            found, at = {}, 0
-            for key, visual, _ in part:
-                found[key] = cache[list(range(at, at + len(visual.images)))]  # a copy: it may outlive the others
-                at += len(visual.images)
-            return found
-
-        try:
-            return compress(some)
-        except FAILURES as error:
-            if len(some) > 1:
-                first, last = some[0][2][0].id, some[-1][2][0].id
-                logger.warning("images of %s to %s: %s: one by one", first, last, _line(error))
-        found: dict[str, VoCoCache] = {}
-        for one in some:
-            found |= self._guarded(one[2], lambda one=one: compress([one])) or {}
-        return found
+    def _compress(self, visuals: Sequence[Visual]) -> list[VoCoCache]:
+        images = [visual.read() for visual in visuals]
+        started = time.perf_counter()
+        cache = self.inference.compress(list(chain.from_iterable(images)), self.num_voco, self.batch_size)
+        self.counts.compressed += len(cache)
+        self.counts.model_seconds += time.perf_counter() - started
+        ends = accumulate(map(len, images), initial=0)
+        return [cache[range(*ends)] for ends in pairwise(ends)]  # copies, for each may outlive the others
 
     def _keep(self, entries: Mapping[str, VoCoCache]) -> None:
         for key, cache in entries.items():
@@ -248,48 +211,59 @@ class Answerer:
             _, cache = self._kept.popitem(last=False)
             held -= len(cache) * cache.bytes_per_entry
 
-    def _guarded(self, asked: Sequence[Question], work: Callable[[], Any]) -> Any:
-        """What `work` gives; its failure is that of the questions: it stops the run, or is listed (None is given)."""
+    def _each(
+        self, some: Sequence[T], asked: Callable[[T], Sequence[Question]], work: Callable[[Sequence[T]], list[Any]]
+    ) -> list[Any]:
+        """What `work` makes of all; if it fails, of each alone, so that the one that fails is found.
+
+        That one's failure is that of the questions that asked for it: it stops the run, or is listed, and None given.
+        """
+        if len(some) > 1:
+            try:
+                return work(some)
+            except FAILURES as error:
+                first, last = asked(some[0])[0].id, asked(some[-1])[0].id
+                logger.warning("%s to %s: %s: one by one", first, last, _line(error))
+            # Only here, where the error and the memory that its frames hold are gone.
+            return [found for one in some for found in self._each([one], asked, work)]
+        questions = asked(some[0])
         try:
-            return work()
+            return work(some)
         except FAILURES as error:
             if not self.go_on:
                 raise DataError(
-                    f"{asked[0].id}: cannot be answered ({_line(error)}): mend it, or set go_on=true to list it and go"
-                    " on"
+                    f"{questions[0].id}: cannot be answered ({_line(error)}): mend it, or set go_on=true to list it and"
+                    " go on"
                 ) from error
-            listed = {failure.id for failure in self.counts.failures}
-            for question in asked:
-                if question.id not in listed:
+            for question in questions:
+                if question.id not in {failure.id for failure in self.counts.failures}:
                     logger.warning("%s: given up (%s)", question.id, _line(error))
                     self.counts.failures.append(Failure(question.id, _line(error)))
-                    listed.add(question.id)
-            return None
+            return [None]
 
 
-@torch.inference_mode()
 def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> dict[str, float | None]:
     """Time to the first token of single questions, in seconds, medians over those given.
 
     Returns:
         `image`: From the image: seeing (compressing) it and the first token. `cache`: From its cache, under `voco`.
     """
-    model, processor, condition = answerer.model, answerer.processor, answerer.condition
+    inference, condition = answerer.inference, answerer.condition
     times: dict[str, list[float]] = {"image": [], "cache": []}
     for question in questions:
-        visuals = () if condition == "blind" else tuple(see(v, processor.num_frames) for v in question.look())
-        images = [image for visual in visuals for image in visual.images] or None
-        prompt, cache = [with_marks(question.prompt, visuals)], None
+        visuals = answerer.see(question)
+        images = [image for visual in visuals for image in visual.shown()]
+        prompt, cache = with_marks(question.prompt, visuals), None
         started = time.perf_counter()
         if condition == "voco" and images:
-            cache = model.compress(processor.pixels(images).to(model.device), num_voco=answerer.num_voco)
-            images = None
-        if model.device.type != "cpu":
+            cache, images = inference.compress(images, answerer.num_voco), []
+        if inference.model.device.type != "cpu":
             torch.accelerator.synchronize()  # a device works on after the call has returned
         compressed = time.perf_counter()
         shown = "full" if condition == "full" else "voco"
-        laid_out = processor(text=prompt, images=images, condition=shown, num_voco=answerer.num_voco)
-        generate_texts(model, processor, laid_out, cache, max_new_tokens=1)  # ends in text: the device has finished
+        inference.answer(
+            [prompt], cache, images, shown, answerer.num_voco, max_new_tokens=1
+        )  # text: the device is done
         ended = time.perf_counter()
         times["image"].append(ended - started)
         if cache is not None:
@@ -297,20 +271,5 @@ def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> di
     return {name: round(statistics.median(found), 6) if found else None for name, found in times.items()}
 
 
-def generate_texts(
-    model: "VoCoLlama",
-    processor: "VoCoProcessor",
-    laid_out: dict[str, Any],
-    cache: VoCoCache | None,
-    max_new_tokens: int,
-    **generation: Any,
-) -> list[str]:
-    """Answers to a batch that the processor laid out, as text without special tokens; greedy unless told otherwise."""
-    batch = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in laid_out.items()}
-    generation = {"do_sample": False, **generation}
-    ids = model.generate(**batch, cache=cache, max_new_tokens=max_new_tokens, **generation)
-    return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error)}"

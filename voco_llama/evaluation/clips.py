@@ -8,34 +8,21 @@ import logging
 import random
 import string
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from voco_llama.data.media.video import read_frames
 from voco_llama.data.readers.video_chatgpt import VideoChatGpt
 from voco_llama.data.records import IMAGE_MARK, Record
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.evaluation.answering import generate_texts
-from voco_llama.evaluation.efficiency import kv_bytes
-from voco_llama.evaluation.results import (
-    CLIPS_KIND,
-    IN_ORDER,
-    SHUFFLED,
-    check_row_name,
-    checkpoint_fingerprint,
-    load_checkpoint,
-    write_result,
-)
+from voco_llama.evaluation.answering import Answerer
+from voco_llama.evaluation.questions import Clip, Question
+from voco_llama.evaluation.results import CLIPS_KIND, IN_ORDER, SHUFFLED, check_row_name, write_result
 from voco_llama.evaluation.run import describe_run
-from voco_llama.model.cache import VoCoCache
-
-if TYPE_CHECKING:
-    from voco_llama.data.processor import VoCoProcessor
-    from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.evaluation.settings import check_counts
+from voco_llama.inference import Inference, checkpoint_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +65,7 @@ class EvaluateClipsSettings:
         check_row_name(self.row)
         if self.num_frames is not None and self.num_frames < 2:
             raise SettingsError(f"num_frames must be at least 2, not {self.num_frames}: one frame has no order")
-        for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} must be at least 1, not {value}")
+        check_counts(self)
 
 
 def evaluate_clips(settings: EvaluateClipsSettings) -> Path:
@@ -98,28 +82,29 @@ def evaluate_clips(settings: EvaluateClipsSettings) -> Path:
     torch.manual_seed(settings.seed)
     reader = VideoChatGpt(settings.questions, settings.videos)
     records = [reader[index] for index in range(min(len(reader), settings.limit or len(reader)))]
-    model, processor = load_checkpoint(settings.checkpoint, settings.device, settings.dtype)
-    num_frames = settings.num_frames or processor.num_frames
+    inference = Inference.load(settings.checkpoint, settings.device, settings.dtype)
+    num_frames = settings.num_frames or inference.processor.num_frames
     if num_frames < 2:
         raise SettingsError(f"the checkpoint takes {num_frames} frame of a clip: set num_frames to 2 or more")
-    num_voco = settings.num_voco or model.config.num_voco
-    texts, num_compressed = answer_clips(model, processor, records, settings, num_frames, num_voco)
+    answerer = Answerer(inference, num_voco=settings.num_voco, batch_size=settings.batch_size)
+    texts = answer_clips(answerer, records, num_frames, settings.max_new_tokens, settings.seed)
     accuracy, lines = score_clips(records, texts)
     logger.info(
         "row %s: exact match %.4f in order, %.4f shuffled", settings.row, accuracy[IN_ORDER], accuracy[SHUFFLED]
     )
+    model, tokens = inference.model, num_frames * answerer.num_voco
     result = {
         "condition": "voco",
-        "num_voco": num_voco,
+        "num_voco": answerer.num_voco,
         "num_frames": num_frames,
         "limit": settings.limit,
         "metric": "exact_match",
         **accuracy,
         "questions": len(records),
         "clips": len({record.video for record in records}),
-        "num_compressed": num_compressed,
-        "tokens_per_clip": num_frames * num_voco,
-        "kv_bytes_per_clip": kv_bytes(model.config.text_config, num_frames * num_voco, model.dtype),
+        "num_compressed": answerer.counts.compressed,
+        "tokens_per_clip": tokens,
+        "kv_bytes_per_clip": model.config.kv_bytes(tokens, model.dtype),
         "kv_dtype": str(model.dtype).removeprefix("torch."),
         "checkpoint_fingerprint": checkpoint_fingerprint(settings.checkpoint),
         **describe_run(settings, started),
@@ -127,71 +112,35 @@ def evaluate_clips(settings: EvaluateClipsSettings) -> Path:
     return write_result(settings.output, CLIPS_KIND, settings.row, result, lines)
 
 
-@torch.inference_mode()
 def answer_clips(
-    model: "VoCoLlama",
-    processor: "VoCoProcessor",
-    records: Sequence[Record],
-    settings: EvaluateClipsSettings,
-    num_frames: int,
-    num_voco: int,
-) -> tuple[dict[str, list[str]], int]:
-    """Answers by order of frames (`in_order`, `shuffled`), and the number of frames compressed.
-
-    Each clip is compressed once; both orders read the same entries.
-    """
+    answerer: Answerer, records: Sequence[Record], num_frames: int, max_new_tokens: int, seed: int
+) -> dict[str, list[str]]:
+    """Answers by order of frames, `in_order` and `shuffled`; both read the same entries of a clip compressed once."""
     texts: dict[str, list[str]] = {IN_ORDER: [""] * len(records), SHUFFLED: [""] * len(records)}
-    num_compressed = num_done = 0
-    for window in windows([str(record.video) for record in records], settings.batch_size):
-        clips = list(dict.fromkeys(records[i].video for i in window))
-        caches = []
-        for clip in clips:
-            frames = processor.pixels(read_frames(clip, num_frames)).to(model.device)
-            caches.append(model.compress(frames, num_voco=num_voco))
-            num_compressed += len(frames)
-        cache = VoCoCache.cat(caches)
-        for batch in (window[i : i + settings.batch_size] for i in range(0, len(window), settings.batch_size)):
-            questions = [records[i].turns[0].text.replace(IMAGE_MARK, IMAGE_MARK * num_frames) for i in batch]
-            laid_out = processor(text=questions, condition="voco", num_voco=num_voco)
-            for order, answers in texts.items():
-                entries = []
-                for i in batch:
-                    clip = records[i].video
-                    steps = (
-                        shuffled(num_frames, f"{settings.seed}/{clip.name}") if order == SHUFFLED else range(num_frames)
-                    )
-                    entries += [clips.index(clip) * num_frames + step for step in steps]
-                found = generate_texts(model, processor, laid_out, cache[entries], settings.max_new_tokens)
-                for i, text in zip(batch, found, strict=True):
-                    answers[i] = text
-        num_done += len(window)
-        logger.info("%d of %d questions answered, %d frames compressed", num_done, len(records), num_compressed)
-    return texts, num_compressed
+    by_clip = sorted(
+        range(len(records)), key=lambda i: str(records[i].video)
+    )  # compressed once, however many there are
+    asked = [(i, order) for i in by_clip for order in texts]
+    questions = []
+    for i, order in asked:
+        record = records[i]
+        steps = shuffled(num_frames, f"{seed}/{record.video.name}") if order == SHUFFLED else None
+        clip = Clip(record.video, num_frames, steps)
+        prompt = record.turns[0].text.removeprefix(f"{IMAGE_MARK}\n")
+        questions.append(Question(record.source, prompt, lambda c=clip: [c], {"max_new_tokens": max_new_tokens}))
+    for (i, order), text in zip(asked, answerer.answer(questions), strict=True):
+        texts[order][i] = text
+    return texts
 
 
-def windows(keys: Sequence[str], size: int) -> Iterator[list[int]]:
-    """Indices in groups of at least `size` (the last may be smaller), equal keys never in two groups."""
-    of_key: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        of_key.setdefault(key, []).append(index)
-    window: list[int] = []
-    for indices in of_key.values():
-        window += indices
-        if len(window) >= size:
-            yield window
-            window = []
-    if window:
-        yield window
-
-
-def shuffled(count: int, seed: str) -> list[int]:
+def shuffled(count: int, seed: str) -> tuple[int, ...]:
     """A permutation of `range(count)` that is not the identity, decided by the seed."""
     if count < 2:
         raise ValueError(f"{count} frame cannot be put in another order")
     order, generator = list(range(count)), random.Random(seed)
     while order == list(range(count)):
         generator.shuffle(order)
-    return order
+    return tuple(order)
 
 
 def normalize_exact(text: str) -> str:

@@ -134,7 +134,15 @@ def state_of_files(folder: Path) -> str:
 
 
 def fingerprint_data_set(folder: Path) -> str:
-    """A hash of a data set's files: the contents of tables and cards, the names and sizes of clips and images."""
+    """A hash of a data set's files: the contents of tables and cards, the names and sizes of clips and images.
+
+    They are read once a process, as long as names, sizes and times stay the same.
+    """
+    return _fingerprint_data_set(folder, state_of_files(folder))
+
+
+@functools.cache
+def _fingerprint_data_set(folder: Path, state: str) -> str:
     files = files_below(folder)
     tables = [file for file in files if file.suffix in TABLES]
     others = [[str(file.relative_to(folder)), file.stat().st_size] for file in files if file.suffix not in TABLES]

@@ -18,7 +18,7 @@ from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.answering import FAILURES, Answerer, Counts, first_token_seconds
 from voco_llama.evaluation.harness import Harness, TaskFiles, quiet, surroundings
 from voco_llama.evaluation.questions import Question
-from voco_llama.evaluation.results import checkpoint_fingerprint, load_checkpoint
+from voco_llama.inference import Inference, checkpoint_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -107,23 +107,20 @@ class VoCoLlamaAdapter(lmms):
 
             self.accelerator = Accelerator()  # joins the processes, before lmms-eval loads data in the first one first
             device = device or str(self.accelerator.device)
-        model, processor = load_checkpoint(Path(pretrained), device, dtype)
+        inference = Inference.load(Path(pretrained), device, dtype)
         self.max_new_tokens = max_new_tokens
         self.timed_questions: list[Question] = []
         self.first_token_seconds: dict[str, float | None] = {}
-        self.answerer = Answerer(
-            model, processor, condition, num_voco, batch_size=int(batch_size), reuse=bool(reuse), go_on=bool(go_on)
-        )
+        self.answerer = Answerer(inference, condition, num_voco, int(batch_size), bool(reuse), bool(go_on))
         cap = "" if max_new_tokens is None else f", at most {max_new_tokens} new tokens"
         self.checkpoint_fingerprint = checkpoint_fingerprint(Path(pretrained))
-        self._identity = (
-            f"{MODEL_NAME}({self.checkpoint_fingerprint}, {condition}, {self.answerer.num_voco}{cap}, {model.dtype})"
-        )
+        identity = (self.checkpoint_fingerprint, condition, f"{self.answerer.num_voco}{cap}", inference.model.dtype)
+        self._identity = f"{MODEL_NAME}({', '.join(map(str, identity))})"
 
     @property
     def device(self) -> "torch.device":
         """Where processes exchange how many questions each has."""
-        return self.answerer.model.device
+        return self.answerer.inference.model.device
 
     def __str__(self) -> str:
         """All that an answer depends on: lmms-eval keys its store of answers by it."""

@@ -8,9 +8,27 @@ from typing import Any
 
 from PIL import Image
 
+from voco_llama.data.media.stored import MediaFile, StoredFile
 from voco_llama.data.media.video import read_frames
 from voco_llama.data.records import IMAGE_MARK
 from voco_llama.errors import DataError
+from voco_llama.model.cache import VoCoCache
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip as a question looks at it.
+
+    Attributes:
+        file: Where it lies.
+        num_frames: Frames taken from it; None: as many as in training.
+        order: Those frames in the order to be read; None: in order of time. Whatever the order, a frame is compressed
+            once, alone, and each order reads the very same entries.
+    """
+
+    file: MediaFile
+    num_frames: int | None = None
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -20,47 +38,88 @@ class Question:
     Attributes:
         id: Names the question in messages.
         prompt: What the user says, without image marks.
-        look: What the question is about: images, paths of clips, or nothing. Called when the question's turn comes.
+        look: What the question is about: images, clips (or their paths), or nothing. Called when the question's turn
+            comes.
         generation: Keywords of `generate`; `max_new_tokens` is among them.
         until: The answer ends before the first of these.
     """
 
     id: str
     prompt: str
-    look: Callable[[], Sequence[Image.Image | str | Path]] = tuple
+    look: Callable[[], Sequence[Image.Image | Clip | MediaFile | str]] = tuple
     generation: Mapping[str, Any] = field(default_factory=dict)
     until: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Visual:
-    """One image, or the frames of one clip; equal keys show the same."""
+    """One image, or the frames of one clip.
+
+    Attributes:
+        key: Equal keys show the same, if perhaps in another order.
+        read: The image, or the frames in order of time.
+        count: How many these are.
+        order: Which of them are shown, in this order; None: all, as they are.
+    """
 
     key: str
-    images: tuple[Image.Image, ...]
+    read: Callable[[], Sequence[Image.Image]]
+    count: int = 1
+    order: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        """How many are shown."""
+        return self.count if self.order is None else len(self.order)
+
+    def shown(self) -> Sequence[Image.Image]:
+        """The images in the order to be shown."""
+        images = self.read()
+        return images if self.order is None else [images[i] for i in self.order]
+
+    def entries(self, cache: VoCoCache) -> VoCoCache:
+        """The entries in the order to be shown of a cache that has one for each image."""
+        return cache if self.order is None else cache[self.order]
 
 
-def see(shown: Image.Image | str | Path, num_frames: int) -> Visual:
-    """An image, or a clip's frames.
+def see(looked_at: Image.Image | Clip | MediaFile | str, num_frames: int) -> Visual:
+    """An image, or a clip, whose frames are read when they are needed.
 
     Args:
-        shown: An image, or the path of a clip.
-        num_frames: Frames taken from a clip.
+        looked_at: An image, a clip, or the path of one.
+        num_frames: Frames taken from a clip that does not say.
 
     Raises:
-        DataError: It is neither, or the clip cannot be read.
+        DataError: It is none of these.
+        OSError: The clip's file cannot be read.
     """
-    if isinstance(shown, Image.Image):
-        content = hashlib.sha256(f"{shown.mode} {shown.size} ".encode() + shown.tobytes())
-        return Visual(content.hexdigest(), (shown,))
-    if isinstance(shown, str | Path):
-        return Visual(f"{Path(shown).absolute()}", tuple(read_frames(shown, num_frames)))
-    raise DataError(f"a question looks at a {type(shown).__name__}: images and paths of clips can be answered on")
+    if isinstance(looked_at, Image.Image):
+        content = hashlib.sha256(f"{looked_at.mode} {looked_at.size} ".encode() + looked_at.tobytes())
+        return Visual(content.hexdigest(), lambda: (looked_at,))
+    if isinstance(looked_at, str):
+        looked_at = Path(looked_at)
+    if isinstance(looked_at, Path | StoredFile):
+        looked_at = Clip(looked_at)
+    if not isinstance(looked_at, Clip):
+        kind = type(looked_at).__name__
+        raise DataError(f"a question looks at a {kind}: images and paths of clips can be answered on")
+    file, count = looked_at.file, looked_at.num_frames or num_frames
+    return Visual(f"{content_key(file)} {count}", lambda: read_frames(file, count), count, looked_at.order)
+
+
+def content_key(file: MediaFile) -> str:
+    """A hash of a file's bytes: equal for equal content wherever it lies.
+
+    Raises:
+        OSError: A `Path` cannot be read.
+        DataError: A `StoredFile` cannot.
+    """
+    with file.open() if isinstance(file, StoredFile) else file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def with_marks(prompt: str, visuals: Sequence[Visual]) -> str:
     """LLaVA's order: marks of images apart by a blank, those of a clip's frames side by side, then the text."""
-    marks = " ".join(IMAGE_MARK * len(visual.images) for visual in visuals)
+    marks = " ".join(IMAGE_MARK * len(visual) for visual in visuals)
     return f"{marks}\n{prompt}" if marks else prompt
 
 

@@ -4,15 +4,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from voco_llama.errors import CheckpointError, DataError, SettingsError
+from voco_llama.errors import DataError, SettingsError
 from voco_llama.files import write_atomically
-from voco_llama.provenance import SAMPLED, fingerprint_files
-
-if TYPE_CHECKING:
-    from voco_llama.data.processor import VoCoProcessor
-    from voco_llama.model.voco_llama import VoCoLlama
 
 FORMAT_VERSION = 1
 BENCHMARKS_KIND, CLIPS_KIND = "benchmarks", "clips"
@@ -71,40 +66,3 @@ def check_row_name(row: str) -> None:
     """
     if not re.fullmatch(r"\w[\w.-]*", row):
         raise SettingsError(f"row {row!r} names a file: use letters, digits, '.', '_' and '-' only")
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder without a saved model.
-
-    Raises:
-        CheckpointError: It has no config.json.
-    """
-    if not (Path(folder) / "config.json").is_file():
-        raise CheckpointError(f"{folder}: holds no saved model (no config.json): name a folder that training wrote")
-
-
-def load_checkpoint(folder: Path, device: str | None, dtype: str = "auto") -> "tuple[VoCoLlama, VoCoProcessor]":
-    """A saved model, ready to answer, and its processor.
-
-    Args:
-        folder: What `save_pretrained` of model and processor wrote.
-        device: Where to put it; None: the GPU if there is one, else the CPU.
-        dtype: Of the weights; `auto`: as saved.
-
-    Raises:
-        CheckpointError: The folder holds no saved model.
-    """
-    import torch
-
-    from voco_llama.data.processor import VoCoProcessor
-    from voco_llama.model.voco_llama import VoCoLlama
-
-    check_checkpoint(folder)
-    processor = VoCoProcessor.from_pretrained(folder)
-    model = VoCoLlama.from_pretrained(str(folder), dtype=dtype)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
-
-
-def checkpoint_fingerprint(folder: Path) -> str:
-    """A hash of the saved weights and of the configuration and processor files beside them."""
-    return fingerprint_files(f for f in Path(folder).iterdir() if f.suffix in SAMPLED)

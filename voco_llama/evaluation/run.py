@@ -1,7 +1,6 @@
 """`evaluate`: one checkpoint under one condition on the tasks of a suite, by lmms-eval, written to one result file."""
 
 import dataclasses
-import functools
 import logging
 import os
 import shutil
@@ -10,15 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voco_llama.composition import EVAL_DIR
 from voco_llama.evaluation.answering import Counts
-from voco_llama.evaluation.efficiency import kv_bytes
-from voco_llama.evaluation.evaluate_settings import EvaluateSettings, rows_of
-from voco_llama.evaluation.harness import Harness, TaskFiles, fingerprint_data_set, forget_empty_answers, state_of_files
-from voco_llama.evaluation.results import (
-    BENCHMARKS_KIND,
-    write_result,
-)
-from voco_llama.evaluation.suites import TASKS_DIR, Suite
+from voco_llama.evaluation.harness import Harness, fingerprint_data_set, forget_empty_answers, state_of_files
+from voco_llama.evaluation.results import BENCHMARKS_KIND, write_result
+from voco_llama.evaluation.settings import EvaluateSettings, Suite, rows_of
 from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
 from voco_llama.provenance import fingerprint_data, fingerprint_files, provenance
 
@@ -27,6 +22,9 @@ if TYPE_CHECKING:
     from voco_llama.model.voco_llama import VoCoLlama
 
 logger = logging.getLogger(__name__)
+
+TASKS_DIR = EVAL_DIR / "tasks"
+"""Tasks that lmms-eval lacks."""
 
 
 def evaluate_rows(settings: EvaluateSettings) -> list[Path]:
@@ -65,7 +63,10 @@ def evaluate(settings: EvaluateSettings) -> Path:
         settings.dtype, settings.reuse, settings.go_on, suite.max_new_tokens,
     )  # fmt: skip
     logger.info("row %s: %s with %s", settings.row, adapter, ", ".join(tasks))
-    data = {task: _data_fingerprint(files, harness) for task, files in found.items()}
+    data = {  # by content; None for what lies in the cache of the Hugging Face hub
+        task: None if harness.hub is None else fingerprint_data_set(harness.hub / files.dataset)
+        for task, files in found.items()
+    }
     run_id = fingerprint_data([str(adapter), suite.columns, data, settings.limit, adapter.world_size])[:16]
     loaded = time.monotonic()
     results = lmms_adapter.run_tasks(adapter, tasks, harness, run_id, settings.limit, settings.seed)
@@ -79,7 +80,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     result = {
         "condition": settings.condition,
         "num_voco": adapter.answerer.num_voco if settings.condition == "voco" else None,
-        "model": _describe_model(adapter.answerer.model),
+        "model": _describe_model(adapter.answerer.inference.model),
         "limit": settings.limit,
         "failures": [dataclasses.asdict(failure) for failure in counts.failures],
         "benchmarks": scored,
@@ -108,20 +109,6 @@ def _harness(settings: EvaluateSettings, suite: Suite) -> Harness:
     beside = settings.output.absolute() / settings.row
     responses = beside.with_name(f"{settings.row}.responses") if suite.keep_answers else None
     return Harness(hub, TASKS_DIR, cache, responses, beside.with_name(f"{settings.row}.files"))
-
-
-def _data_fingerprint(files: TaskFiles, harness: Harness) -> str | None:
-    """Of a task's data set, by content; None for one that lies in the Hugging Face cache."""
-    if harness.hub is None:
-        return None
-    folder = harness.hub / files.dataset
-    return _fingerprint_data_set(folder, state_of_files(folder))
-
-
-@functools.cache
-def _fingerprint_data_set(folder: Path, state: str) -> str:
-    """Read once for all rows, as long as names, sizes and times stay the same."""
-    return fingerprint_data_set(folder)
 
 
 def _describe_columns(
@@ -187,12 +174,12 @@ def _answer_lines(column: str, task: str, results: Mapping[str, Any]) -> Iterato
 def _cost(adapter: "VoCoLlamaAdapter") -> dict[str, Any]:
     """What the language model keeps of an image while it answers: its VoCo tokens, the whole segment, or nothing."""
     answerer = adapter.answerer
-    model, num_voco = answerer.model, answerer.num_voco
+    model, num_voco = answerer.inference.model, answerer.num_voco
     shape = model.config.segment_shape(num_voco)
     tokens = {"voco": num_voco, "full": shape.num_compressed + num_voco, "blind": 0}[answerer.condition]
     return {
         "tokens_per_image": tokens,
-        "kv_bytes_per_image": kv_bytes(model.config.text_config, tokens, model.dtype),
+        "kv_bytes_per_image": model.config.kv_bytes(tokens, model.dtype),
         "kv_dtype": str(model.dtype).removeprefix("torch."),
     }
 

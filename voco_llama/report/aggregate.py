@@ -1,7 +1,8 @@
 """Result files to rows: what each seed measured, and means and standard errors over seeds.
 
-A seed is another world and other training, so a score is compared with the bounds of its own seed only: retentions
-are computed within a seed and averaged afterwards.
+Retention is how much of the upper bound's lead over the lower bound a compressed model keeps (paper, section 4.2). A
+seed is another world and other training, so a score is compared with the bounds of its own seed only: retentions are
+computed within a seed and averaged afterwards.
 """
 
 import math
@@ -9,18 +10,40 @@ import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from voco_llama.errors import DataError
 from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND
-from voco_llama.report.retention import mean_over, plain_ratio, retention, shared_columns
 
 Result = Mapping[str, Any]
+PERCENT = 100.0
 FACTS = {
     BENCHMARKS_KIND: ("condition", "num_voco", "tokens_per_image", "kv_bytes_per_image", "kv_dtype"),
     CLIPS_KIND: ("num_voco", "num_frames", "tokens_per_clip", "kv_bytes_per_clip", "kv_dtype"),
 }
 """What must be the same for all seeds of a row."""
+
+
+def retention(result: float, upper: float, lower: float) -> float:
+    """`(result - lower) / (upper - lower)`: 1 at the upper bound, 0 at the lower; NaN where the bounds are equal.
+
+    Args:
+        result: A row's score on one benchmark, in any unit that the three share.
+        upper: The model whose text sees vision.
+        lower: The same weights under the VoCo mask, never trained to compress.
+    """
+    return (result - lower) / (upper - lower) if upper != lower else math.nan
+
+
+def plain_ratio(result: float, upper: float) -> float:
+    """`result / upper`; NaN where the upper bound is 0."""
+    return result / upper if upper else math.nan
+
+
+def mean_over(values: Mapping[str, float], columns: Sequence[str]) -> float:
+    """Mean of the finite values in these columns; NaN if there is none."""
+    finite = [values[name] for name in columns if math.isfinite(values[name])]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,14 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 @dataclass(frozen=True)
 class SeedRow:
-    """One result file of the benchmarks and, by benchmark, what follows from it. NaN: undefined."""
+    """One result file of the benchmarks and, by benchmark, what follows from it. NaN: undefined.
+
+    Attributes:
+        result: The file's content.
+        values: Scores, in the benchmarks' own units.
+        ratios: Plain ratios: 1 at the upper bound.
+        retentions: 1 at the upper bound, 0 at the lower.
+    """
 
     result: Result
     values: Mapping[str, float]
@@ -57,6 +87,9 @@ class SeedRow:
     @property
     def seed(self) -> int:
         return self.result["seed"]
+
+
+Measure = Literal["values", "ratios", "retentions"]
 
 
 @dataclass(frozen=True)
@@ -78,25 +111,13 @@ class Row:
         """Mean and standard error of a measure of one seed; NaN leaves a seed out."""
         return estimate(measure(one) for one in self.by_seed)
 
-    def value(self, benchmark: str) -> Estimate:
-        """The score, in the benchmark's own unit."""
-        return self.over_seeds(lambda one: one.values.get(benchmark, math.nan))
+    def of(self, measure: Measure, benchmark: str) -> Estimate:
+        """A measure of one benchmark over the seeds that have it."""
+        return self.over_seeds(lambda one: getattr(one, measure).get(benchmark, math.nan))
 
-    def ratio(self, benchmark: str) -> Estimate:
-        """The plain ratio: 1 at the upper bound."""
-        return self.over_seeds(lambda one: one.ratios.get(benchmark, math.nan))
-
-    def retention(self, benchmark: str) -> Estimate:
-        """The retention: 1 at the upper bound, 0 at the lower."""
-        return self.over_seeds(lambda one: one.retentions.get(benchmark, math.nan))
-
-    def average_ratio(self, columns: Sequence[str]) -> Estimate:
+    def average(self, measure: Measure, columns: Sequence[str]) -> Estimate:
         """Each seed's mean over benchmarks, then the mean over seeds."""
-        return self.over_seeds(lambda one: mean_over(one.ratios, columns))
-
-    def average_retention(self, columns: Sequence[str]) -> Estimate:
-        """Each seed's mean over benchmarks, then the mean over seeds."""
-        return self.over_seeds(lambda one: mean_over(one.retentions, columns))
+        return self.over_seeds(lambda one: mean_over(getattr(one, measure), columns))
 
 
 @dataclass(frozen=True)
@@ -144,7 +165,7 @@ def compare(results: Sequence[Result], upper: str, lower: str, names: Collection
         tuple(rows[name] for name in taken),
         (rows[upper], rows[lower]),
         tuple(dict.fromkeys(name for values in measured for name in values)),
-        tuple(shared_columns(measured)),
+        tuple(name for name in measured[0] if all(name in values for values in measured)),
         tuple(sorted({seed for name in taken for seed in by_row[name]})),
     )
 

@@ -6,12 +6,10 @@ from typing import Any
 
 import yaml
 
-from voco_llama.composition import CONFIG_DIR, did_you_mean
+from voco_llama.composition import EVAL_DIR, did_you_mean
 from voco_llama.errors import SettingsError
-from voco_llama.report.retention import mean_over, retention
+from voco_llama.report.aggregate import mean_over, retention
 
-EVAL_DIR = CONFIG_DIR.with_name("eval")
-"""Beside the configurations, in a checkout as in a wheel."""
 PAPER_FILE = EVAL_DIR / "paper_tables.yaml"
 UPPER, LOWER = "upper", "lower"
 

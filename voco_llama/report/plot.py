@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voco_llama.report.aggregate import Comparison, Estimate, Row
+from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row
 from voco_llama.report.paper import LOWER, UPPER, PaperTable
-from voco_llama.report.tables import PERCENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +61,7 @@ def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[
     """
     lower = comparison.bounds[1].name
     points = {
-        row.name: (row.fact("num_voco"), row.average_retention(comparison.shared))
+        row.name: (row.fact("num_voco"), row.average("retentions", comparison.shared))
         for row in comparison.rows
         if row.fact("condition") == "voco" and row.name != lower
     }
@@ -132,7 +131,7 @@ def plot_benchmarks(rows: Sequence[tuple[str, Row]], columns: Sequence[str], ste
     figure = _figure(2 + 1.6 * len(columns), 1 + 0.25 * len(rows))
     panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
     for benchmark, axes in zip(columns, panels, strict=True):
-        kept = [row.retention(benchmark) for _, row in rows]
+        kept = [row.of("retentions", benchmark) for _, row in rows]
         _bars(axes, labels, kept)
         axes.set_title(benchmark, fontsize="medium")
     panels[0].invert_yaxis()

@@ -1,7 +1,9 @@
 """`report`: result files to tables (Markdown, LaTeX, CSV) and plots; no number that does not come from a file."""
 
+import csv
+import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,18 @@ from voco_llama.errors import DataError
 from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND, IN_ORDER, SHUFFLED, find_results, read_result
 from voco_llama.files import write_atomically
 from voco_llama.report import sections
-from voco_llama.report.aggregate import Comparison, Estimate, Result, check_results, compare, estimate
+from voco_llama.report.aggregate import Comparison, Estimate, Measure, Result, check_results, compare, estimate
 from voco_llama.report.paper import PaperTable, disagreements, read_paper_table
 from voco_llama.report.plot import paper_series, plot_benchmarks, plot_retention, retention_series
+from voco_llama.report.sections import TextTable
 from voco_llama.report.selection import Selection, read_selection
-from voco_llama.report.tables import TextTable, to_csv, to_latex, to_markdown
 
 REPORT, SUMMARY, RETENTION_PLOT, BENCHMARKS_PLOT = "report", "summary", "retention", "benchmarks"
 PRINTED_TOLERANCE = 0.1
 """Points of retention that a figure of the paper may differ from what its scores give."""
 CLIP_ORDERS = {IN_ORDER: "clips, in order", SHUFFLED: "clips, shuffled"}
+MEASURES: dict[Measure, str] = {"values": "value", "ratios": "plain_ratio", "retentions": "retention"}
+"""Of a row, and their columns in `summary.csv`."""
 PARTS = ("", "_standard_error", "_seeds")
 """Columns of an estimate."""
 
@@ -64,7 +68,7 @@ def report(settings: ReportSettings) -> str:
     """
     if settings.paper is not None:
         return _paper_report(read_paper_table(settings.paper), settings.output)
-    selection = Selection() if settings.table is None else read_selection(settings.table)
+    selection = Selection("Report") if settings.table is None else read_selection(settings.table)
     reference = None if settings.reference is None else read_paper_table(settings.reference)
     results = _read(settings, selection)
     comparison = compare(
@@ -158,10 +162,10 @@ def _write(
     output: Path, stem: str, title: str, tables: Sequence[TextTable], notes: Sequence[str], pictures: Sequence[str]
 ) -> str:
     listed = "\n".join(f"- {note}" for note in notes)
-    text = "\n\n".join([f"# {title}", *map(to_markdown, tables), listed, *pictures]) + "\n"
+    text = "\n\n".join([f"# {title}", *(table.markdown() for table in tables), listed, *pictures]) + "\n"
     write_atomically(output / f"{stem}.md", text)
     comments = "\n".join(f"% {note}" for note in notes)
-    write_atomically(output / f"{stem}.tex", "\n\n".join([*map(to_latex, tables), comments]) + "\n")
+    write_atomically(output / f"{stem}.tex", "\n\n".join([*(table.latex() for table in tables), comments]) + "\n")
     return text
 
 
@@ -185,7 +189,7 @@ def _seeds_csv(comparison: Comparison) -> str:
 
 
 def _summary_csv(comparison: Comparison, clips: Sequence[tuple[str, Sequence[Result]]]) -> str:
-    head = ("row", "benchmark", *(f"{what}{part}" for what in ("value", "plain_ratio", "retention") for part in PARTS))
+    head = ("row", "benchmark", *(f"{what}{part}" for what in MEASURES.values() for part in PARTS))
     return to_csv(head, _summary_rows(comparison, clips))
 
 
@@ -197,9 +201,18 @@ def _summary_rows(comparison: Comparison, clips: Sequence[tuple[str, Sequence[Re
 
     for row in comparison.rows:
         for benchmark in comparison.columns:
-            yield line(row.name, benchmark, row.value(benchmark), row.ratio(benchmark), row.retention(benchmark))
-        averages = row.average_ratio(comparison.shared), row.average_retention(comparison.shared)
+            yield line(row.name, benchmark, *(row.of(measure, benchmark) for measure in MEASURES))
+        averages = (row.average(measure, comparison.shared) for measure in ("ratios", "retentions"))
         yield line(row.name, "average", nothing, *averages)
     for name, results in clips:
         for order, label in CLIP_ORDERS.items():
             yield line(name, label, estimate(result[order] for result in results), nothing, nothing)
+
+
+def to_csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Values in full precision; an undefined number is `nan`."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return written.getvalue()

@@ -2,41 +2,100 @@
 
 import math
 from collections.abc import Sequence, Sized
+from dataclasses import dataclass
 
 from voco_llama.errors import DataError
 from voco_llama.evaluation.results import IN_ORDER, SHUFFLED
-from voco_llama.report.aggregate import Comparison, Estimate, Result, Row, estimate, paired_difference
+from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Result, Row, estimate, paired_difference
 from voco_llama.report.paper import PaperRow, PaperTable
 from voco_llama.report.selection import Selection
-from voco_llama.report.tables import MISSING, PERCENT, PLUS_MINUS, TextTable, cell, fewer
+from voco_llama.text import latex, markdown
 
+MISSING = "–"
+PLUS_MINUS = "±"
 ROUNDING = 1e-9
 """A standard error below it is that of equal values."""
+UNITS = {
+    "exact_match": "exact match in %",
+    "gpt_eval_score": "accuracy in %",
+    "seed_all": "accuracy in %",
+    "pope_f1_score": "F1 in %",
+    "mme_perception_score": "perception score, 200 a category",
+}
+"""Metric to what its scores are in; another metric is called by its own name."""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose cells are plain text.
+
+    Attributes:
+        title: What stands above it.
+        head: Names of the columns.
+        body: Rows, as long as the head.
+    """
+
+    title: str
+    head: Sequence[str]
+    body: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """A heading, and the table padded to be read as text."""
+        return f"## {self.title}\n\n{markdown(self.head, self.body)}"
+
+    def latex(self) -> str:
+        """With the title as caption."""
+        return latex(self.title, self.head, self.body)
+
+
+def cell(value: Estimate, scale: float = PERCENT, digits: int = 1, expected: int | None = None) -> str:
+    """`mean ± error`, the error only where there is one; marked with its number of seeds if fewer than `expected`."""
+    if not math.isfinite(value.mean):
+        return MISSING
+    text = f"{scale * value.mean:.{digits}f}"
+    if math.isfinite(value.error):
+        text += f" {PLUS_MINUS} {scale * value.error:.{digits}f}"
+    return text + ("" if expected is None else fewer(value, expected))
+
+
+def fewer(value: Estimate, expected: int) -> str:
+    """`, n=2` where fewer seeds have the value than expected, else nothing."""
+    return f", n={value.count}" if value.count < expected else ""
 
 
 def scores_table(comparison: Comparison, selection: Selection) -> TextTable:
     """Cost, raw scores and the mean accuracy over shared benchmarks."""
-    seeds, several = comparison.seeds, len(comparison.seeds) > 1
-    head = ["Row", *(["Seeds"] if several else []), "Tokens", "KV bytes/image", *comparison.columns, "Mean accuracy"]
-    body = []
+    seeds, body = comparison.seeds, []
     for row in comparison.rows:
-        scores = [_score(row, benchmark) for benchmark in comparison.columns]
         cost = [str(row.fact("tokens_per_image")), f"{row.fact('kv_bytes_per_image'):,}"]
+        scores = [_score(row, benchmark) for benchmark in comparison.columns]
         accuracy = row.over_seeds(lambda one: _mean_accuracy(one.result, comparison.shared))
-        first = [selection.label(row.name), *([_of(row.seeds, seeds)] if several else [])]
+        first = [selection.label(row.name), *_of(row.seeds, seeds)]
         body.append([*first, *cost, *scores, cell(accuracy, scale=1, digits=3)])
+    head = [*_first_columns(seeds), "Tokens", "KV bytes/image", *comparison.columns, "Mean accuracy"]
     return TextTable("Scores", head, body)
 
 
-def _of(some: Sized, seeds: Sequence[int]) -> str:
-    return str(len(some)) if len(some) == len(seeds) else f"{len(some)} of {len(seeds)}"
+def _first_columns(seeds: Sequence[int]) -> list[str]:
+    return ["Row", "Seeds"] if len(seeds) > 1 else ["Row"]
+
+
+def _of(some: Sized, seeds: Sequence[int]) -> list[str]:
+    """How many of the seeds a row has, where there are several."""
+    if len(seeds) == 1:
+        return []
+    return [str(len(some)) if len(some) == len(seeds) else f"{len(some)} of {len(seeds)}"]
 
 
 def _score(row: Row, benchmark: str) -> str:
-    full = next(
-        (one.result["benchmarks"][benchmark]["full"] for one in row.by_seed if benchmark in one.values), math.nan
-    )
-    return cell(row.value(benchmark), scale=PERCENT if full == 1 else 1, expected=len(row.seeds))
+    described = _described([row], benchmark)
+    scale = PERCENT if described and described[0]["full"] == 1 else 1
+    return cell(row.of("values", benchmark), scale, expected=len(row.seeds))
+
+
+def _described(rows: Sequence[Row], benchmark: str) -> list[Result]:
+    """What the result files say of a benchmark, where they have it."""
+    return [one.result["benchmarks"][benchmark] for row in rows for one in row.by_seed if benchmark in one.values]
 
 
 def _mean_accuracy(result: Result, columns: Sequence[str]) -> float:
@@ -48,11 +107,9 @@ def retention_table(comparison: Comparison, selection: Selection) -> TextTable:
     """Retention with its standard error, the plain ratio in brackets; averages over shared benchmarks."""
     body = []
     for row in comparison.rows:
-        cells = [
-            _pair(row.retention(benchmark), row.ratio(benchmark), len(row.seeds)) for benchmark in comparison.columns
-        ]
-        average = _pair(row.average_retention(comparison.shared), row.average_ratio(comparison.shared), len(row.seeds))
-        body.append([selection.label(row.name), *cells, average])
+        both = [(row.of("retentions", name), row.of("ratios", name)) for name in comparison.columns]
+        both.append((row.average("retentions", comparison.shared), row.average("ratios", comparison.shared)))
+        body.append([selection.label(row.name), *(_pair(kept, ratio, len(row.seeds)) for kept, ratio in both)])
     return TextTable("Retention in % (plain ratio in %)", ["Row", *comparison.columns, "Average"], body)
 
 
@@ -105,8 +162,8 @@ def reference_tables(comparison: Comparison, selection: Selection, paper: PaperT
         ours, label = selection.label(row.name), f"paper: {counterpart.label}"
         scores.append([ours, *(_score(row, benchmark) for benchmark in both)])
         scores.append([label, *(f"{counterpart.scores[column]:.1f}" for column in theirs)])
-        cells = [cell(row.retention(benchmark), expected=len(row.seeds)) for benchmark in both]
-        kept.append([ours, *cells, cell(row.average_retention(both)), ""])
+        cells = [cell(row.of("retentions", benchmark), expected=len(row.seeds)) for benchmark in both]
+        kept.append([ours, *cells, cell(row.average("retentions", both)), ""])
         kept.append([label, *_paper_retentions(counterpart, theirs)])
     title = f"beside the paper's {paper.number}"
     over = f"All {len(paper.columns)} of the paper"
@@ -123,31 +180,20 @@ def _paper_retentions(row: PaperRow, columns: Sequence[str]) -> list[str]:
 
 
 def clips_table(rows: Sequence[tuple[str, Sequence[Result]]], selection: Selection) -> TextTable:
-    """Exact match on clips.
+    """Exact match in both orders of the frames.
 
     Args:
-        rows: Name of a row, and its result of each seed.
-        selection: Of labels.
+        rows: Names, and the results of all seeds.
+        selection: Names rows.
     """
-    seeds = sorted({result["seed"] for _, results in rows for result in results})
-    head = [
-        "Row",
-        *(["Seeds"] if len(seeds) > 1 else []),
-        *("Frames", "Tokens", "KV bytes/clip", "In order", "Shuffled", "Questions"),
-    ]
-    body = []
+    seeds, body = sorted({result["seed"] for _, results in rows for result in results}), []
     for name, results in rows:
-        first = results[0]
-        orders = [cell(estimate(result[order] for result in results)) for order in (IN_ORDER, SHUFFLED)]
-        body.append(
-            [
-                selection.label(name),
-                *([_of(results, seeds)] if len(seeds) > 1 else []),
-                *(str(first["num_frames"]), str(first["tokens_per_clip"]), f"{first['kv_bytes_per_clip']:,}"),
-                *orders,
-                str(sum(result["questions"] for result in results)),
-            ]
-        )
+        cost = (results[0][fact] for fact in ("num_frames", "tokens_per_clip", "kv_bytes_per_clip"))
+        orders = (cell(estimate(result[order] for result in results)) for order in (IN_ORDER, SHUFFLED))
+        asked = sum(result["questions"] for result in results)
+        first = [selection.label(name), *_of(results, seeds)]
+        body.append([*first, *(f"{fact:,}" for fact in cost), *orders, str(asked)])
+    head = [*_first_columns(seeds), "Frames", "Tokens", "KV bytes/clip", "In order", "Shuffled", "Questions"]
     return TextTable("Clips, exact match in %", head, body)
 
 
@@ -168,8 +214,7 @@ def notes(comparison: Comparison, selection: Selection, paper: PaperTable | None
     kinds = sorted({row.fact("kv_dtype") for row in comparison.rows})
     found = [
         f"Retention is (row - {lower.name}) / ({upper.name} - {lower.name}), the plain ratio row / {upper.name}.",
-        "GQA, SQA, VQAv2: exact match in %; MMBench, SEED: accuracy in %; POPE: F1 in %; MME: perception score, 200 a"
-        " category.",
+        _units(comparison),
         "Mean accuracy is the mean over benchmarks of the share of questions answered right, 0 to 1.",
         f"Tokens are what the language model keeps of an image, KV bytes their keys and values ({', '.join(kinds)}).",
         *_seed_notes(comparison, selection),
@@ -203,6 +248,16 @@ def notes(comparison: Comparison, selection: Selection, paper: PaperTable | None
             " data; none of our means contains them, and their retentions are computed from the paper's scores."
         )
     return found
+
+
+def _units(comparison: Comparison) -> str:
+    """What the scores of the columns at hand are in: known units first, each with its columns."""
+    found: dict[str, list[str]] = {unit: [] for unit in UNITS.values()}
+    for benchmark in comparison.columns:
+        described = _described([*comparison.rows, *comparison.bounds], benchmark)[0]
+        own = f"{described['metric']} {'in %' if described['full'] == 1 else 'of {:g}'.format(described['full'])}"
+        found.setdefault(UNITS.get(described["metric"], own), []).append(benchmark)
+    return "; ".join(f"{', '.join(names)}: {unit}" for unit, names in found.items() if names) + "."
 
 
 def _at_seeds(row: Row, seeds: Sequence[int]) -> list[Result | None]:
@@ -251,7 +306,7 @@ def _unreadable(comparison: Comparison, selection: Selection) -> list[str]:
     found = []
     for row in comparison.rows:
         for benchmark in comparison.columns:
-            described = [one.result["benchmarks"][benchmark] for one in row.by_seed if benchmark in one.values]
+            described = _described([row], benchmark)
             count = sum(one["details"].get("unreadable", 0) for one in described)
             if count:
                 asked = sum(one["questions"] for one in described)

@@ -8,17 +8,13 @@ pairs: [[voco_1, average_pool_1]]
 series: {voco: VoCo}
 """
 
+import dataclasses
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from voco_llama.composition import did_you_mean
+from voco_llama.composition import EVAL_DIR, did_you_mean, read_file
 from voco_llama.errors import SettingsError
-from voco_llama.report.paper import EVAL_DIR
 
 TABLES_DIR = EVAL_DIR / "tables"
 
@@ -45,14 +41,14 @@ class Selection:
     Attributes:
         title: Of the report.
         rows: In order.
-        pairs: Rows whose retentions to compare seed by seed.
+        pairs: Rows whose retentions to compare seed by seed, two and two.
         series: What the plot's legend calls a series (see `plot.series_name`).
     """
 
-    title: str = "Report"
-    rows: tuple[SelectedRow, ...] = ()
-    pairs: tuple[tuple[str, str], ...] = ()
-    series: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+    rows: list[SelectedRow] = field(default_factory=list)
+    pairs: list[list[str]] = field(default_factory=list)
+    series: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str] | None:
@@ -80,52 +76,22 @@ def read_selection(name: str) -> Selection:
         known = sorted(known.stem for known in TABLES_DIR.glob("*.yaml"))
         hint = f"{did_you_mean(name, known)} (choices: {', '.join(known)}, or the path of a .yaml)"
         raise SettingsError(f"there is no table {name!r}{hint}")
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: is no YAML ({' '.join(str(error).split())})") from error
-    data = _known(file, data, Selection, "the table")
-    _check_types(file, data)
-    rows = tuple(SelectedRow(**row) for row in data.get("rows", ()))
-    pairs = tuple(tuple(pair) for pair in data.get("pairs", ()))
-    selection = Selection(data.get("title", file.stem), rows, pairs, data.get("series", {}))
-    _check_names(file, selection)
-    return selection
+    selection = read_file(file, Selection)
+    _check(file, selection)
+    return dataclasses.replace(selection, title=selection.title or file.stem)
 
 
-def _known(file: Path, given: Any, schema: type, what: str) -> dict[str, Any]:
-    known = [entry.name for entry in fields(schema)]
-    if not isinstance(given, dict):
-        raise SettingsError(f"{file}: {what} must have keys ({', '.join(known)}), not be {given!r}")
-    for key in given:
-        if key not in known:
-            raise SettingsError(
-                f"{file}: {what} has no {key!r}{did_you_mean(str(key), known)} (keys: {', '.join(known)})"
-            )
-    return given
-
-
-def _check_types(file: Path, data: Mapping[str, Any]) -> None:
-    for key in ("rows", "pairs"):
-        if not isinstance(data.get(key, []), list):
-            raise SettingsError(f"{file}: {key} must be a list, not {data[key]!r}")
-    if not isinstance(data.get("series", {}), dict):
-        raise SettingsError(f"{file}: series must map a name to a label, not be {data['series']!r}")
-    for row in data.get("rows", []):
-        if "row" not in _known(file, row, SelectedRow, "a row"):
-            raise SettingsError(f"{file}: a row has no name: give it a `row`")
-    for pair in data.get("pairs", []):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise SettingsError(f"{file}: a pair is of two rows, not {pair!r}")
-
-
-def _check_names(file: Path, selection: Selection) -> None:
+def _check(file: Path, selection: Selection) -> None:
+    if selection == Selection():
+        raise SettingsError(f"{file}: selects nothing: name rows, pairs or series")
     names = [row.row for row in selection.rows]
     for what, found in (("row", names), ("label", [row.label or row.row for row in selection.rows])):
         repeated = [name for name, count in Counter(found).items() if count > 1]
         if repeated:
             raise SettingsError(f"{file}: {what} {repeated[0]!r} stands there twice: keep one")
     for pair in selection.pairs:
+        if len(pair) != 2:
+            raise SettingsError(f"{file}: a pair is of two rows, not {pair!r}")
         stranger = next((name for name in pair if names and name not in names), None)
         if stranger is not None:
             raise SettingsError(f"{file}: a pair names {stranger!r}, which is not among its rows")

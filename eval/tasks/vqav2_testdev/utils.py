@@ -7,7 +7,7 @@ from typing import Any
 from lmms_eval.tasks._task_utils.file_utils import generate_submission_file
 from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
 
-from voco_llama.provenance import write_atomically
+from voco_llama.files import write_atomically
 
 SUBMISSION = "vqav2_testdev_submission.json"
 

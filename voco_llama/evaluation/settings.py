@@ -1,13 +1,88 @@
-"""What `evaluate` is told, and the rows that it stands for."""
+"""What `evaluate` is told, and the rows that it stands for.
+
+A suite (a file of `eval/suites/`) says which columns a result has, which task of lmms-eval gives each, and from which
+checkpoints the rows of a table come.
+"""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
+from voco_llama.composition import EVAL_DIR, did_you_mean, read_file
 from voco_llama.errors import SettingsError
-from voco_llama.evaluation.results import check_checkpoint, check_row_name
-from voco_llama.evaluation.suites import Suite, SuiteRow, columns_of, read_suite
+from voco_llama.evaluation.results import check_row_name
+from voco_llama.evaluation.tasks import GROUPS, check_task
+from voco_llama.inference import check_checkpoint
+
+SUITES_DIR = EVAL_DIR / "suites"
+
+
+@dataclass  # not frozen: OmegaConf does not fill frozen ones in a dictionary
+class SuiteRow:
+    """A row of a table.
+
+    Attributes:
+        checkpoint: Folder of a saved model, below the folder of runs.
+        condition: `voco`, `full` or `blind`.
+        num_voco: VoCo tokens an image; None: as trained.
+    """
+
+    checkpoint: str
+    condition: str = "voco"
+    num_voco: int | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Columns and how they are asked.
+
+    Attributes:
+        columns: Column to task, in order.
+        max_new_tokens: A limit below the tasks' own; None: as each task says.
+        keep_answers: lmms-eval writes each answer to disk as it comes, so that a run that was cut off goes on from
+            there. It waits for the disk after each one, some milliseconds.
+        rows: Row of a table to its checkpoint, for an evaluation that names no row.
+    """
+
+    columns: dict[str, str] = field(default_factory=dict)
+    max_new_tokens: int | None = None
+    keep_answers: bool = True
+    rows: dict[str, SuiteRow] = field(default_factory=dict)
+
+
+def read_suite(name: str, folder: Path = SUITES_DIR) -> Suite:
+    """Read `<folder>/<name>.yaml`.
+
+    Raises:
+        SettingsError: There is no such suite, or its file has an unknown key, no columns, or an unknown task.
+    """
+    there = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in there:
+        raise SettingsError(f"there is no suite {name!r}{did_you_mean(name, there)}: choose from {', '.join(there)}")
+    suite = read_file(folder / f"{name}.yaml", Suite)
+    if not suite.columns:
+        raise SettingsError(f"{folder / name}.yaml: a suite has columns (column: task): name at least one")
+    for task in suite.columns.values():
+        check_task(task)
+    return suite
+
+
+def columns_of(tasks: Sequence[str]) -> dict[str, str]:
+    """Column to task for tasks named one by one: each is a column of its own name, a group as many as it has tasks.
+
+    Raises:
+        SettingsError: A task is unknown, or named twice.
+    """
+    names = [name for task in tasks for name in GROUPS.get(task, (task,))]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise SettingsError(f"task {twice[0]} is named twice: name it once")
+    for name in names:
+        check_task(name)
+    return {name: name for name in names}
 
 
 @dataclass(frozen=True)
@@ -64,10 +139,7 @@ class EvaluateSettings:
             check_row_name(self.row)
         if self.condition is not None:
             require_choice("condition", self.condition, ANSWER_CONDITIONS)
-        for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} must be at least 1, not {value}")
+        check_counts(self)
         self.columns()
 
     def columns(self) -> Suite:
@@ -81,6 +153,18 @@ class EvaluateSettings:
             suite = Suite(columns_of(self.tasks), rows=suite.rows)
         own = {name: getattr(self, name) for name in ("max_new_tokens", "keep_answers")}
         return dataclasses.replace(suite, **{name: value for name, value in own.items() if value is not None})
+
+
+def check_counts(settings: Any) -> None:
+    """Refuse a count below one.
+
+    Raises:
+        SettingsError: It names the setting.
+    """
+    for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"{name} must be at least 1, not {value}")
 
 
 def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:

@@ -3,7 +3,7 @@
 import pytest
 
 from voco_llama.errors import SettingsError
-from voco_llama.evaluation.suites import SUITES_DIR, Suite, SuiteRow, columns_of, read_suite
+from voco_llama.evaluation.settings import SUITES_DIR, Suite, SuiteRow, columns_of, read_suite
 from voco_llama.report.paper import read_paper_table
 
 
@@ -27,10 +27,10 @@ def test_a_suite_of_ones_own(tmp_path):
     ("text", "message"),
     [
         ("columns: {}", "a suite has columns"),
-        ("[1]", "a suite has columns"),
-        ("columns: {Q: gqa}\ntasks: [1]", "no keys but columns, max_new_tokens, keep_answers, rows"),
+        ("[1]", "Cannot merge DictConfig with ListConfig"),
+        ("columns: {Q: gqa}\ntasks: [1]", "unknown setting 'tasks'.* columns, max_new_tokens, keep_answers, rows"),
         ("columns: {Q: nothing}", "task 'nothing' is not known"),
-        ("columns: {Q: gqa}\nrows: {a: {path: x}}", "a row has checkpoint, condition and num_voco"),
+        ("columns: {Q: gqa}\nrows: {a: {path: x}}", "unknown setting 'rows.a.path'"),
     ],
 )
 def test_bad_suites_are_refused(tmp_path, text, message):
