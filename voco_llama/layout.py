@@ -21,7 +21,7 @@ from torch import Tensor
 
 from voco_llama.choices import Condition
 from voco_llama.errors import DataError
-from voco_llama.tokens import IGNORE_INDEX, TokenIds
+from voco_llama.tokens import IGNORE_INDEX, AddedTokens, TokenIds
 
 PADDING_DOCUMENT = -1
 
@@ -58,7 +58,7 @@ class SegmentShape:
     prefix: tuple[int, ...] = ()
     infix: tuple[int, ...] = ()
 
-    def ids(self, tokens: TokenIds) -> list[int]:
+    def ids(self, tokens: AddedTokens) -> list[int]:
         """Token ids of one segment, in order."""
         return [*self.prefix, *[tokens.image] * self.num_vision, *self.infix, *[tokens.voco] * self.num_voco]
 
@@ -98,7 +98,7 @@ ROW_FIELDS = tuple(field.name for field in fields(Row))
 
 def lay_out(
     parts: Sequence[Part],
-    tokens: TokenIds,
+    tokens: AddedTokens,
     shape: SegmentShape,
     condition: Condition,
     max_length: int | None = None,
@@ -114,7 +114,7 @@ def lay_out(
 
     Args:
         parts: Text and segments in row order.
-        tokens: Ids of the special tokens.
+        tokens: Ids of `<image>` and `<voco>`.
         shape: The shape of every segment.
         condition: Decides the positions.
         max_length: Tokens a row may have. Text is cut from the end.
@@ -172,6 +172,11 @@ def _check_cut(length: int, max_length: int, segments_end: int, labels: list[int
             f" {max_length}: raise data.max_length or drop the record",
             "no_answer_left",
         )
+
+
+def next_tokens(labels: Tensor) -> Tensor:
+    """What each token is to predict, the label of the one after it; -100 at the end. int64 `[batch, length]`."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def pack_rows(rows: Sequence[Row]) -> Row:

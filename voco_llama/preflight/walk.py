@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from voco_llama.layout import ROW_FIELDS, SegmentMark, TextSpan, lay_out
-from voco_llama.model.losses import Objective, language_model_loss
+from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama
-from voco_llama.tokens import IGNORE_INDEX, TokenIds
+from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.visibility import TokenFacts
 
 
@@ -31,29 +31,24 @@ def walk(
     """
     config = model.config
     text_id = 0
-    tokens = TokenIds(config.image_token_id, config.voco_token_id, text_id, text_id, text_id)
     spans = [*[SegmentMark()] * segments, TextSpan((text_id,) * text, (True,) * text)]
-    row = lay_out(spans, tokens, config.segment_shape(), config.condition)
+    row = lay_out(spans, config.added_tokens, config.segment_shape(), config.condition)
     batch = {name: getattr(row, name).expand(rows, -1) for name in ROW_FIELDS}
     trained = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     meta = {name: values.to("meta") for name, values in batch.items()}
     with torch.no_grad():
         shapes, embeddings = _embed(model, meta["input_ids"], rows * segments)
-        facts = TokenFacts.of_rows(meta["segment"], meta["voco"], meta["document"])
+        facts = TokenFacts.of_batch(meta)
         mask = model.mask(facts, facts, config.condition, embeddings.dtype)
         hidden_states = model.decoder(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=meta["position"], use_cache=False
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
         ).last_hidden_state
         kept = hidden_states.flatten(0, 1)[:trained]
         targets = meta["labels"].flatten()[:trained]
         shapes |= {"mask": mask.shape, "hidden states": hidden_states.shape, "trained tokens": kept.shape}
         head = model.get_output_embeddings()
-        if objective is None:
-            logits = head(kept)
-            loss = language_model_loss(logits, targets, trained)
-        else:
-            logits = head(kept[: objective.chunk_size])
-            loss = objective(head, kept, targets, trained).total
+        logits = head(kept[: len(kept) if objective is None else objective.chunk_size])
+        loss = (objective or Objective())(head, kept, targets, trained).total
     shapes |= {"logits" if objective is None else "logits of a chunk": logits.shape, "loss": loss.shape}
     return {name: tuple(shape) for name, shape in shapes.items()}
 
