@@ -92,6 +92,10 @@ class Row:
         """Tokens that the loss counts."""
         return int((self.labels != IGNORE_INDEX).sum())
 
+    def repeated(self, rows: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """A batch of so many rows like this one: its fields, each `[rows, length]`."""
+        return {name: getattr(self, name).to(device).expand(rows, -1) for name in ROW_FIELDS}
+
 
 ROW_FIELDS = tuple(field.name for field in fields(Row))
 
@@ -149,11 +153,11 @@ def lay_out(
     if max_length is not None and len(ids) > max_length:
         _check_cut(len(ids), max_length, segments_end, labels)
     return Row(
-        torch.tensor(ids[:max_length]),
-        torch.tensor(labels[:max_length]),
-        torch.tensor(segment[:max_length]),
+        torch.tensor(ids[:max_length], dtype=torch.long),
+        torch.tensor(labels[:max_length], dtype=torch.long),
+        torch.tensor(segment[:max_length], dtype=torch.long),
         torch.tensor(voco[:max_length], dtype=torch.bool),
-        torch.tensor(position[:max_length]),
+        torch.tensor(position[:max_length], dtype=torch.long),
         torch.zeros(len(ids[:max_length]), dtype=torch.long),
     )
 

@@ -23,7 +23,7 @@ knows the rule (section 3.1, equation 3 of the paper).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,9 +32,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from voco_llama.choices import BACKENDS, CONDITIONS, Condition, SegmentAttention, require_choice
 from voco_llama.errors import SettingsError
 from voco_llama.layout import PADDING_DOCUMENT
-
-FACTS = ("segment", "voco", "position", "document")
-"""The four facts of a token, which a row brings (`voco_llama.layout`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +80,10 @@ class TokenFacts:
         """These tokens and then others of the same rows."""
         names = ("index", *FACTS)
         return TokenFacts(**{n: torch.cat([getattr(self, n), getattr(others, n)], dim=1) for n in names})
+
+
+FACTS = tuple(field.name for field in fields(TokenFacts) if field.name != "index")
+"""What a row brings (`voco_llama.layout`); a fact is added there and in `TokenFacts`, all else passes it on."""
 
 
 def visible(

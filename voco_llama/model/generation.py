@@ -85,7 +85,7 @@ class VoCoGeneration(TwoStepsMixin):
     def _generate_cached(
         self, input_ids: Tensor, facts: TokenFacts, cache: VoCoCache | None, generation: dict[str, Any]
     ) -> Tensor:
-        slots, slot_facts, slot_real = slots_of(facts, cache)
+        slots, slot_facts, slot_real = slots_of(facts, cache, self.config.added_tokens)
         text, real = left_gather(facts, (facts.document >= 0) & (facts.segment == 0))
         text_ids = input_ids.gather(1, text.index)
         if not bool(facts.voco.any()):  # the slots stand before the text, which moves along

@@ -12,8 +12,9 @@ from transformers.cache_utils import DynamicCache
 
 from voco_llama.choices import Condition
 from voco_llama.errors import SettingsError
-from voco_llama.layout import ROW_FIELDS, SegmentMark, SegmentShape, lay_out
+from voco_llama.layout import SegmentMark, SegmentShape, lay_out
 from voco_llama.model.cache import VoCoCache, rotate_keys
+from voco_llama.tokens import AddedTokens
 from voco_llama.visibility import TokenFacts
 
 
@@ -39,8 +40,7 @@ class TwoStepsMixin:
         _check_num_voco(shape, self.config)
         fingerprint = self.fingerprint()  # first: it waits for the device, and has nothing to wait for yet
         row = lay_out([SegmentMark()], self.config.added_tokens, shape, "voco")
-        images = pixel_values.shape[0]
-        batch = {name: getattr(row, name).to(pixel_values.device).expand(images, -1) for name in ROW_FIELDS}
+        batch = row.repeated(len(pixel_values), pixel_values.device)
         past = DynamicCache(config=self.language_model.config)
         facts = TokenFacts.of_batch(batch)
         self.prefill(self.embed(batch["input_ids"], pixel_values), facts, facts, past, "full")
@@ -131,7 +131,7 @@ def left_gather(facts: TokenFacts, keep: Tensor) -> tuple[TokenFacts, Tensor]:
     return facts.gather(places, keep.gather(1, places)), keep.gather(1, places)
 
 
-def slots_of(facts: TokenFacts, cache: VoCoCache | None) -> tuple[Tensor, TokenFacts, Tensor]:
+def slots_of(facts: TokenFacts, cache: VoCoCache | None, tokens: AddedTokens) -> tuple[Tensor, TokenFacts, Tensor]:
     """Which cached VoCo token each slot of each row holds.
 
     Rows with VoCo tokens read the cache's entries in row order. If no row has one, every row reads the whole cache,
@@ -143,15 +143,14 @@ def slots_of(facts: TokenFacts, cache: VoCoCache | None) -> tuple[Tensor, TokenF
     Raises:
         ValueError: The cache's entries and the rows' VoCo tokens do not agree.
     """
-    num_cached = 0 if cache is None else len(cache) * cache.num_voco
+    entries, num_voco = (0, 0) if cache is None else (len(cache), cache.num_voco)
     num_placeholders = int(facts.voco.sum())
     if num_placeholders == 0:
-        index = torch.arange(num_cached, device=facts.voco.device).expand(facts.voco.shape[0], -1)
-        real, entry = torch.ones_like(index, dtype=torch.bool), index // (cache.num_voco if cache is not None else 1)
-        document = torch.zeros_like(index)
-        return index, TokenFacts(index=index, segment=entry + 1, voco=real, position=index, document=document), real
-    if num_placeholders != num_cached or num_voco_of(facts) != cache.num_voco:
-        held = "no cache was passed" if cache is None else f"the cache has {len(cache)} entries of {cache.num_voco}"
+        row = lay_out([SegmentMark()] * entries, tokens, SegmentShape(0, num_voco), "voco")
+        whole = TokenFacts.of_batch(row.repeated(len(facts.voco), facts.voco.device))
+        return whole.index, whole, whole.voco
+    if num_placeholders != entries * num_voco or num_voco_of(facts) != num_voco:
+        held = "no cache was passed" if cache is None else f"the cache has {entries} entries of {num_voco}"
         raise ValueError(
             f"the rows read {num_placeholders} VoCo tokens in segments of {num_voco_of(facts)}, but {held}: pass one"
             " entry for each image mark, and lay the rows out with the cache's number of VoCo tokens"

@@ -7,7 +7,7 @@ here in its order, with the counts taken from a row laid out on the CPU.
 import torch
 from torch import Tensor
 
-from voco_llama.layout import ROW_FIELDS, SegmentMark, TextSpan, lay_out
+from voco_llama.layout import SegmentMark, TextSpan, lay_out
 from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.tokens import IGNORE_INDEX
@@ -33,7 +33,7 @@ def walk(
     text_id = 0
     spans = [*[SegmentMark()] * segments, TextSpan((text_id,) * text, (True,) * text)]
     row = lay_out(spans, config.added_tokens, config.segment_shape(), config.condition)
-    batch = {name: getattr(row, name).expand(rows, -1) for name in ROW_FIELDS}
+    batch = row.repeated(rows)
     trained = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     meta = {name: values.to("meta") for name, values in batch.items()}
     with torch.no_grad():
