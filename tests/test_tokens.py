@@ -5,8 +5,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import tiny_text_config, tiny_tokenizer
+from voco_llama.choices import ORDERS
 from voco_llama.errors import CheckpointError, SettingsError
-from voco_llama.tokens import IMAGE_TOKEN, VOCO_TOKEN, add_special_tokens, check_tokenizer, extend_embeddings, token_ids
+from voco_llama.tokens import (
+    IMAGE_TOKEN,
+    VOCO_TOKEN,
+    add_special_tokens,
+    check_tokenizer,
+    extend_embeddings,
+    segment_affixes,
+    token_ids,
+)
 
 
 @pytest.fixture
@@ -84,3 +93,11 @@ def test_a_slow_tokenizer_is_refused(tokenizer):
 
     with pytest.raises(SettingsError, match="Slow is a slow tokenizer"):
         check_tokenizer(Slow())
+
+
+def test_the_authors_order_alone_has_tokens_inside_a_segment_beside_vision_and_voco(tokenizer):
+    newline = tuple(tokenizer("\n", add_special_tokens=False)["input_ids"])
+    assert {segment_affixes(tokenizer, order) for order in ORDERS if order != "authors"} == {((), ())}
+    assert segment_affixes(tokenizer, "authors") == ((1,), newline)
+    tokenizer.bos_token = None
+    assert segment_affixes(tokenizer, "authors") == ((), newline)

@@ -48,7 +48,7 @@ BATCHES = {name: (rows, drawn, "right") for name, (rows, drawn) in ROWS.items()}
 
 def facts_of(rows: list, side: str = "right") -> TokenFacts:
     batch = pad_rows(rows, TOKENS, side)
-    return TokenFacts.of_rows(batch["segment"], batch["voco"], batch["document"])
+    return TokenFacts.of_batch(batch)
 
 
 def all_pairs(mask_mod, batch_size: int, length: int) -> Tensor:
@@ -115,9 +115,9 @@ def test_vision_tokens_of_a_segment_may_see_each_other_both_ways(rows, condition
 
 
 def test_what_stands_in_a_segment_with_the_vision_tokens_is_as_invisible_as_they():
-    facts = TokenFacts.of_rows(
-        torch.tensor([[1, 1, 1, 1, 0]]), torch.tensor([[False, False, False, True, False]]), torch.zeros(1, 5).long()
-    )
+    segment, voco = torch.tensor([[1, 1, 1, 1, 0]]), torch.tensor([[False, False, False, True, False]])
+    nothing = torch.zeros_like(segment)
+    facts = TokenFacts.of_batch({"segment": segment, "voco": voco, "position": nothing, "document": nothing})
     assert dense_mask(facts, facts, "voco")[0, -1].int().tolist() == [0, 0, 0, 1, 1]
 
 

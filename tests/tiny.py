@@ -7,7 +7,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
-from voco_llama.model.checkpoints import build_model
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.tokens import add_special_tokens
 
@@ -85,7 +84,7 @@ def tiny_model(
     torch.manual_seed(seed)
     text_config = text_config or tiny_text_config(layers)
     language_model = AutoModelForCausalLM.from_config(text_config, attn_implementation=attention)
-    model = build_model(
+    model = VoCoLlama.from_parts(
         language_model,
         tiny_vision_config(processor.image_transform.image_size),
         None,

@@ -10,7 +10,7 @@ from typing import Any
 
 from voco_llama import _torchvision
 
-_torchvision.mend()
+_torchvision.mend_when_imported()
 
 __version__ = "0.1.0"
 
@@ -27,3 +27,7 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'voco_llama' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,11 +5,16 @@ loaded, the schemas of its two operators are missing, and `import torchvision` d
 `operator torchvision::nms does not exist` -- and with it open_clip, timm and parts of transformers. Declaring the
 two schemas mends the import; calling the operators still fails with torchvision's own error. Where torchvision
 works, or is absent, nothing is done.
+
+It happens when torchvision is imported, by whomever: torch itself is not imported before.
 """
 
-import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -18,14 +23,41 @@ _SCHEMAS = (
 _library = None  # torch.library keeps a definition only as long as its Library object lives
 
 
-def _compiled_library_loads() -> bool:
+class _Finder(MetaPathFinder):
+    """Finds torchvision as Python does, and has its import begin with the mend."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        specification = PathFinder.find_spec(name, path) if name == "torchvision" else None
+        if specification is None or specification.loader is None:
+            return None
+        execute = specification.loader.exec_module
+
+        def mend_and_execute(module: ModuleType) -> None:
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            _mend(Path(specification.submodule_search_locations[0]))
+            execute(module)
+
+        specification.loader.exec_module = mend_and_execute
+        return specification
+
+
+def mend_when_imported() -> None:
+    """Have torchvision mended when it is first imported; where it has been already, nothing is done."""
+    if "torchvision" not in sys.modules:
+        sys.meta_path.insert(0, _Finder())
+
+
+def was_mended() -> bool:
+    """Whether torchvision was imported and its compiled library could not be loaded."""
+    return _library is not None
+
+
+def _compiled_library_loads(folder: Path) -> bool:
     """Whether torchvision's compiled operators can be loaded beside this torch."""
     import torch
 
-    specification = importlib.util.find_spec("torchvision")
-    if specification is None or not specification.submodule_search_locations:
-        return True  # no torchvision, nothing to mend
-    libraries = list(Path(specification.submodule_search_locations[0]).glob("_C.*"))
+    libraries = list(folder.glob("_C.*"))
     if not libraries:
         return False
     try:
@@ -35,10 +67,10 @@ def _compiled_library_loads() -> bool:
     return hasattr(torch.ops.torchvision, "nms")
 
 
-def mend() -> None:
+def _mend(folder: Path) -> None:
     """Declare torchvision's operator schemas if, and only if, its compiled library cannot be loaded."""
     global _library
-    if _library is not None or "torchvision" in sys.modules or _compiled_library_loads():
+    if _library is not None or _compiled_library_loads(folder):
         return
     import torch
 

@@ -1,8 +1,9 @@
 """Configuration of `VoCoLlama`: the language model's, the vision tower's, and what joins them."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -16,13 +17,41 @@ from voco_llama.choices import (
     SegmentAttention,
     require_choice,
 )
+from voco_llama.errors import CheckpointError
 from voco_llama.layout import SegmentShape
 from voco_llama.llava_folder import is_llava, read_llava_folder
-from voco_llama.tokens import add_special_tokens
+from voco_llama.tokens import AddedTokens
 from voco_llama.vision_config import num_patches
 
 if TYPE_CHECKING:
     import torch
+
+
+class Heads(NamedTuple):
+    """Attention heads of a language model: of queries, of keys and values, and the dimension of each."""
+
+    query: int
+    key_value: int
+    dimension: int
+
+    @classmethod
+    def of(cls, text_config: PreTrainedConfig) -> "Heads":
+        """Those of a causal language model's configuration."""
+        heads = text_config.num_attention_heads
+        dimension = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+        return cls(heads, getattr(text_config, "num_key_value_heads", None) or heads, dimension)
+
+
+def entries_of_rows(shape: SegmentShape, tokens: AddedTokens, condition: Condition) -> dict[str, Any]:
+    """The entries of the configuration that say what rows look like: model and processor agree on them."""
+    return {
+        "num_voco": shape.num_voco,
+        "condition": condition,
+        "image_token_id": tokens.image,
+        "voco_token_id": tokens.voco,
+        "segment_prefix_ids": list(shape.prefix),
+        "segment_infix_ids": list(shape.infix),
+    }
 
 
 class VoCoLlamaConfig(PreTrainedConfig):
@@ -50,50 +79,39 @@ class VoCoLlamaConfig(PreTrainedConfig):
     model_type = "voco_llama"
     sub_configs: ClassVar = {"text_config": AutoConfig}
 
-    def __init__(
-        self,
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        vision_config: dict[str, Any] | None = None,
-        vision_layer: int = -2,
-        projector_type: str = "mlp2x_gelu",
-        num_voco: int = 1,
-        condition: Condition = "voco",
-        segment_attention: SegmentAttention = "causal",
-        voco_embeddings: str = "shared",
-        compressor: str = "language_model",
-        q_former: dict[str, int] | None = None,
-        image_token_id: int | None = None,
-        voco_token_id: int | None = None,
-        segment_prefix_ids: tuple[int, ...] | list[int] = (),
-        segment_infix_ids: tuple[int, ...] | list[int] = (),
-        **kwargs: Any,
-    ) -> None:
-        if isinstance(text_config, dict):
-            text_config = AutoConfig.for_model(**text_config)
+    text_config: PreTrainedConfig | dict[str, Any] | None = None
+    vision_config: dict[str, Any] | None = None
+    vision_layer: int = -2
+    projector_type: str = "mlp2x_gelu"
+    num_voco: int = 1
+    condition: Condition = "voco"
+    segment_attention: SegmentAttention = "causal"
+    voco_embeddings: str = "shared"
+    compressor: str = "language_model"
+    q_former: dict[str, int] | None = None
+    image_token_id: int | None = None
+    voco_token_id: int | None = None
+    segment_prefix_ids: Sequence[int] = ()
+    segment_infix_ids: Sequence[int] = ()
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Unknown choices are refused, and what was given as a dictionary or left out becomes what it stands for."""
         for name, value, choices in (
-            ("projector", projector_type, PROJECTORS),
-            ("condition", condition, CONDITIONS),
-            ("segment_attention", segment_attention, SEGMENT_ATTENTIONS),
-            ("voco_embeddings", voco_embeddings, VOCO_EMBEDDINGS),
-            ("compressor", compressor, COMPRESSORS),
+            ("projector", self.projector_type, PROJECTORS),
+            ("condition", self.condition, CONDITIONS),
+            ("segment_attention", self.segment_attention, SEGMENT_ATTENTIONS),
+            ("voco_embeddings", self.voco_embeddings, VOCO_EMBEDDINGS),
+            ("compressor", self.compressor, COMPRESSORS),
         ):
             require_choice(name, value, choices)
-        self.text_config = text_config if text_config is not None else AutoConfig.for_model("llama")
-        self.vision_config = vision_config or {}
-        self.vision_layer = vision_layer
-        self.projector_type = projector_type
-        self.num_voco = num_voco
-        self.condition = condition
-        self.segment_attention = segment_attention
-        self.voco_embeddings = voco_embeddings
-        self.compressor = compressor
-        self.q_former = q_former
-        self.image_token_id = image_token_id
-        self.voco_token_id = voco_token_id
-        self.segment_prefix_ids = list(segment_prefix_ids)
-        self.segment_infix_ids = list(segment_infix_ids)
-        kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
-        super().__init__(**kwargs)
+        if not isinstance(self.text_config, PreTrainedConfig):
+            self.text_config = AutoConfig.for_model(**(self.text_config or {"model_type": "llama"}))
+        self.vision_config = self.vision_config or {}
+        self.segment_prefix_ids, self.segment_infix_ids = list(self.segment_prefix_ids), list(self.segment_infix_ids)
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Any:
@@ -101,23 +119,15 @@ class VoCoLlamaConfig(PreTrainedConfig):
         if not is_llava(folder):
             return super().from_pretrained(folder, **kwargs)
         described = read_llava_folder(folder)
-        tokenizer = described.tokenizer()
-        condition = described.condition(tokenizer)
-        tokens = add_special_tokens(tokenizer)
-        shape = described.segment_shape(tokenizer, described.num_voco(condition), described.order(condition))
+        rows = described.rows()
         text_config = described.text_config
-        text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+        text_config.vocab_size = max(text_config.vocab_size, len(rows.tokenizer))
         return cls(
             text_config=text_config,
             vision_config=described.vision_config,
             vision_layer=described.vision_layer,
             projector_type=described.projector,
-            num_voco=shape.num_voco,
-            condition=condition,
-            image_token_id=tokens.image,
-            voco_token_id=tokens.voco,
-            segment_prefix_ids=shape.prefix,
-            segment_infix_ids=shape.infix,
+            **entries_of_rows(rows.shape, rows.tokens, rows.condition),
         )
 
     @property
@@ -129,6 +139,11 @@ class VoCoLlamaConfig(PreTrainedConfig):
     def num_vision_tokens(self) -> int:
         """Patch tokens of one image."""
         return num_patches(self.vision_config)
+
+    @property
+    def added_tokens(self) -> AddedTokens:
+        """Ids of the two tokens of ours."""
+        return AddedTokens(self.image_token_id, self.voco_token_id)
 
     @property
     def compresses_outside(self) -> bool:
@@ -147,10 +162,8 @@ class VoCoLlamaConfig(PreTrainedConfig):
     @property
     def kv_shape(self) -> tuple[int, int, int]:
         """Layers, key-value heads and head dimension of what the language model keeps of a token."""
-        text = self.text_config
-        heads = text.num_attention_heads
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-        return text.num_hidden_layers, getattr(text, "num_key_value_heads", None) or heads, head_dim
+        heads = Heads.of(self.text_config)
+        return self.text_config.num_hidden_layers, heads.key_value, heads.dimension
 
     def kv_bytes(self, num_tokens: int, dtype: "torch.dtype") -> int:
         """Bytes of the keys and values of `num_tokens` tokens in all layers, kept in `dtype`.
@@ -159,3 +172,21 @@ class VoCoLlamaConfig(PreTrainedConfig):
         takes 524,288 bytes.
         """
         return 2 * math.prod(self.kv_shape) * num_tokens * dtype.itemsize
+
+    def check_rows(self, shape: SegmentShape, tokens: AddedTokens, condition: Condition, where: str) -> None:
+        """Refuse a processor whose rows are not this model's.
+
+        Raises:
+            CheckpointError: It names what differs.
+        """
+        theirs = entries_of_rows(shape, tokens, condition)
+        ours = {name: getattr(self, name) for name in theirs}
+        theirs["num_vision"], ours["num_vision"] = shape.num_vision, self.segment_shape().num_vision
+        differ = [f"{name} {ours[name]} and {value}" for name, value in theirs.items() if ours[name] != value]
+        if differ:
+            raise CheckpointError(
+                f"{where}: model and processor disagree: {', '.join(differ)}: the files are of different models"
+            )
+
+
+AutoConfig.register(VoCoLlamaConfig.model_type, VoCoLlamaConfig)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from voco_llama.choices import Condition
 from voco_llama.errors import DataError, ProblemKind
-from voco_llama.tokens import IGNORE_INDEX, TokenIds
+from voco_llama.tokens import IGNORE_INDEX, AddedTokens, TokenIds
 
 PADDING_DOCUMENT = -1
 
@@ -58,7 +58,7 @@ class SegmentShape:
     prefix: tuple[int, ...] = ()
     infix: tuple[int, ...] = ()
 
-    def ids(self, tokens: TokenIds) -> list[int]:
+    def ids(self, tokens: AddedTokens) -> list[int]:
         """Token ids of one segment, in order."""
         return [*self.prefix, *[tokens.image] * self.num_vision, *self.infix, *[tokens.voco] * self.num_voco]
 
@@ -92,13 +92,17 @@ class Row:
         """Tokens that the loss counts."""
         return int((self.labels != IGNORE_INDEX).sum())
 
+    def repeated(self, rows: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """A batch of so many rows like this one: its fields, each `[rows, length]`."""
+        return {name: getattr(self, name).to(device).expand(rows, -1) for name in ROW_FIELDS}
+
 
 ROW_FIELDS = tuple(field.name for field in fields(Row))
 
 
 def lay_out(
     parts: Sequence[Part],
-    tokens: TokenIds,
+    tokens: AddedTokens,
     shape: SegmentShape,
     condition: Condition,
     max_length: int | None = None,
@@ -114,7 +118,7 @@ def lay_out(
 
     Args:
         parts: Text and segments in row order.
-        tokens: Ids of the special tokens.
+        tokens: Ids of `<image>` and `<voco>`.
         shape: The shape of every segment.
         condition: Decides the positions.
         max_length: Tokens a row may have. Text is cut from the end.
@@ -149,11 +153,11 @@ def lay_out(
     if max_length is not None and len(ids) > max_length:
         _check_cut(len(ids), max_length, segments_end, labels)
     return Row(
-        torch.tensor(ids[:max_length]),
-        torch.tensor(labels[:max_length]),
-        torch.tensor(segment[:max_length]),
+        torch.tensor(ids[:max_length], dtype=torch.long),
+        torch.tensor(labels[:max_length], dtype=torch.long),
+        torch.tensor(segment[:max_length], dtype=torch.long),
         torch.tensor(voco[:max_length], dtype=torch.bool),
-        torch.tensor(position[:max_length]),
+        torch.tensor(position[:max_length], dtype=torch.long),
         torch.zeros(len(ids[:max_length]), dtype=torch.long),
     )
 
@@ -172,6 +176,11 @@ def _check_cut(length: int, max_length: int, segments_end: int, labels: list[int
             f" {max_length}: raise data.max_length or drop the record",
             ProblemKind.NO_ANSWER_LEFT,
         )
+
+
+def next_tokens(labels: Tensor) -> Tensor:
+    """What each token is to predict, the label of the one after it; -100 at the end. int64 `[batch, length]`."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def pack_rows(rows: Sequence[Row]) -> Row:

@@ -15,10 +15,10 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from voco_llama.choices import Condition
+from voco_llama.choices import Condition, Order
 from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.layout import SegmentShape
-from voco_llama.tokens import VOCO_TOKEN, check_vocabulary, token_ids
+from voco_llama.tokens import VOCO_TOKEN, TokenIds, add_special_tokens, check_vocabulary, segment_affixes
 from voco_llama.vision_config import from_clip_config, num_patches, read_vision_config
 
 CONFIG_FILE = "config.json"
@@ -65,15 +65,34 @@ class LlavaFolder:
     max_length: int | None
     export: dict[str, Any]
 
-    def tokenizer(self, given: PreTrainedTokenizerBase | None = None) -> PreTrainedTokenizerBase:
-        """The folder's tokenizer as it is there, or a copy of a given one; no token is added yet.
+    def rows(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        num_voco: int | None = None,
+        condition: Condition | None = None,
+    ) -> "LlavaRows":
+        """What rows look like to the model that this LLaVA becomes.
+
+        Args:
+            tokenizer: In place of the folder's; left as it is.
+            num_voco: None: the export's, else 1 under `voco` (the authors' folders do not say) and 0 under `full`.
+            condition: None: what it was trained with, `voco` where the tokenizer knows `<voco>`.
 
         Raises:
-            CheckpointError: There is none, or its length and the table of embeddings disagree.
+            CheckpointError: There is no tokenizer, or its length and the table of embeddings disagree.
         """
-        tokenizer = self._load_tokenizer() if given is None else copy.deepcopy(given)
+        tokenizer = self._load_tokenizer() if tokenizer is None else copy.deepcopy(tokenizer)
         check_vocabulary(tokenizer, self.text_config.vocab_size, str(self.path))
-        return tokenizer
+        known = set(tokenizer.get_vocab().values())
+        trained = self.export.get("condition") or ("voco" if VOCO_TOKEN in tokenizer.get_vocab() else "full")
+        condition = condition or trained
+        order = self.export.get("order") or ("authors" if trained == "voco" else "llava")
+        if num_voco is None:
+            num_voco = self.export.get("num_voco", 1 if condition == "voco" else 0)
+        tokens = add_special_tokens(tokenizer)
+        shape = SegmentShape(num_patches(self.vision_config), num_voco, *segment_affixes(tokenizer, order))
+        new = [id for id in (tokens.image, tokens.voco) if id not in known or id >= self.text_config.vocab_size]
+        return LlavaRows(tokenizer, tokens, tuple(new), shape, condition, order)
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         try:
@@ -84,37 +103,41 @@ class LlavaFolder:
                 " into the folder"
             ) from error
 
-    def condition(self, tokenizer: PreTrainedTokenizerBase) -> Condition:
-        """Visibility it was trained with: `voco` where the tokenizer, as it came, knows `<voco>`."""
-        return self.export.get("condition") or ("voco" if VOCO_TOKEN in tokenizer.get_vocab() else "full")
 
-    def order(self, condition: Condition) -> str:
-        """Where an image stands in its prompts (`voco_llama.data.prompts`)."""
-        return self.export.get("order") or ("authors" if condition == "voco" else "llava")
+@dataclass(frozen=True)
+class LlavaRows:
+    """What rows look like to a LLaVA as a model of ours; its configuration, weights and processor are made of it.
 
-    def num_voco(self, condition: Condition) -> int:
-        """VoCo tokens an image: the export's, else 1 under `voco` (their folders do not say) and 0 under `full`."""
-        return self.export.get("num_voco", 1 if condition == "voco" else 0)
+    Attributes:
+        tokenizer: With `<image>` and `<voco>`.
+        tokens: Its ids.
+        new_tokens: Those of the two that have no embedding worth keeping.
+        shape: Of a segment.
+        condition: Visibility.
+        order: Where an image stands in its prompts (`voco_llama.data.prompts`).
+    """
 
-    def segment_shape(self, tokenizer: PreTrainedTokenizerBase, num_voco: int, order: str) -> SegmentShape:
-        """Shape of a segment; the authors' order has BOS and a newline inside it."""
-        if order != "authors":
-            return SegmentShape(num_patches(self.vision_config), num_voco)
-        bos = token_ids(tokenizer).bos
-        newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
-        prefix = () if bos is None else (bos,)
-        return SegmentShape(num_patches(self.vision_config), num_voco, prefix, tuple(newline))
+    tokenizer: PreTrainedTokenizerBase
+    tokens: TokenIds
+    new_tokens: tuple[int, ...]
+    shape: SegmentShape
+    condition: Condition
+    order: Order
 
 
 def is_llava(folder: str | Path) -> bool:
     """Whether a folder's `config.json` is a LLaVA's, in any layout."""
+    config = read_config(folder)
+    return "mm_vision_tower" in config or (config.get("model_type") == "llava" and "vision_config" in config)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """What a folder's `config.json` says; nothing where there is none that can be read."""
     try:
         config = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and (
-        "mm_vision_tower" in config or (config.get("model_type") == "llava" and "vision_config" in config)
-    )
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def read_llava_folder(folder: str | Path, vision_tower: str | None = None) -> LlavaFolder:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from voco_llama.choices import Order
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.sharding import whole
 
@@ -26,11 +27,17 @@ MAX_SPARE_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class TokenIds:
-    """Ids in one tokenizer. `bos` is None for a tokenizer without one (Qwen)."""
+class AddedTokens:
+    """Ids of the two added tokens, all that a segment is made of."""
 
     image: int
     voco: int
+
+
+@dataclass(frozen=True)
+class TokenIds(AddedTokens):
+    """Ids in one tokenizer. `bos` is None for a tokenizer without one (Qwen)."""
+
     bos: int | None
     eos: int
     pad: int
@@ -62,6 +69,19 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
     if missing:
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     return token_ids(tokenizer)
+
+
+def segment_affixes(tokenizer: PreTrainedTokenizerBase, order: Order) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids before the vision tokens of a segment, and those between them and its VoCo tokens.
+
+    Args:
+        tokenizer: With or without the tokens of ours.
+        order: Where an image stands in a prompt: `authors` has BOS and a newline inside the segment, others nothing.
+    """
+    if order != "authors":
+        return (), ()
+    newline = tokenizer("\n", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,), tuple(newline)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -96,7 +116,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, where: s
 
 @torch.no_grad()
 def extend_embeddings(
-    language_model: PreTrainedModel, ids: TokenIds, vocab_size: int, new_tokens: Collection[int] | None = None
+    language_model: PreTrainedModel, ids: AddedTokens, vocab_size: int, new_tokens: Collection[int] | None = None
 ) -> None:
     """Make room for the added tokens and set their rows to the mean of all other rows.
 

@@ -22,7 +22,8 @@ VoCo tokens stay causal, so that a cache can still be truncated and moved. This 
 knows the rule (section 3.1, equation 3 of the paper).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -30,30 +31,59 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from voco_llama.choices import BACKENDS, CONDITIONS, Condition, SegmentAttention, require_choice
 from voco_llama.errors import SettingsError
+from voco_llama.layout import PADDING_DOCUMENT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenFacts:
-    """What the predicate asks of tokens; every field is `[batch, length]`.
+    """What is known of tokens beside their ids; every field is `[batch, length]`.
 
-    `index` is the token's place in its row. It is kept apart from the place in the tensor because keys read from
-    a cache need not lie in row order.
+    Attributes:
+        index: The token's place in its row. It is kept apart from the place in the tensor because keys read from a
+            cache need not lie in row order.
+        segment, voco, position, document: See `voco_llama.layout`. The predicate does not ask for the position.
     """
 
     index: Tensor
     segment: Tensor
     voco: Tensor
+    position: Tensor
     document: Tensor
 
     @classmethod
-    def of_rows(cls, segment: Tensor, voco: Tensor, document: Tensor) -> "TokenFacts":
-        """Facts of whole rows, whose tensors are in row order."""
-        index = torch.arange(segment.shape[1], device=segment.device).expand_as(segment)
-        return cls(index, segment, voco, document)
+    def of_batch(cls, batch: Mapping[str, Tensor]) -> "TokenFacts":
+        """Facts of whole rows, whose tensors are in row order; other entries of the batch are left alone.
+
+        Raises:
+            TypeError: The batch lacks one of them.
+        """
+        missing = [name for name in FACTS if name not in batch]
+        if missing:
+            raise TypeError(f"the rows lack {', '.join(missing)}: pass all that VoCoProcessor or lay_out makes")
+        index = torch.arange(batch["segment"].shape[1], device=batch["segment"].device)
+        return cls(index=index.expand_as(batch["segment"]), **{name: batch[name] for name in FACTS})
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "TokenFacts":
+        """The facts with every field changed alike."""
+        return TokenFacts(**{name: change(getattr(self, name)) for name in ("index", *FACTS)})
 
     def at(self, *place: object) -> "TokenFacts":
         """The facts indexed like a tensor, for example `facts.at(slice(None), slice(0, 4))`."""
-        return TokenFacts(self.index[place], self.segment[place], self.voco[place], self.document[place])
+        return self.map(lambda values: values[place])
+
+    def gather(self, places: Tensor, real: Tensor) -> "TokenFacts":
+        """The facts at `places` (int64 `[batch, kept]`); where `real` (bool) is False, they are those of padding."""
+        taken = self.map(lambda values: values.gather(1, places))
+        return replace(taken, document=taken.document.masked_fill(~real, PADDING_DOCUMENT))
+
+    def followed_by(self, others: "TokenFacts") -> "TokenFacts":
+        """These tokens and then others of the same rows."""
+        names = ("index", *FACTS)
+        return TokenFacts(**{n: torch.cat([getattr(self, n), getattr(others, n)], dim=1) for n in names})
+
+
+FACTS = tuple(field.name for field in fields(TokenFacts) if field.name != "index")
+"""What a row brings (`voco_llama.layout`); a fact is added there and in `TokenFacts`, all else passes it on."""
 
 
 def visible(

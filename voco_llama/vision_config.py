@@ -23,20 +23,6 @@ HIDDEN_ACTS = {"quick_gelu": True, "gelu": False}
 HEAD_WIDTH, MLP_RATIO = 64, 4.0
 """open_clip's own values where a configuration has none."""
 
-_CLIP_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "num_channels": 3,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": LAYER_NORM_EPS,
-}
-"""Of `transformers.CLIPVisionConfig`; a config.json leaves out what equals them."""
-
 
 def read_vision_config(name: str) -> dict[str, Any]:
     """The open_clip configuration of a tower.
@@ -94,15 +80,18 @@ def from_clip_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         SettingsError: open_clip's vision transformer cannot be such a tower.
     """
-    vision = _CLIP_DEFAULTS | (config.get("vision_config") or config)
+    from transformers import CLIPVisionConfig
+
+    defaults = CLIPVisionConfig().to_dict()  # a config.json leaves out what equals them
+    vision = defaults | (config.get("vision_config") or config)
     if vision["hidden_act"] not in HIDDEN_ACTS:
         raise SettingsError(
             f"{where}: hidden_act {vision['hidden_act']!r} is not one of {', '.join(HIDDEN_ACTS)}: use another tower"
         )
-    if vision["layer_norm_eps"] != LAYER_NORM_EPS or vision["num_channels"] != _CLIP_DEFAULTS["num_channels"]:
+    if vision["layer_norm_eps"] != LAYER_NORM_EPS or vision["num_channels"] != defaults["num_channels"]:
         raise SettingsError(
             f"{where}: a tower with layer_norm_eps {vision['layer_norm_eps']} and {vision['num_channels']} channels is"
-            f" none of open_clip's ({LAYER_NORM_EPS}, {_CLIP_DEFAULTS['num_channels']}): use another one"
+            f" none of open_clip's ({LAYER_NORM_EPS}, {defaults['num_channels']}): use another one"
         )
     width = vision["hidden_size"]
     return {

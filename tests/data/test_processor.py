@@ -9,8 +9,9 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import IMAGE_SIZE, NUM_VISION, tiny_processor
+from tests.tiny import IMAGE_SIZE, NUM_VISION, tiny_processor, tiny_text_config, tiny_vision_config
 from voco_llama.choices import ORDERS
+from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
 from voco_llama.data.collate import Collator
 from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.processor import PROCESSOR_FILE, VoCoProcessor
@@ -237,7 +238,7 @@ def test_under_full_a_mark_needs_its_image(processor):
 def test_saved_and_loaded_it_is_the_same(tmp_path, caplog):
     processor = tiny_processor(num_voco=4, order="authors", max_length=99, num_frames=3, system="One\ntwo.\n")
     processor.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "voco_llama"}))
+    config_of(processor).save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
         logging.getLogger("transformers").addHandler(caplog.handler)
         loaded = VoCoProcessor.from_pretrained(tmp_path)
@@ -248,6 +249,35 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, caplog):
     turns = (Turn("user", "<image>\na\n\n b <voco></s>\n"), Turn("assistant", "\nc\n"))
     for name in ROW_FIELDS:
         assert torch.equal(getattr(loaded.lay_out(turns), name), getattr(processor.lay_out(turns), name))
+
+
+def config_of(processor, **changes) -> VoCoLlamaConfig:
+    rows = entries_of_rows(processor.segment_shape(), processor.tokens, processor.condition)
+    vision = tiny_vision_config(processor.image_transform.image_size)
+    return VoCoLlamaConfig(text_config=tiny_text_config(), vision_config=vision, **(rows | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_voco": 4}, "num_voco 4 and 2"),
+        ({"condition": "full"}, "condition full and voco"),
+        ({"segment_prefix_ids": [1]}, r"segment_prefix_ids \[1\] and \[\]"),
+        ({"voco_token_id": 5}, "voco_token_id 5 and 260"),
+        ({"compressor": "average_pool"}, "num_vision 0 and 4"),
+    ],
+)
+def test_a_model_beside_it_that_reads_other_rows_is_refused(tmp_path, changes, complaint):
+    processor = tiny_processor()
+    processor.save_pretrained(tmp_path)
+    config_of(processor).save_pretrained(tmp_path)
+    assert VoCoProcessor.from_pretrained(tmp_path).segment_shape() == processor.segment_shape()
+    config_of(processor, **changes).save_pretrained(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=f"model and processor disagree: {complaint}: the files are of"
+    ) as refused:
+        VoCoProcessor.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(refused.value)
 
 
 def test_it_loads_without_a_model_beside_it(tmp_path):

@@ -96,6 +96,6 @@ def test_the_mask_of_a_page_is_the_one_of_visibility(settings_for, attention):
             place += count
         assert place == len(row["segment"])
         assert len(places) < place
-        facts = TokenFacts.of_rows(*(row[name][None] for name in ("segment", "voco", "document")))
+        facts = TokenFacts.of_batch({name: values[None] for name, values in row.items()})
         expected = dense_mask(facts, facts, "voco", attention)[0][places][:, places]
         assert torch.equal(mask_of(sample["images"][-1], len(places)), expected)

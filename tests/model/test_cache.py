@@ -15,6 +15,8 @@ from tests.tiny import tiny_model, tiny_processor, tiny_text_config
 from voco_llama import VoCoCache
 from voco_llama.errors import CheckpointError
 from voco_llama.model.cache import rotate_keys
+from voco_llama.settings import LoraSettings
+from voco_llama.training.lora import add_adapters
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,103 @@ def test_the_fingerprint_changes_with_vocos_embedding_alone(processor):
     with torch.no_grad():
         model.get_input_embeddings().weight[processor.tokens.voco, 3] += 0.1
     assert model.fingerprint() != before
+
+
+def _stepped(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def _loaded(model):
+    model.load_state_dict({name: value + 0.1 for name, value in model.state_dict().items()})
+
+
+def _assigned(model):
+    model.load_state_dict({name: value + 0.1 for name, value in model.state_dict().items()}, assign=True)
+
+
+def _edited_by_data(model):
+    model.projector[0].weight.data += 0.1
+
+
+def _edited_in_place_of_the_storage(model):
+    """As an optimizer does whose parameters are views of one flat buffer."""
+    weight = model.projector[0].weight
+    buffer = weight.detach().flatten().clone()
+    weight.data = buffer.view_as(weight)
+    model.fingerprint()
+    buffer += 0.1
+
+
+def _merged(model):
+    adapters = add_adapters(model, LoraSettings(rank=2))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    before = model.fingerprint()
+    adapters.merge_adapter()
+    assert model.fingerprint() != before
+
+
+def _replaced(model):
+    model.projector[0].weight = torch.nn.Parameter(model.projector[0].weight.detach() + 0.1)
+
+
+def _moved_and_back(model):
+    model.to(torch.float64)
+    with torch.inference_mode():
+        model.projector[0].weight.add_(0.1)
+    model.to(torch.float32)
+
+
+def _reconfigured(model):
+    model.config.segment_attention = "bidirectional"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _stepped,
+        _loaded,
+        _assigned,
+        _edited_by_data,
+        _edited_in_place_of_the_storage,
+        _merged,
+        _replaced,
+        _moved_and_back,
+        _reconfigured,
+    ],
+    ids=lambda change: change.__name__.strip("_"),
+)
+def test_a_fingerprint_is_never_that_of_before(processor, change):
+    model = tiny_model(processor)
+    cache = model.compress(processor.pixels(random_images(1)))
+    assert model.fingerprint() == cache.fingerprint
+    change(model)
+    assert model.fingerprint() != cache.fingerprint
+    with pytest.raises(ValueError, match="made by another model"):
+        model.generate(**processor("What?"), cache=cache, max_new_tokens=1)
+
+
+def test_a_fingerprint_of_tensors_without_a_version(processor):
+    """As of a model that was loaded under `inference_mode`."""
+    with torch.inference_mode():
+        model = tiny_model(processor)
+        before = model.fingerprint()
+        assert before == tiny_model(processor).fingerprint()
+        model.projector[0].weight.add_(0.1)
+        assert model.fingerprint() != before
+
+
+def test_a_fingerprint_does_not_depend_on_strides(processor):
+    model = tiny_model(processor)
+    before = model.fingerprint()
+    weight = model.projector[0].weight
+    weight.data = weight.detach().T.contiguous().T
+    assert not weight.is_contiguous()
+    assert model.fingerprint() == before
 
 
 def test_the_fingerprint_does_not_change_with_what_compression_does_not_use(processor):

@@ -7,15 +7,14 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
 
 from tests.model.rows import answered, batch_of, random_images
 from tests.tiny import VISION_CONFIG, tiny_model, tiny_processor, tiny_text_config
 from voco_llama import VoCoLlama, VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.layout import SegmentShape
-from voco_llama.model.checkpoints import build_model
-from voco_llama.model.projector import build_projector
-from voco_llama.model.vision import VisionTower
+from voco_llama.model.parts import VisionTower, build_projector
 from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
 from voco_llama.vision_config import read_vision_config
 
@@ -82,6 +81,15 @@ def test_saved_and_loaded_it_computes_the_same(processor, batch, tmp_path, tied)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
     assert loaded.fingerprint() == model.fingerprint()
     assert not loaded.training
+
+
+def test_transformers_auto_classes_know_it(processor, batch, saved):
+    assert isinstance(AutoConfig.from_pretrained(saved), VoCoLlamaConfig)
+    loaded = AutoModel.from_pretrained(saved, attn_implementation="eager")
+    assert isinstance(loaded, VoCoLlama)
+    assert loaded.attention_backend == "eager"
+    assert loaded.fingerprint() == tiny_model(processor).fingerprint()
+    torch.testing.assert_close(loaded(**batch).loss, tiny_model(processor)(**batch).loss)
 
 
 def test_tied_embeddings_stay_tied_in_training(processor, batch, tmp_path):
@@ -180,10 +188,10 @@ NORM = "language_model.model.norm.weight"
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda t: t.pop("projector.0.weight"), "1 tensors are missing.* first projector.0.weight"),
-        (lambda t: t.pop("language_model.lm_head.weight"), "first language_model.lm_head.weight"),
-        (lambda t: t.pop("vision.visual.conv1.weight"), "first vision.visual.conv1.weight"),
-        (lambda t: t.update(stray=torch.zeros(1)), "1 tensors are missing, unexpected .* first stray"),
+        (lambda t: t.pop("projector.0.weight"), r"1 tensors differ: 1 missing \(projector.0.weight\)"),
+        (lambda t: t.pop("language_model.lm_head.weight"), r"1 missing \(language_model.lm_head.weight\)"),
+        (lambda t: t.pop("vision.visual.conv1.weight"), r"1 missing \(vision.visual.conv1.weight\)"),
+        (lambda t: t.update(stray=torch.zeros(1)), r"1 tensors differ: 1 unexpected \(stray\)"),
         (lambda t: t.update({NORM: torch.zeros(7)}), "cannot be loaded|another shape"),
     ],
     ids=["no projector", "no head", "no vision", "stray", "another shape"],
@@ -281,7 +289,7 @@ def test_building_keeps_the_weights_of_the_parts(processor):
     language_model = tiny_model(processor, seed=3).language_model
     kept = {name: tensor.clone() for name, tensor in language_model.state_dict().items()}
     segment = processor.segment_shape()
-    built = build_model(language_model, VISION_CONFIG, tower, processor.tokens, 261, segment, condition="full")
+    built = VoCoLlama.from_parts(language_model, VISION_CONFIG, tower, processor.tokens, 261, segment, condition="full")
     assert all(torch.equal(tensor, tower[name]) for name, tensor in built.vision.visual.state_dict().items())
     new = built.language_model.state_dict()
     added = [processor.tokens.image, processor.tokens.voco]
@@ -292,7 +300,7 @@ def test_building_keeps_the_weights_of_the_parts(processor):
         assert torch.equal(new[name][rows], tensor[rows]), name
     assert built.config.condition == "full"
     with pytest.raises(CheckpointError, match="the rows have 9 vision tokens an image and the model 4"):
-        build_model(language_model, VISION_CONFIG, None, processor.tokens, 261, SegmentShape(9, 1))
+        VoCoLlama.from_parts(language_model, VISION_CONFIG, None, processor.tokens, 261, SegmentShape(9, 1))
 
 
 def test_vision_weights_that_do_not_fit_are_refused(processor):

@@ -219,11 +219,21 @@ def test_the_head_runs_on_trained_tokens_alone(processor, model, pixels):
         wanted = last_token(batch["document"])
         last = model(**{**batch, "labels": None}, pixel_values=pixels, logits_mask=wanted)
     hook.remove()
-    assert seen == [int((batch["labels"] != IGNORE_INDEX).sum()), 3]
-    assert out.logits.shape[0] == seen[0]
+    trained = int((batch["labels"] != IGNORE_INDEX).sum())
+    assert seen == [trained, trained, 3]  # for the loss, for the logits, and for the last tokens
+    assert out.logits.shape[0] == trained
     assert torch.equal(out.logits_mask[:, :-1], batch["labels"][:, 1:] != IGNORE_INDEX)
     assert last.loss is None
     assert last.logits_mask is wanted
+
+
+def test_rows_without_a_fact_and_unknown_arguments_are_refused(processor, model, pixels):
+    batch = mixed_batch(processor)
+    lacking = {name: values for name, values in batch.items() if name not in ("position", "document")}
+    with pytest.raises(TypeError, match="the rows lack position, document"):
+        model(**lacking, pixel_values=pixels)
+    with pytest.raises(TypeError, match="knows no argument pixels"):
+        model(**batch, pixels=pixels)
 
 
 def test_a_batch_without_a_trained_token_has_loss_zero(processor, model):

@@ -13,7 +13,6 @@ from tests.parity.llava_files import tiny_llava, write_hub
 from tests.tiny import VISION_CONFIG, tiny_processor, tiny_text_config, tiny_tokenizer
 from voco_llama import VoCoLlama
 from voco_llama.errors import CheckpointError, SettingsError
-from voco_llama.model.checkpoints import build_model
 from voco_llama.model.language import build_language_model
 from voco_llama.tokens import MAX_SPARE_ROWS, check_vocabulary
 
@@ -55,7 +54,7 @@ def test_it_compresses_and_reads(tmp_path, kind):
     """The central equality, with each kind of language model from its files; then saved and loaded as one of ours."""
     written(tmp_path / "language", kind)
     processor = tiny_processor(num_voco=2)
-    model = build_model(
+    model = VoCoLlama.from_parts(
         load(tmp_path / "language"),
         VISION_CONFIG,
         None,
@@ -114,7 +113,7 @@ def test_sliding_windows_are_refused_with_the_setting(tmp_path):
     processor = tiny_processor(num_voco=2)
     language_model = AutoModelForCausalLM.from_config(MistralConfig(**SHAPE, sliding_window=4))
     with pytest.raises(SettingsError, match="sliding_window to null"):
-        build_model(language_model, VISION_CONFIG, None, processor.tokens, 261, processor.segment_shape())
+        VoCoLlama.from_parts(language_model, VISION_CONFIG, None, processor.tokens, 261, processor.segment_shape())
 
 
 def test_a_tokenizer_of_another_model_is_refused():

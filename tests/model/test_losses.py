@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from tests.model.rows import answered, batch_of, random_images
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.model.losses import Objective, TeacherStates, TeacherTopK, top_k
+from voco_llama.tokens import IGNORE_INDEX
 
 TOKENS, WIDTH, VOCABULARY, TEACHER_WIDTH = 23, 8, 61, 12
 CHUNKS = [1, 5, 23, 1000]
@@ -222,10 +223,45 @@ def test_cross_entropy_alone_is_the_plain_loss(batch):
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_items", [None, 11, torch.tensor(11)], ids=["of the batch", "int", "tensor"])
+def test_in_one_chunk_loss_and_gradients_are_bit_for_bit_those_of_all_logits(batch, num_items):
+    """The plain cross entropy of all logits at once, as trainings computed it before there were chunks."""
+    model = tiny_model(tiny_processor(order="inline")).train()
+    model(**batch, num_items_in_batch=num_items).loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    everywhere = model(**batch, with_logits=True)
+    targets = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)[everywhere.logits_mask]
+    total = functional.cross_entropy(everywhere.logits.float(), targets, reduction="sum")
+    expected = total / (len(targets) if num_items is None else num_items)
+    expected.backward()
+    assert torch.equal(model(**batch, num_items_in_batch=num_items).loss, expected)
+    assert gradients.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or torch.equal(parameter.grad, gradients[name]), name
+
+
+def test_logits_beside_a_loss_where_they_are_asked_for(batch):
+    model = tiny_model(tiny_processor(order="inline"))
+    with_both = model(**batch)
+    assert with_both.logits is not None
+    assert model(**batch, with_logits=False).logits is None
+    model.train()
+    assert model(**batch).logits is None
+    assert torch.equal(model(**batch, with_logits=True).logits, with_both.logits)
+    unlabeled = {name: value for name, value in batch.items() if name != "labels"}
+    assert model(**unlabeled).logits is not None
+    for with_logits in (True, False):
+        out = model(**batch, with_logits=with_logits)
+        assert out.hidden_states is None
+        assert torch.equal(out.loss, with_both.loss)
+
+
 def test_hidden_states_instead_of_logits(batch):
     model = tiny_model(tiny_processor(order="inline"))
     out = model(**batch)
-    states = model(**batch, with_logits=False)
+    unlabeled = {name: value for name, value in batch.items() if name != "labels"}
+    states = model(**unlabeled, logits_mask=out.logits_mask, with_logits=False)
     assert states.logits is None
     assert torch.equal(states.logits_mask, out.logits_mask)
     assert torch.equal(model.get_output_embeddings()(states.hidden_states), out.logits)

@@ -12,7 +12,7 @@ from tests.tiny import tiny_model, tiny_processor
 from voco_llama import VoCoCache, VoCoLlama
 from voco_llama.errors import SettingsError
 from voco_llama.layout import truncate_voco
-from voco_llama.model.external import AveragePool, build_compressor
+from voco_llama.model.parts import AveragePool, build_compressor
 
 Q_FORMER = {"layers": 3, "width": 24, "heads": 2, "cross_attention_every": 2}
 WAYS = {

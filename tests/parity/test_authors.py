@@ -27,7 +27,7 @@ def test_masks(name):
     tokens = TokenIds(image=90, voco=91, bos=1, eos=2, pad=0)
     shape = SegmentShape(vision, voco, prefix=(tokens.bos,) * prefix)
     row = lay_out([SegmentMark(), TextSpan((10,) * text, (False,) * text)], tokens, shape, "voco")
-    facts = TokenFacts.of_rows(row.segment[None], row.voco[None], row.document[None])
+    facts = TokenFacts.of_batch({name: values[None] for name, values in vars(row).items()})
     assert torch.equal(dense_mask(facts, facts, "voco")[0], MASKS[name])
 
 

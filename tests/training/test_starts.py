@@ -155,5 +155,5 @@ def test_ids_are_checked_on_load(settings_for, folder, tmp_path):
     model.config.voco_token_id = 5
     model.save_pretrained(tmp_path / "mixed")
     processor.save_pretrained(tmp_path / "mixed")
-    with pytest.raises(CheckpointError, match="<image> and <voco> are .* the files are of different models"):
+    with pytest.raises(CheckpointError, match="voco_token_id 5 and .* the files are of different models"):
         build_or_load(settings_for("toy/voco_1", f"model.checkpoint={tmp_path}/mixed"))

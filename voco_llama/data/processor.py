@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
+from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.media.images import ImageTransform, load_image
 from voco_llama.data.media.video import read_frames
 from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
@@ -35,9 +36,8 @@ from voco_llama.layout import (
     lay_out,
     pad_rows,
 )
-from voco_llama.llava_folder import is_llava, read_llava_folder
-from voco_llama.tokens import TokenIds, add_special_tokens, check_tokenizer, token_ids
-from voco_llama.vision_config import num_patches
+from voco_llama.llava_folder import is_llava, read_config, read_llava_folder
+from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
 PROCESSOR_FILE = "voco_processor.json"
 FORMAT_VERSION = 1
@@ -75,10 +75,7 @@ class VoCoProcessor(PushToHubMixin):
     def segment_shape(self, num_voco: int | None = None) -> SegmentShape:
         """Shape of a segment under the prompt's order."""
         num_voco = self.num_voco if num_voco is None else num_voco
-        if not self.style.bos_inside_segment:
-            return SegmentShape(self.num_vision, num_voco)
-        bos = self.tokens.bos
-        return SegmentShape(self.num_vision, num_voco, () if bos is None else (bos,), tuple(self._encode(["\n"])[0][0]))
+        return SegmentShape(self.num_vision, num_voco, *segment_affixes(self.tokenizer, self.style.order))
 
     # ---- training
 
@@ -236,7 +233,8 @@ class VoCoProcessor(PushToHubMixin):
         A name `user/model` where no such folder is: a model of the hub.
 
         Raises:
-            CheckpointError: The folder holds no processor, a damaged one, or one of another format version.
+            CheckpointError: The folder holds no processor, a damaged one, one of another format version, or beside a
+                model whose `config.json` says otherwise what a row looks like.
         """
         folder = local_folder(folder, DESCRIPTIONS)
         file = folder / PROCESSOR_FILE
@@ -251,7 +249,9 @@ class VoCoProcessor(PushToHubMixin):
         if described.pop("format_version", None) != FORMAT_VERSION:
             raise CheckpointError(f"{file}: is not of format version {FORMAT_VERSION}: save the model again")
         try:
-            return cls(
+            is_with_model = read_config(folder).get("model_type") == VoCoLlamaConfig.model_type
+            config = VoCoLlamaConfig.from_pretrained(folder) if is_with_model else None
+            processor = cls(
                 # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
                 tokenizer=AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig()),
                 image_transform=ImageTransform.from_dict(described.pop("image_transform")),
@@ -262,6 +262,9 @@ class VoCoProcessor(PushToHubMixin):
             raise CheckpointError(
                 f"{folder}: its processor is damaged ({one_line(error)}): save the model again"
             ) from error
+        if config is not None:
+            config.check_rows(processor.segment_shape(), processor.tokens, processor.condition, str(folder))
+        return processor
 
     @classmethod
     def from_llava(
@@ -279,18 +282,15 @@ class VoCoProcessor(PushToHubMixin):
         """
         folder = local_folder(folder, DESCRIPTIONS)
         described = read_llava_folder(folder, vision_tower)
-        tokenizer = described.tokenizer(tokenizer)
-        check_tokenizer(tokenizer)
-        trained = described.condition(tokenizer)
-        condition = condition or trained
-        add_special_tokens(tokenizer)
+        rows = described.rows(tokenizer, num_voco, condition)
+        check_tokenizer(rows.tokenizer)
         return cls(
-            tokenizer=tokenizer,
+            tokenizer=rows.tokenizer,
             image_transform=ImageTransform.beside(folder, described.vision_config["vision_cfg"]["image_size"]),
-            style=PromptStyle(order=described.order(trained)),
-            num_vision=num_patches(described.vision_config),
-            num_voco=described.num_voco(condition) if num_voco is None else num_voco,
-            condition=condition,
+            style=PromptStyle(order=rows.order),
+            num_vision=rows.shape.num_vision,
+            num_voco=rows.shape.num_voco,
+            condition=rows.condition,
             max_length=described.max_length or cls.max_length,
         )
 

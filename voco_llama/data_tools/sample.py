@@ -198,7 +198,7 @@ def mask_picture(
         The picture, and the places of the tokens in it; the axes are `side - tokens` pixels wide.
     """
     places = drawn_tokens(row, kinds)
-    facts = TokenFacts.of_rows(*(row[name][None] for name in ("segment", "voco", "document")))
+    facts = TokenFacts.of_batch({name: values[None] for name, values in row.items()})
     facts = facts.at(slice(None), places)
     mask = dense_mask(facts, facts, condition, segment_attention)[0].numpy()
     axis = max(1, len(places) // AXIS_SHARE)

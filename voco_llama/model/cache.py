@@ -6,6 +6,7 @@ is therefore relocatable, and any entries can be put together in any order. VoCo
 themselves, so the first n of N tokens are the cache of n tokens.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from voco_llama.errors import CheckpointError
+
+SAMPLES = 64
+"""Of each weight, in a fingerprint."""
+_NOT_IDENTITY = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "architectures")
 
 FORMAT = "voco_llama.cache"
 FORMAT_VERSION = 1
@@ -37,6 +42,38 @@ def rotate_keys(keys: Tensor, offset: Tensor, inverse_frequency: Tensor) -> Tens
     cos, sin = angle.cos(), angle.sin()
     first, second = keys.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(keys.dtype)
+
+
+@torch.no_grad()
+def fingerprint(model: "torch.nn.Module") -> str:
+    """What tells a `VoCoLlama` from every other: a cache is read again only by the model that wrote it.
+
+    A hash of the configuration and of samples of every weight; the same in float32 and bfloat16. VoCo's embedding
+    enters whole: it may be all that was trained.
+
+    Nothing is remembered, the samples are read anew each time, all of them at once. Neither a tensor's address nor its
+    version counter tells of every change (peft merges adapters into `weight.data`, DeepSpeed steps on buffers that
+    parameters are views of), and with a stale fingerprint a cache would be read wrongly without a word.
+    """
+    config = model.config
+    described = {
+        "text": {k: v for k, v in config.text_config.to_dict().items() if k not in _NOT_IDENTITY},
+        "vision": config.vision_config.get("vision_cfg"),
+        "vision_layer": config.vision_layer,
+        "segment": [config.segment_prefix_ids, config.segment_infix_ids],
+        "compression": [config.segment_attention, config.voco_embeddings, config.compressor],
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    samples = [model.get_input_embeddings().weight[config.voco_token_id]]
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        step = max(1, parameter.numel() // SAMPLES)
+        if parameter.is_contiguous():  # one operation in place of two: there are hundreds of parameters
+            samples.append(parameter.as_strided((-(-parameter.numel() // step),), (step,)))
+        else:
+            samples.append(parameter.flatten()[::step])
+    digest.update(torch.cat(samples).to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.llava_folder import is_llava
-from voco_llama.model.weights import check_loaded, has_weights, read_weights
+from voco_llama.model.weights import Weights, check_fit, check_loaded, has_weights, read_weights
 from voco_llama.visibility import check_backend
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -57,6 +63,33 @@ def _load(name: str, **options: Any) -> PreTrainedModel:
         transformers_logging.set_verbosity(level)
     check_loaded(info, f"{name}: the language model's weights", "get config.json and weights of the same model")
     return model
+
+
+def fill_language_model(
+    config: PreTrainedConfig, weights: Weights, where: str, dtype: str | torch.dtype, attention: str
+) -> PreTrainedModel:
+    """A causal language model with weights under its own names.
+
+    Args:
+        config: Its configuration.
+        weights: Tied weights may be left out.
+        where: What messages call the weights.
+        dtype: `auto`: that of the configuration, or else of the weights.
+        attention: Name of the attention implementation.
+
+    Raises:
+        CheckpointError: Names or shapes do not fit; nothing is built then.
+    """
+    with torch.device("meta"):
+        skeleton = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)  # from_config would shard it under ZeRO-3
+    tied = (skeleton._tied_weights_keys or ()) if config.tie_word_embeddings else ()
+    advice = "the config.json is another model's, or the files are damaged; get both again"
+    check_fit(skeleton.state_dict(), weights, f"{where}: the language model's weights", advice, optional=tied)
+    if dtype == "auto":
+        dtype = config.dtype or next(iter(weights.values())).dtype
+    return type(skeleton).from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, attn_implementation=attention
+    )
 
 
 def check_language_config(config: Any) -> None:

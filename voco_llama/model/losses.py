@@ -22,21 +22,6 @@ from torch.utils.checkpoint import checkpoint
 from voco_llama.tokens import IGNORE_INDEX
 
 
-def language_model_loss(logits: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Cross entropy summed over this batch's trained tokens and divided by those of the global batch.
-
-    `logits` `[kept, vocabulary]`, `targets` `[kept]` with -100 where a kept token is not trained. A batch without
-    trained tokens has loss 0.
-    """
-    total = cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / _num_items(targets, num_items_in_batch)
-
-
-def _num_items(targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | int:
-    """What a sum is divided by: the global batch's trained tokens, or, if unknown, those of `targets`."""
-    return (targets != IGNORE_INDEX).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-
-
 class TeacherTokens(Protocol):
     """What a teacher says about the trained tokens of a batch, in row-major order."""
 
@@ -144,7 +129,7 @@ class Objective:
                 chunks where it has fewer tokens than another: ZeRO-3 gathers the head's weights at each call, and
                 processes that called it unequally often would wait for each other forever.
             hidden_states: `[tokens, hidden]`, the last ones of the trained tokens' predecessors.
-            targets: `[tokens]`, the trained tokens' ids.
+            targets: `[tokens]`, the trained tokens' ids; -100 where one is not trained after all.
             num_items_in_batch: Trained tokens of the global batch; None: those of this batch.
 
         Raises:
@@ -162,14 +147,16 @@ class Objective:
                     self._chunk, head, chunk, targets[tokens], tokens, use_reentrant=False, preserve_rng_state=False
                 )
             )
-        lm, kl = torch.stack(sums).sum(dim=0) / _num_items(targets, num_items_in_batch)
+        if num_items_in_batch is None:
+            num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
+        lm, kl = torch.stack(sums).sum(dim=0) / num_items_in_batch
         total = self.lm * lm + self.kl * kl
         return Losses(total, lm.detach(), None if self.teacher is None else kl.detach())
 
     def _chunk(self, head: nn.Module, hidden_states: Tensor, targets: Tensor, tokens: slice) -> Tensor:
         """`[2]` float32: cross entropy and scaled KL divergence, summed over the tokens of a chunk."""
         logits = head(hidden_states).float()
-        lm = cross_entropy(logits, targets, reduction="sum")
+        lm = cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
         kl = torch.zeros_like(lm)
         if self.teacher is not None:
             kl = self.temperature**2 * self.teacher.divergence(tokens, logits, self.temperature)

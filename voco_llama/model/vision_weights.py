@@ -16,7 +16,7 @@ import torch
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.model.layouts import clip_to_open_clip, is_clip
-from voco_llama.model.vision import VisionTower
+from voco_llama.model.parts import VisionTower
 from voco_llama.model.weights import Weights, below, check_fit, guess_layout, has_weights, read_file, read_weights
 from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, config_in_file, read_vision_config
 

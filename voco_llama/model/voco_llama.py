@@ -6,33 +6,24 @@ called, never copied; the mask reaches them ready-made.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME, ModelOutput
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from voco_llama.choices import Condition
-from voco_llama.configuration import VoCoLlamaConfig
-from voco_llama.errors import CheckpointError, VoCoError
-from voco_llama.hub import local_folder
-from voco_llama.layout import voco_index
-from voco_llama.llava_folder import is_llava
-from voco_llama.model.compression import compress
-from voco_llama.model.external import build_compressor
-from voco_llama.model.fingerprint import fingerprint
-from voco_llama.model.generation import generate
+from voco_llama.configuration import Heads, VoCoLlamaConfig
+from voco_llama.layout import next_tokens, voco_index
+from voco_llama.model.cache import fingerprint
+from voco_llama.model.generation import VoCoGeneration
 from voco_llama.model.language import check_language_config
-from voco_llama.model.losses import Objective, language_model_loss
-from voco_llama.model.projector import build_projector
-from voco_llama.model.vision import VisionTower
+from voco_llama.model.loading import LoadingMixin
+from voco_llama.model.losses import Objective
+from voco_llama.model.parts import VisionTower, build_compressor, build_projector
 from voco_llama.sharding import weights_are_divided
 from voco_llama.tokens import IGNORE_INDEX
-from voco_llama.visibility import BlockMask, TokenFacts, attention_mask, check_backend
+from voco_llama.visibility import FACTS, BlockMask, TokenFacts, attention_mask
 
 
 @dataclass
@@ -43,8 +34,8 @@ class VoCoOutput(ModelOutput):
         loss: Scalar, float32; None without labels.
         logits: `[kept, vocabulary]`: a row for each True of `logits_mask`, in row-major order.
         logits_mask: bool `[batch, length]`: the tokens whose next-token logits were computed.
-        hidden_states: `[kept, hidden]`, what the head would read; only without logits.
-        loss_lm: Scalar without gradient, the cross entropy in the loss; only with an objective.
+        hidden_states: `[kept, hidden]`, what the head would read; only without loss and logits.
+        loss_lm: Scalar without gradient, the cross entropy in the loss.
         loss_kl: The same of the KL divergence; only with an objective that has a teacher.
     """
 
@@ -56,8 +47,8 @@ class VoCoOutput(ModelOutput):
     loss_kl: Tensor | None = None
 
 
-class VoCoLlama(PreTrainedModel):
-    """See the module. Build it with `voco_llama.model.checkpoints.build_model` or `from_pretrained`."""
+class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
+    """See the module. Build it with `from_pretrained`, `from_llava` or `from_parts`."""
 
     config_class = VoCoLlamaConfig
     base_model_prefix = "model"
@@ -104,71 +95,6 @@ class VoCoLlama(PreTrainedModel):
             self.voco_offsets._is_hf_initialized = True
             nn.init.zeros_(self.voco_offsets.weight)
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "VoCoLlama":
-        """Load what `save_pretrained` wrote; keyword arguments as in transformers (`dtype`, `attn_implementation`).
-
-        A LLaVA's folder is read by `from_llava`. A name `user/model` where no such folder is: a model of the hub.
-
-        Raises:
-            CheckpointError: The folder holds no `VoCoLlama`, or its weights are not this model's: a tensor is
-                missing, unexpected, or of another shape.
-        """
-        folder = local_folder(folder)
-        if folder.exists() and not (folder / CONFIG_NAME).is_file():
-            raise CheckpointError(f"{folder}: has no {CONFIG_NAME}: give a folder that save_pretrained wrote")
-        if kwargs.get("attn_implementation") is not None:
-            check_backend(kwargs["attn_implementation"])
-        if is_llava(folder):
-            return cls.from_llava(folder, **kwargs)
-        try:
-            model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
-        except VoCoError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
-            raise CheckpointError(f"{folder}: cannot be loaded ({reason}): give the folder of a saved model") from error
-        wrong = sorted([*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])])
-        if wrong:
-            raise CheckpointError(
-                f"{folder}: its weights are not this model's: {len(wrong)} tensors are missing, unexpected or of"
-                f" another shape, first {', '.join(wrong[:3])}: the folder is damaged or its config.json was edited"
-            )
-        return model
-
-    @classmethod
-    def from_llava(
-        cls,
-        folder: str | Path,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        vision_tower: str | None = None,
-        num_voco: int | None = None,
-        condition: Condition | None = None,
-        dtype: str | torch.dtype = "auto",
-        attn_implementation: str = "sdpa",
-    ) -> "VoCoLlama":
-        """LLaVA-1.5, in its own layout or llava-hf's, or a VoCo-LLaMA of the authors.
-
-        The processor that goes with it is `VoCoProcessor.from_llava` of the same folder and `num_voco`.
-
-        Args:
-            folder: With `config.json`, weights and tokenizer.
-            tokenizer: In place of the folder's, as it was trained with; left as it is.
-            vision_tower: In place of the tower that the folder names, if that is neither a known one nor a folder.
-            num_voco: VoCo tokens of a segment; None: 1 where the folder is of condition `voco`, else 0.
-            condition: None: `voco` where the tokenizer has `<voco>` (the authors' checkpoints), else `full`.
-            dtype: Of the weights; `auto`: as stored.
-            attn_implementation: One of `voco_llama.choices.BACKENDS`.
-
-        Raises:
-            CheckpointError: The folder is no such model, is damaged, or is one that ours cannot be.
-        """
-        from voco_llama.model.llava import load_llava
-
-        return load_llava(
-            local_folder(folder), tokenizer, vision_tower, num_voco, condition, dtype, attn_implementation
-        )
-
     # ---- the language model's parts
 
     @property
@@ -202,17 +128,14 @@ class VoCoLlama(PreTrainedModel):
     def forward(
         self,
         input_ids: Tensor,
-        segment: Tensor,
-        voco: Tensor,
-        position: Tensor,
-        document: Tensor,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         logits_mask: Tensor | None = None,
         condition: Condition | None = None,
         objective: Objective | None = None,
-        with_logits: bool = True,
+        with_logits: bool | None = None,
+        **row: Tensor,
     ) -> VoCoOutput:
         """One masked pass over laid-out rows.
 
@@ -220,45 +143,48 @@ class VoCoLlama(PreTrainedModel):
         `logits_mask` asks for it, or, with neither, on every text token.
 
         Args:
-            input_ids, segment, voco, position, document: `[batch, length]`, from `voco_llama.layout`.
+            input_ids: `[batch, length]`, from `voco_llama.layout`.
             pixel_values: `[images, 3, height, width]`, the batch's images in row order.
             labels: `[batch, length]`, -100 where not trained; `labels[t]` is the id of token t, unshifted.
             num_items_in_batch: Trained tokens in the global batch (all processes and accumulation steps). The loss
                 is the summed cross entropy divided by it; without it, by the trained tokens of this batch.
             logits_mask: bool `[batch, length]`: the tokens whose next-token logits are wanted.
             condition: Overrides the configuration's.
-            objective: Makes the loss instead, from the trained tokens' hidden states, and leaves no logits.
-            with_logits: False: return the hidden states that the head would read, and do not run it.
+            objective: Makes the loss, chunk by chunk; None: plain cross entropy.
+            with_logits: False: the head runs for the loss alone, which never holds all logits; without labels it does
+                not run, and the hidden states that it would read are returned. None: False in training with labels.
+            **row: The rows' other fields (`segment`, `voco`, `position`, `document`), as `input_ids`.
 
         Raises:
+            TypeError: A field of the rows is missing, or an argument is unknown.
             ValueError: The images do not fill the rows' image tokens, or an objective is given
                 without labels or with a `logits_mask`.
         """
         if objective is not None and (labels is None or logits_mask is not None):
             raise ValueError("an objective is about the trained tokens: pass labels and no logits_mask")
-        facts = TokenFacts.of_rows(segment, voco, document)
+        if unknown := sorted(row.keys() - set(FACTS)):
+            raise TypeError(f"forward knows no argument {', '.join(unknown)}")
+        facts = TokenFacts.of_batch(row)
         embeddings = self.embed(input_ids, pixel_values)
         mask = self.mask(facts, facts, condition or self.config.condition, embeddings.dtype)
         hidden_states = self.decoder(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=position, use_cache=False
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
         ).last_hidden_state
-        targets = None
-        if labels is not None:
-            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        targets = None if labels is None else next_tokens(labels)
         if logits_mask is None:
-            logits_mask = (targets != IGNORE_INDEX) if targets is not None else (segment == 0) & (document >= 0)
-        kept = hidden_states[logits_mask]
-        if not with_logits:
-            return VoCoOutput(logits_mask=logits_mask, hidden_states=kept)
+            logits_mask = (facts.segment == 0) & (facts.document >= 0) if labels is None else targets != IGNORE_INDEX
+        kept, output = hidden_states[logits_mask], VoCoOutput(logits_mask=logits_mask)
         head = self.get_output_embeddings()
-        if objective is not None:
-            losses = objective(head, kept, targets[logits_mask], num_items_in_batch)
-            return VoCoOutput(loss=losses.total, logits_mask=logits_mask, loss_lm=losses.lm, loss_kl=losses.kl)
-        logits = head(kept)
-        loss = None
-        if targets is not None:
-            loss = language_model_loss(logits, targets[logits_mask], num_items_in_batch)
-        return VoCoOutput(loss=loss, logits=logits, logits_mask=logits_mask)
+        if labels is not None:
+            losses = (objective or Objective())(head, kept, targets[logits_mask], num_items_in_batch)
+            output.loss, output.loss_lm, output.loss_kl = losses.total, losses.lm, losses.kl
+        if with_logits is None:
+            with_logits = labels is None or not self.training
+        if with_logits:
+            output.logits = head(kept)
+        elif labels is None:
+            output.hidden_states = kept
+        return output
 
     def mask(self, query: TokenFacts, key: TokenFacts, condition: Condition, dtype: torch.dtype) -> Tensor | BlockMask:
         """The mask for this model's attention backend and segment attention (`visibility.attention_mask`)."""
@@ -311,16 +237,13 @@ class VoCoLlama(PreTrainedModel):
                 f" {expected}: pass the images the rows were laid out for"
             )
 
-    # ---- two steps: compress, then read
-
-    compress = compress
-    generate = generate
+    # ---- what a cache must fit
 
     def cache_shape(self) -> tuple[int, int, int, int, int]:
         """Shape of the keys of a cache of one entry: layers, 1, key-value heads, N, head dimension."""
         text = self.language_model.config
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return text.num_hidden_layers, 1, text.num_key_value_heads, self.config.num_voco, head_dim
+        heads = Heads.of(text)
+        return text.num_hidden_layers, 1, heads.key_value, self.config.num_voco, heads.dimension
 
     @property
     def inverse_frequency(self) -> Tensor:
@@ -328,5 +251,8 @@ class VoCoLlama(PreTrainedModel):
         return self.decoder.rotary_emb.inv_freq
 
     def fingerprint(self) -> str:
-        """A hash of what a cache depends on (`voco_llama.model.fingerprint`)."""
+        """A hash of what a cache depends on (`voco_llama.model.cache.fingerprint`)."""
         return fingerprint(self)
+
+
+AutoModel.register(VoCoLlamaConfig, VoCoLlama)

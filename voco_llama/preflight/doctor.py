@@ -164,7 +164,7 @@ def check_torch() -> Iterator[Finding]:
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     yield Finding("ok", "torch", f"{torch.__version__}, built for {build}")
     torchvision = importlib.import_module("torchvision")
-    if _torchvision._library is None:
+    if not _torchvision.was_mended():
         yield Finding("ok", "torchvision", torchvision.__version__)
     else:
         text = f"{torchvision.__version__}, built for another torch: its compiled operators are left out"

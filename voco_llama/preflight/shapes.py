@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
 from voco_llama.composition import CONFIG_DIR
-from voco_llama.configuration import VoCoLlamaConfig
+from voco_llama.configuration import Heads, VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.preflight.memory import Decoder, Tower
@@ -47,16 +47,8 @@ class MetaModel:
     def decoder(self) -> Decoder:
         """Shape of the language model."""
         text = self.model.language_model.config
-        heads = text.num_attention_heads
-        return Decoder(
-            text.hidden_size,
-            text.intermediate_size,
-            text.num_hidden_layers,
-            heads,
-            getattr(text, "num_key_value_heads", None) or heads,
-            getattr(text, "head_dim", None) or text.hidden_size // heads,
-            text.vocab_size,
-        )
+        layers, heads = text.num_hidden_layers, Heads.of(text)
+        return Decoder(text.hidden_size, text.intermediate_size, layers, *heads, text.vocab_size)
 
     @property
     def tower(self) -> Tower:

@@ -7,10 +7,10 @@ here in its order, with the counts taken from a row laid out on the CPU.
 import torch
 from torch import Tensor
 
-from voco_llama.layout import ROW_FIELDS, SegmentMark, TextSpan, lay_out
+from voco_llama.layout import SegmentMark, TextSpan, lay_out
 from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama
-from voco_llama.tokens import IGNORE_INDEX, TokenIds
+from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.visibility import TokenFacts
 
 
@@ -29,18 +29,17 @@ def walk(model: VoCoLlama, rows: int, segments: int, text: int, objective: Objec
     """
     config = model.config
     text_id = 0
-    tokens = TokenIds(config.image_token_id, config.voco_token_id, text_id, text_id, text_id)
     spans = [*[SegmentMark()] * segments, TextSpan((text_id,) * text, (True,) * text)]
-    row = lay_out(spans, tokens, config.segment_shape(), config.condition)
-    batch = {name: getattr(row, name).expand(rows, -1) for name in ROW_FIELDS}
+    row = lay_out(spans, config.added_tokens, config.segment_shape(), config.condition)
+    batch = row.repeated(rows)
     trained = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     meta = {name: values.to("meta") for name, values in batch.items()}
     with torch.no_grad():
         shapes, embeddings = _embed(model, meta["input_ids"], rows * segments)
-        facts = TokenFacts.of_rows(meta["segment"], meta["voco"], meta["document"])
+        facts = TokenFacts.of_batch(meta)
         mask = model.mask(facts, facts, config.condition, embeddings.dtype)
         hidden_states = model.decoder(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=meta["position"], use_cache=False
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
         ).last_hidden_state
         kept = hidden_states.flatten(0, 1)[:trained]
         targets = meta["labels"].flatten()[:trained]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from voco_llama.configuration import VoCoLlamaConfig
+from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
 from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.media.roots import open_media_root
 from voco_llama.data.mixture import Mixture
@@ -16,7 +16,6 @@ from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import Reader, open_reader, open_stream
 from voco_llama.errors import CheckpointError, one_line
-from voco_llama.model.checkpoints import build_model
 from voco_llama.model.language import build_language_model
 from voco_llama.model.layouts import projector_weights
 from voco_llama.model.vision_weights import read_vision_weights
@@ -24,7 +23,7 @@ from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.model.weights import Weights, read_weights
 from voco_llama.settings import CompressionSettings, DataSettings, SourceSettings, TrainSettings
 from voco_llama.tokens import add_special_tokens, check_tokenizer, check_vocabulary
-from voco_llama.vision_config import read_vision_config
+from voco_llama.vision_config import num_patches, read_vision_config
 
 logger = logging.getLogger(__name__)
 
@@ -69,17 +68,24 @@ def build_processor(settings: TrainSettings) -> VoCoProcessor:
     if model.checkpoint is not None:
         processor = VoCoProcessor.from_pretrained(model.checkpoint)
         try:
-            num_patches = VoCoLlamaConfig.from_pretrained(model.checkpoint).num_vision_tokens
+            vision_config = VoCoLlamaConfig.from_pretrained(model.checkpoint).vision_config
         except (OSError, ValueError) as error:
             raise CheckpointError(f"model.checkpoint: {model.checkpoint} ({one_line(error)})") from error
-        return _with_settings(processor, settings, num_patches)
-    shape = read_vision_config(model.vision.name)["vision_cfg"]
-    tokenizer = load_tokenizer(model.tokenizer or model.language.pretrained)
-    add_special_tokens(tokenizer)
-    return _with_settings(
-        VoCoProcessor(tokenizer=tokenizer, image_transform=ImageTransform(shape["image_size"])),
-        settings,
-        num_patches=(shape["image_size"] // shape["patch_size"]) ** 2,
+    else:
+        vision_config = read_vision_config(model.vision.name)
+        tokenizer = load_tokenizer(model.tokenizer or model.language.pretrained)
+        add_special_tokens(tokenizer)
+        processor = VoCoProcessor(tokenizer, ImageTransform(vision_config["vision_cfg"]["image_size"]))
+    prompt, compression = settings.prompt, settings.compression
+    style = PromptStyle(template=prompt.template, order=prompt.order)
+    return replace(
+        processor,
+        style=style if prompt.system is None else replace(style, system=prompt.system),
+        num_vision=num_patches(vision_config) if compression.compressor == "language_model" else 0,
+        num_voco=compression.num_voco,
+        condition=compression.condition,
+        max_length=settings.data.max_length,
+        num_frames=settings.data.num_frames,
     )
 
 
@@ -104,7 +110,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     vision_weights = None
     if not model.vision.name.endswith(".json"):
         vision_weights = read_vision_weights(model.vision.name, model.vision.pretrained)
-    built = build_model(
+    built = VoCoLlama.from_parts(
         language_model,
         read_vision_config(model.vision.name),
         vision_weights,
@@ -139,20 +145,9 @@ def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
     folder = settings.model.checkpoint
     dtype = getattr(torch, settings.model.dtype)
     model = VoCoLlama.from_pretrained(folder, dtype=dtype, attn_implementation=settings.model.attention)
-    ids = (processor.tokens.image, processor.tokens.voco)
-    if ids != (model.config.image_token_id, model.config.voco_token_id):
-        raise CheckpointError(
-            f"model.checkpoint: {folder}: <image> and <voco> are {ids[0]} and {ids[1]} to its tokenizer and"
-            f" {model.config.image_token_id} and {model.config.voco_token_id} to its model: the files are of different"
-            " models"
-        )
-    shape = processor.segment_shape()
-    _set_compression(model, compression_config(settings.compression) | {"num_voco": shape.num_voco}, folder)
-    model.to(dtype)
-    model.config.condition = settings.compression.condition
-    model.config.segment_prefix_ids = list(shape.prefix)
-    model.config.segment_infix_ids = list(shape.infix)
-    return model
+    rows = entries_of_rows(processor.segment_shape(), processor.tokens, processor.condition)
+    _set_compression(model, compression_config(settings.compression) | rows, folder)
+    return model.to(dtype)
 
 
 def _projector(path: str | None) -> Weights | None:
@@ -177,22 +172,7 @@ def _set_compression(model: VoCoLlama, wanted: dict[str, Any], folder: str) -> N
     for name in changed:
         setattr(model.config, name, wanted[name])
     needs_parts = wanted["compressor"] != "language_model" or wanted["voco_embeddings"] == "distinct"
-    changed_parts = [name for name in changed if name != "segment_attention"]
+    changed_parts = [name for name in changed if name in ("compressor", "q_former", "voco_embeddings", "num_voco")]
     if changed_parts and (had_parts or needs_parts):
         logger.info("%s has another %s: what compresses starts anew", folder, ", ".join(changed_parts))
         model.add_compression()
-
-
-def _with_settings(processor: VoCoProcessor, settings: TrainSettings, num_patches: int) -> VoCoProcessor:
-    """The processor under these settings; an external compressor leaves no vision tokens to the language model."""
-    prompt = settings.prompt
-    style = PromptStyle(template=prompt.template, order=prompt.order)
-    return replace(
-        processor,
-        style=style if prompt.system is None else replace(style, system=prompt.system),
-        num_vision=num_patches if settings.compression.compressor == "language_model" else 0,
-        num_voco=settings.compression.num_voco,
-        condition=settings.compression.condition,
-        max_length=settings.data.max_length,
-        num_frames=settings.data.num_frames,
-    )

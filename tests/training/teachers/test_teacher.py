@@ -1,5 +1,6 @@
 """What a teacher says about a batch: itself under `full`, on rows of its own number of VoCo tokens."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -149,8 +150,10 @@ def test_a_teacher_of_another_tower(folder, student_processor):
 
 
 def test_a_teacher_that_sees_no_vision_tokens(folder, student_processor):
+    pooling = folder(compressor="average_pool")
+    replace(student_processor, num_vision=0).save_pretrained(pooling)
     with pytest.raises(CheckpointError, match=r"reads images through its average_pool alone"):
-        check_teacher(folder(compressor="average_pool"), student_processor)
+        check_teacher(pooling, student_processor)
 
 
 def test_no_teacher_at_all(tmp_path, student_processor):

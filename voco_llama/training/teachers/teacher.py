@@ -22,11 +22,12 @@ from transformers import TrainingArguments
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError
-from voco_llama.layout import truncate_voco
+from voco_llama.layout import next_tokens, truncate_voco
 from voco_llama.model.losses import TeacherStates, TeacherTokens, TeacherTopK
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import place_frozen, weights_are_divided, whole
+from voco_llama.tokens import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -150,7 +151,8 @@ def read_uncompressed(model: Any, batch: dict[str, Tensor], num_voco: int, pad_t
     """
     rows = truncate_voco(batch, num_voco, pad_token_id)
     rows["position"] = contiguous_positions(rows["document"])
-    return model(**rows, condition="full", with_logits=False).hidden_states
+    trained = next_tokens(rows.pop("labels")) != IGNORE_INDEX
+    return model(**rows, logits_mask=trained, condition="full", with_logits=False).hidden_states
 
 
 def contiguous_positions(document: Tensor) -> Tensor:

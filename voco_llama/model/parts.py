@@ -1,7 +1,8 @@
-"""External compressors, the paper's baselines: they make the VoCo tokens of an image outside the language model.
+"""The parts beside the language model: vision tower, projector, and the external compressors of the paper's baselines.
 
-One stands between the vision tower and the projector. What comes out takes the places of the VoCo tokens of a segment
-without vision tokens, so that all else (mask, positions, caches, the price of an image) is the method's own:
+An external compressor makes the VoCo tokens of an image outside the language model; it stands between the vision tower
+and the projector. What comes out takes the places of the VoCo tokens of a segment without vision tokens, so that all
+else (mask, positions, caches, the price of an image) is the method's own:
 
     method            [V V V V C]   the language model fills C, from V
     average pooling   [C]           C = projector(mean of the patch features)
@@ -11,6 +12,7 @@ The projector is the linear layer of the paper's "AvgPool + Linear" (`projector_
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,60 @@ from voco_llama.errors import SettingsError
 
 DEFAULT_Q_FORMER = {"layers": 12, "width": 768, "heads": 12, "cross_attention_every": 2}
 """BLIP-2's shape (arXiv 2301.12597, section 3.1)."""
+
+
+class VisionTower(nn.Module):
+    """Patch features of a chosen layer.
+
+    Args:
+        vision_config: open_clip model configuration (`embed_dim`, `quick_gelu`, `vision_cfg`).
+        layer: Negative from the end; -2 is the layer before the last.
+
+    Raises:
+        SettingsError: The configuration is not a plain open_clip vision transformer, or lacks that layer.
+    """
+
+    def __init__(self, vision_config: dict[str, Any], layer: int) -> None:
+        super().__init__()
+        from open_clip.model import CLIPVisionCfg, _build_vision_tower
+        from open_clip.transformer import VisionTransformer
+
+        shape = CLIPVisionCfg(**vision_config["vision_cfg"])
+        self.visual = _build_vision_tower(vision_config["embed_dim"], shape, vision_config.get("quick_gelu", False))
+        if not isinstance(self.visual, VisionTransformer):
+            raise SettingsError(f"the vision tower is a {type(self.visual).__name__}: choose an open_clip ViT model")
+        if not -shape.layers <= layer < 0:
+            raise SettingsError(
+                f"vision layer {layer} does not exist in a tower of {shape.layers} layers: use -1 to -n"
+            )
+        self.layer = layer
+        self.width: int = shape.width
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`[images, 3, height, width]`, normalized, to patch tokens `[images, patches, width]`."""
+        frozen = not any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            features = self.visual.forward_intermediates(
+                pixel_values.to(self.visual.conv1.weight.dtype),
+                indices=[self.layer],
+                output_fmt="NLC",
+                intermediates_only=True,
+                stop_early=True,
+            )
+        return features["image_intermediates"][0]
+
+
+def build_projector(projector_type: str, vision_width: int, hidden_size: int) -> nn.Module:
+    """`[..., vision_width]` to `[..., hidden_size]`.
+
+    Args:
+        projector_type: `linear` (the paper, section 4.1) or `mlp2x_gelu` (LLaVA-1.5).
+        vision_width: Width of the patch features.
+        hidden_size: Width of the language model.
+    """
+    if projector_type == "linear":
+        return nn.Linear(vision_width, hidden_size)
+    return nn.Sequential(nn.Linear(vision_width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
 
 
 class AveragePool(nn.Module):

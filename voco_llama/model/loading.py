@@ -1,0 +1,189 @@
+"""A model from its parts, from what `save_pretrained` wrote, or from a LLaVA's own files.
+
+Names and shapes of every part are held against the model before anything is loaded; then the tensors are handed over.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
+
+from voco_llama.choices import Condition
+from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
+from voco_llama.errors import CheckpointError, VoCoError, one_line
+from voco_llama.hub import local_folder
+from voco_llama.layout import SegmentShape
+from voco_llama.llava_folder import LlavaFolder, is_llava, read_llava_folder
+from voco_llama.model.language import fill_language_model
+from voco_llama.model.layouts import clip_to_open_clip, split_llava
+from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
+from voco_llama.model.weights import Weights, check_fit, check_loaded, has_weights, read_weights
+from voco_llama.tokens import AddedTokens, extend_embeddings
+from voco_llama.visibility import check_backend
+
+PROJECTOR_FILE = "mm_projector.bin"
+
+
+class LoadingMixin:
+    """The ways to get a `VoCoLlama`."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:
+        """Load what `save_pretrained` wrote; keyword arguments as in transformers (`dtype`, `attn_implementation`).
+
+        A LLaVA's folder is read by `from_llava`. A name `user/model` where no such folder is: a model of the hub.
+
+        Raises:
+            CheckpointError: The folder holds no `VoCoLlama`, or its weights are not this model's: a tensor is
+                missing, unexpected, or of another shape.
+        """
+        folder = local_folder(folder)
+        if folder.exists() and not (folder / CONFIG_NAME).is_file():
+            raise CheckpointError(f"{folder}: has no {CONFIG_NAME}: give a folder that save_pretrained wrote")
+        if kwargs.get("attn_implementation") is not None:
+            check_backend(kwargs["attn_implementation"])
+        if is_llava(folder):
+            return cls.from_llava(folder, **kwargs)
+        try:
+            model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
+        except VoCoError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise CheckpointError(f"{folder}: cannot be loaded ({reason}): give the folder of a saved model") from error
+        check_loaded(info, f"{folder}: its weights", "the folder is damaged or its config.json was edited")
+        return model
+
+    @classmethod
+    def from_llava(
+        cls,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        vision_tower: str | None = None,
+        num_voco: int | None = None,
+        condition: Condition | None = None,
+        dtype: str | torch.dtype = "auto",
+        attn_implementation: str = "sdpa",
+    ) -> Self:
+        """LLaVA-1.5, in its own layout or llava-hf's, or a VoCo-LLaMA of the authors.
+
+        The processor that goes with it is `VoCoProcessor.from_llava` of the same folder and `num_voco`.
+
+        Args:
+            folder: With `config.json`, weights and tokenizer.
+            tokenizer: In place of the folder's, as it was trained with; left as it is.
+            vision_tower: In place of the tower that the folder names, if that is neither a known one nor a folder.
+            num_voco: VoCo tokens of a segment; None: 1 where the folder is of condition `voco`, else 0.
+            condition: None: `voco` where the tokenizer has `<voco>` (the authors' checkpoints), else `full`.
+            dtype: Of the weights; `auto`: as stored.
+            attn_implementation: One of `voco_llama.choices.BACKENDS`.
+
+        Raises:
+            CheckpointError: The folder is no such model, is damaged, or is one that ours cannot be.
+        """
+        described = read_llava_folder(local_folder(folder), vision_tower)
+        rows, where = described.rows(tokenizer, num_voco, condition), str(described.path)
+        parts = split_llava(_read_weights(described), where)
+        vision = _vision_weights(described, parts.vision)
+        language_model = fill_language_model(
+            described.text_config, parts.language, where, dtype=dtype, attention=attn_implementation
+        )
+        model = cls.from_parts(
+            language_model,
+            described.vision_config,
+            vision,
+            rows.tokens,
+            len(rows.tokenizer),
+            rows.shape,
+            projector=described.projector,
+            vision_layer=described.vision_layer,
+            condition=rows.condition,
+            new_tokens=rows.new_tokens,
+            projector_weights=parts.projector,
+        )
+        return model.to(language_model.dtype).eval()
+
+    @classmethod
+    def from_parts(
+        cls,
+        language_model: PreTrainedModel,
+        vision_config: dict[str, Any],
+        vision_weights: Weights | None,
+        tokens: AddedTokens,
+        vocab_size: int,
+        segment: SegmentShape,
+        projector: str = "mlp2x_gelu",
+        vision_layer: int = -2,
+        condition: Condition = "voco",
+        new_tokens: Collection[int] | None = None,
+        projector_weights: Weights | None = None,
+        **compression: Any,
+    ) -> Self:
+        """Join the parts.
+
+        Args:
+            language_model: Kept as it is, its embeddings extended for the added tokens.
+            vision_config: From `read_vision_config`.
+            vision_weights: From `read_vision_weights`; None leaves the tower at random.
+            tokens: Ids of `<image>` and `<voco>`.
+            vocab_size: Length of the tokenizer.
+            segment: Shape of a segment; its number of vision tokens must be the tower's.
+            projector: `linear` or `mlp2x_gelu`.
+            vision_layer: Layer whose patch tokens are used.
+            condition: Visibility the model will be trained with.
+            new_tokens: Ids that get a mean embedding; None: both added tokens. Others keep theirs.
+            projector_weights: Under our names (`voco_llama.model.layouts.projector_weights`); None: a fresh projector.
+            **compression: `segment_attention`, `voco_embeddings`, `compressor`, `q_former` of `VoCoLlamaConfig`.
+
+        Raises:
+            CheckpointError: The weights of a part do not fit it.
+        """
+        extend_embeddings(language_model, tokens, vocab_size, new_tokens)
+        config = VoCoLlamaConfig(
+            text_config=language_model.config,
+            vision_config=vision_config,
+            vision_layer=vision_layer,
+            projector_type=projector,
+            attn_implementation=language_model.config._attn_implementation,
+            **entries_of_rows(segment, tokens, condition),
+            **compression,
+        )
+        expected = config.segment_shape().num_vision
+        if segment.num_vision != expected:
+            raise CheckpointError(
+                f"the rows have {segment.num_vision} vision tokens an image and the model {expected}: build the"
+                " processor for this tower"
+            )
+        model = cls(config, language_model, load_vision_tower(config, vision_weights))
+        if projector_weights is not None:
+            advice = (
+                "check model.projector (linear or mlp2x_gelu) and that tower and language model are those it was"
+                " trained with"
+            )
+            check_fit(model.projector.state_dict(), projector_weights, "the projector's weights", advice)
+            model.projector.load_state_dict(projector_weights)
+        return model
+
+
+def _read_weights(described: LlavaFolder) -> Weights:
+    folder = described.path
+    if not has_weights(folder) and (folder / PROJECTOR_FILE).is_file():
+        raise CheckpointError(
+            f"{folder}: holds a projector alone ({PROJECTOR_FILE}): set model.projector_weights to it, beside the"
+            " language model and the tower that it was trained with (model.language.pretrained, model.vision)"
+        )
+    return read_weights(folder)
+
+
+def _vision_weights(described: LlavaFolder, stored: Weights) -> Weights:
+    """The tower's weights under open_clip's names: the stored ones, or those of the tower that the folder names."""
+    if stored:
+        return clip_to_open_clip(stored, described.vision_config["embed_dim"], str(described.path))
+    if described.vision_source is None:
+        raise CheckpointError(f"{described.path}: the weights of its vision tower are missing: get it again")
+    return read_vision_weights(*described.vision_source)
