@@ -25,7 +25,7 @@ STEPS = 8
 TIME_LIMIT = 240
 """Seconds after which processes are taken to hang, and ended."""
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["deepspeed", "voco_llama.evaluation.lmms_adapter", "tests.distributed.worker"])
+FORKS.set_forkserver_preload(["tests.distributed.preloaded"])
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
 
 
