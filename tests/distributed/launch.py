@@ -31,7 +31,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR"
 
 @dataclass(frozen=True)
 class Ended:
-    """Exit statuses by rank, negative for a signal (SIGTERM where another process failed first), and the outputs."""
+    """Exit statuses by rank, negative for a signal (SIGKILL where another process failed first), and the outputs."""
 
     statuses: list[int]
     output: str
@@ -60,11 +60,13 @@ def _launch(environments: list[dict[str, str]], command: list[str], kill_at: int
         worker.start()
     deadline = time.monotonic() + TIME_LIMIT
     running = {worker.sentinel: worker for worker in workers}
-    while running and (ended := connection.wait(running, max(0, deadline - time.monotonic()))):
-        if any(_status(running.pop(sentinel)) for sentinel in ended):
-            break
-    for worker in running.values():
-        worker.terminate()
+    try:
+        while running and (ended := connection.wait(running, max(0, deadline - time.monotonic()))):
+            if any(_status(running.pop(sentinel)) for sentinel in ended):
+                break
+    finally:
+        for worker in running.values():
+            worker.kill()
     statuses = [_status(worker) for worker in workers]
     output = "".join(file.read_text() for file in files)
     assert time.monotonic() < deadline, f"not done after {TIME_LIMIT} s\n{output[-4000:]}"
