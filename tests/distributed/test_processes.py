@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.distributed.launch import STEPS, losses, run
+from tests.distributed.launch import STEPS, losses, run, run_until_killed, torchrun
 from tests.parity.llava_files import tiny_llava, write_hub, write_own
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -49,20 +49,21 @@ def test_two_processes_give_the_curve_of_one(overrides, start, one_process, engi
         np.testing.assert_allclose(a.detach(), b.detach(), atol=2e-3, err_msg=name)
 
 
-def test_two_processes_with_muon_give_the_curve_of_one(overrides, start):
-    curves = {}
-    for processes in (1, 2):
-        settings, folder = overrides(f"muon_{processes}", processes, "optimizer=muon", start=start)
-        run(processes, settings)
-        curves[processes] = losses(folder)
-    assert len(curves[1]) == STEPS
-    np.testing.assert_allclose(curves[2], curves[1], rtol=1e-4)
+def test_torchrun_with_muon_gives_the_curve_of_one(overrides, start):
+    """README's command in two interpreters, each of which ends well: it has to leave the process group."""
+    one, by_one = overrides("muon_1", 1, "optimizer=muon", start=start)
+    run(1, one)
+    two, by_two = overrides("muon_2", 2, "optimizer=muon", start=start)
+    done = torchrun(2, ["train", *two])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert len(losses(by_one)) == STEPS
+    np.testing.assert_allclose(losses(by_two), losses(by_one), rtol=1e-4)
 
 
 def test_a_kill_in_the_second_epoch_changes_nothing(overrides, start, one_process):
     settings, folder = overrides("killed", 2, "trainer=zero3", start=start)
     settings += ["trainer.save_strategy=steps", "trainer.save_steps=6"]
-    run(2, settings, kill_at=7)
+    run_until_killed(2, settings, step=7)
     assert (folder / "checkpoint-6" / "trainer_state.json").is_file()
     assert not (folder / "result.json").exists()
     run(2, settings)

@@ -1,6 +1,6 @@
-"""What each process of a distributed test runs: `worker.py kill_at override...` (kill_at -1: not at all).
+"""What each process of a distributed test does: a command of the command line, as torchrun would start it.
 
-Trains as the command line does, writes down what the Trainer wrapped the model in, and can die at a given step.
+A training writes down what the Trainer wrapped the model in, and can die at a given step.
 """
 
 import json
@@ -9,17 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from voco_llama.composition import compose
+from voco_llama import cli
 from voco_llama.training import run
 from voco_llama.training.trainer import VoCoTrainer
 
 KILLED = 17
-kill_at = int(sys.argv[1])
+"""Exit status of a process that dies in the midst of a training."""
 
 
 class WatchedTrainer(VoCoTrainer):
+    kill_at = -1
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == kill_at:
+        if self.state.global_step == self.kill_at:
             os._exit(KILLED)
         return super().training_step(*args, **kwargs)
 
@@ -38,5 +40,12 @@ class WatchedTrainer(VoCoTrainer):
         return output
 
 
-run.VoCoTrainer = WatchedTrainer
-run.train(compose(sys.argv[2:]))
+def work(environment: dict[str, str], log: Path, command: list[str], kill_at: int) -> None:
+    """Ends the process with the command's exit status; both outputs go to the log."""
+    os.environ.update(environment)
+    with log.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    run.VoCoTrainer = WatchedTrainer
+    WatchedTrainer.kill_at = kill_at
+    sys.exit(cli.main(command))

@@ -1,6 +1,10 @@
-"""Real sweeps on a world of a few scenes: processes that train for two steps, and are stopped in the midst of more."""
+"""Real sweeps on a world of a few scenes: processes that train for two steps, and are stopped in the midst of more.
+
+What can be shown without the imports of further processes (10 s each) is shown by sweeps in this one.
+"""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +17,7 @@ import psutil
 import pytest
 
 from tests.training.conftest import WORLD
+from voco_llama.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +69,20 @@ def sweep():
         process.stdout.close()
 
 
+@pytest.fixture
+def swept(capsys, caplog):
+    """Runs a sweep in this process; its exit status, and what it says."""
+
+    def run(root: Path, *more: str) -> tuple[int, str]:
+        caplog.clear()
+        status = main(["sweep", *overrides(root, *more), "processes=0"])
+        return status, caplog.text + capsys.readouterr().out
+
+    level = logging.getLogger("voco_llama").level
+    yield run
+    logging.getLogger("voco_llama").setLevel(level)
+
+
 def _started(root: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "voco_llama.cli", "sweep", *overrides(root, *more)],
@@ -80,10 +99,10 @@ def finished(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def starts(text: str) -> list[str]:
-    return [line.split()[2].rstrip(":") for line in text.splitlines() if ": starts (" in line]
+    return [line.partition(": starts (")[0].split()[-1] for line in text.splitlines() if ": starts (" in line]
 
 
-def test_each_row_once_whatever_fails_or_is_missing(sweep, tmp_path):
+def test_each_row_once_whatever_fails_or_is_missing(sweep, swept, tmp_path):
     few = f"overrides={listed(FEW)}"
     broken = listed(["compression=voco_1", *TRAIN, "trainer.per_device_train_batch_size=1000"])
     status, text = finished(sweep(tmp_path, few, "processes=2", f"rows.voco_1.train={broken}"))
@@ -96,7 +115,7 @@ def test_each_row_once_whatever_fails_or_is_missing(sweep, tmp_path):
         "error: 1 of 3 jobs failed: seed_0/voco_1 (status 2): the same command tries them again"
     )
 
-    status, text = finished(sweep(tmp_path, few, "processes=2"))
+    status, text = swept(tmp_path, few)
     assert status == 0, text
     assert starts(text) == ["seed_0/voco_1"]
     results = tmp_path / "results/seed_0"
@@ -111,7 +130,7 @@ def test_each_row_once_whatever_fails_or_is_missing(sweep, tmp_path):
     assert "trained:" in (tmp_path / "runs/seed_0/logs/voco_2.log").read_text()
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if not file.name.startswith(".")}
 
-    status, text = finished(sweep(tmp_path, few, "processes=2"))
+    status, text = swept(tmp_path, few)
     assert (status, starts(text)) == (0, [])
     assert text.endswith(f"2 rows: 2 were finished, 0 made in 0s; results in {tmp_path}/results\n")
     after = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if not file.name.startswith(".")}
@@ -119,7 +138,7 @@ def test_each_row_once_whatever_fails_or_is_missing(sweep, tmp_path):
 
     removed = results / "voco_2_at_1.benchmarks.json"
     removed.unlink()
-    status, text = finished(sweep(tmp_path, few, "processes=1"))
+    status, text = swept(tmp_path, few)
     assert (status, starts(text)) == (0, ["seed_0/voco_2"])
     written = {file.name for file in results.iterdir() if file.stat().st_mtime_ns != before.get(file)}
     assert written - {".sweep.lock"} == {
