@@ -86,6 +86,7 @@ def running(monkeypatch):
 
 def raising(error):
     def run(settings):
+        """Fail."""
         raise error
 
     return run
@@ -109,6 +110,7 @@ def test_a_command_leaves_no_process_group_behind(running, tmp_path):
     """The group's threads, still running while Python ends, aborted one of two processes once in a while."""
 
     def join(settings):
+        """Join a group."""
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
 
     running(join)
