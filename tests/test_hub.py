@@ -85,7 +85,9 @@ def test_a_llava_is_read_by_its_name(online):
 
 @pytest.mark.parametrize("read", [VoCoLlama.from_pretrained, VoCoProcessor.from_pretrained])
 def test_a_name_that_is_neither_here_nor_there(online, read):
-    message = r"^somebody/voco-tiny: no such folder, and the hub .* \(the hub cannot be reached and more\): name a folder"
+    message = (
+        r"^somebody/voco-tiny: no such folder, and the hub .* \(the hub cannot be reached and more\): name a folder"
+    )
     with pytest.raises(CheckpointError, match=message):
         read(NAME)
 
