@@ -158,5 +158,5 @@ def test_a_backend_that_would_drop_the_mask_is_refused(backend):
 
 def test_an_unknown_condition_is_refused():
     facts = facts_of([row(text(2))])
-    with pytest.raises(SettingsError, match="condition 'vocco' is unknown: choose one of voco, full"):
+    with pytest.raises(SettingsError, match="condition is 'vocco': choose one of voco, full"):
         attention_mask("sdpa", facts, facts, "vocco", torch.float32)

@@ -69,6 +69,7 @@ def test_the_mask_is_the_drawn_one(drawn, letters, condition):
     row = {
         "segment": torch.tensor(segment),
         "voco": torch.tensor([letter == "C" for letter in letters]),
+        "position": torch.arange(len(letters)),
         "document": torch.zeros(len(letters), dtype=torch.long),
     }
     kinds = torch.tensor([KINDS.index({"V": VISION, "C": VOCO, "t": PROMPT}[letter]) for letter in letters])
