@@ -73,6 +73,29 @@ class Sizes:
     media: np.ndarray
 
 
+class Reader(Sequence[Record]):
+    """What every reader is: a sequence of records, picklable, with their sizes known beforehand.
+
+    `[index]` raises a `DataError` where the record is not valid and an `IndexError` where there is none. `read` hands
+    each problem that need not end the reading to `report`, which by default raises it; what it does not raise is left
+    out of the record.
+    """
+
+    file: Path
+    sizes: Sizes
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def check_index(self, index: int) -> None:
+        """Raises an `IndexError` where there is no such record."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+
+
 def name_record(file: Path, index: int, key: str = "", value: object = None) -> str:
     """`file.json record 17 (id 'x')`; records count from 0."""
     return f"{file} record {index}" + (f" ({key} {shown(value)})" if value is not None else "")
@@ -86,12 +109,8 @@ def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = 
     """
     marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role == "user")
     if any(IMAGE_MARK in turn.text for turn in turns if turn.role == "assistant"):
-        report(
-            DataError(
-                f"{source}: an answer holds an {IMAGE_MARK} mark; marks belong in user turns",
-                ProblemKind.MARK_IN_ANSWER,
-            )
-        )
+        message = f"{source}: an answer holds an {IMAGE_MARK} mark; marks belong in user turns"
+        report(DataError(message, ProblemKind.MARK_IN_ANSWER))
     if marks != num_media:
         message = (
             f"{source}: {marks} {IMAGE_MARK} mark{'' if marks == 1 else 's'} but {num_media} {kind}"

@@ -20,9 +20,9 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,13 +68,7 @@ def load_image(file: str | os.PathLike[str] | StoredFile | BinaryIO, where: str 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the first bytes of an image say, without decoding a pixel.
-
-    Attributes:
-        format: As Pillow names it: JPEG, PNG, GIF, ...
-        width: In pixels.
-        height: In pixels.
-    """
+    """What the first bytes of an image say: its format, as Pillow names it (JPEG, PNG, ...), and size in pixels."""
 
     format: str
     width: int
@@ -82,7 +76,7 @@ class ImageHeader:
 
 
 def read_image_header(file: MediaFile) -> ImageHeader:
-    """Reads format and size.
+    """Reads format and size without decoding a pixel.
 
     Raises:
         DataError: The file is missing, no image that can be read, or too large to decode.
@@ -213,8 +207,7 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """An RGB image of any size -> float32 `[3, image_size, image_size]`, normalized."""
-        background = tuple(int(channel * 255) for channel in self.mean)
-        square = expand_to_square(image, background)
+        square = expand_to_square(image, tuple(int(channel * 255) for channel in self.mean))
         resized = square.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(torch.float32) / 255
         mean, std = (torch.tensor(channels).view(3, 1, 1) for channels in (self.mean, self.std))
@@ -227,21 +220,8 @@ class ImageTransform:
         return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
-        values = asdict(self)
-        return values | {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
-        """Reads what `to_dict` gave.
-
-        Raises:
-            SettingsError: A key is unknown or a value is out of range.
-        """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise SettingsError(f"image transform: unknown key {unknown[0]!r}; known: image_size, mean, std")
-        return cls(**values)
+        """Plain values for JSON: the arguments, lists for tuples."""
+        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def beside(cls, folder: str | os.PathLike[str], image_size: int) -> "ImageTransform":

@@ -37,7 +37,6 @@ class LlavaJson(JsonRecords):
         super().__init__(Path(file), _measure, "llava_json", index_folder)
 
     def read(self, index: int, report: Report = stop) -> Record:
-        """See `RecordFile`."""
         raw = self.parse(index)
         source = name_record(self.file, index, "id", raw.get("id"))
         if raw.get("video") is not None:
