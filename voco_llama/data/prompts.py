@@ -72,15 +72,9 @@ class PromptStyle:
 
 
 def render(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int = 1) -> list[Piece]:
-    """Write a conversation as pieces.
+    """Write a conversation as pieces; one that ends with a user turn ends with the assistant's role, for an answer.
 
-    A conversation that ends with a user turn is a question: it ends with the assistant's role, ready for an
-    answer.
-
-    Args:
-        turns: User and assistant by turns, with `<image>` marks in the text.
-        style: Template, order, system text.
-        segments_per_mark: Segments a mark stands for: 1 for images, the number of frames for a clip.
+    A mark stands for `segments_per_mark` segments: 1 for images, the number of frames for a clip.
 
     Raises:
         DataError: The template `plain` needs a caption and there is none.

@@ -46,10 +46,6 @@ class Record:
     video: MediaFile | None = None
     source: str = ""
 
-    @property
-    def is_text_only(self) -> bool:
-        return not self.images and self.video is None
-
 
 Report = Callable[[DataError], None]
 """Takes what is wrong with a record: raises it (`stop`), or collects it, and reading goes on."""
@@ -133,8 +129,7 @@ def read_turns(conversations: Any, source: str, key: str = "conversations", repo
 
     Args:
         conversations: Its list of objects with `from` and `value`, of any type until it was checked here.
-        source: Where the record stands, for messages.
-        key: What messages call the list.
+        source, key: Where the record stands and what the list is called, for messages.
         report: Takes each problem; a turn that is none is left out.
 
     Raises:
@@ -162,22 +157,20 @@ def read_turns(conversations: Any, source: str, key: str = "conversations", repo
 
 
 def _turn(entry: Any, number: int, expected: Role, source: str, report: Report) -> Turn | None:
+    where = f"{source}: turn {number}"
     if not isinstance(entry, dict) or not isinstance(entry.get("value"), str):
-        message = f"{source}: turn {number} is not an object with 'from' and a text in 'value'; write it so"
+        message = f"{where} is not an object with 'from' and a text in 'value'; write it so"
         report(DataError(message, ProblemKind.WRONG_TYPE))
         return None
     name = entry.get("from")
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        message = f"{source}: turn {number} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}"
+        message = f"{where} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}"
         report(DataError(message, ProblemKind.ROLES))
         return None
     if role != expected:
-        message = (
-            f"{source}: turn {number} is from {shown(name)} where the {expected}'s turn belongs; "
-            "user and assistant take turns, the user first"
-        )
-        report(DataError(message, ProblemKind.ROLES))
+        message = f"{where} is from {shown(name)} where the {expected}'s turn belongs"
+        report(DataError(f"{message}; user and assistant take turns, the user first", ProblemKind.ROLES))
     if role == "assistant" and not entry["value"].strip():
         message = f"{source}: the answer in turn {number} is empty; fill it in, or take the record out"
         report(DataError(message, ProblemKind.EMPTY_ANSWER))

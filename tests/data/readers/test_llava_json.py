@@ -87,7 +87,7 @@ def test_records(folder, layout):
     assert [turn.role for turn in instruct.turns] == ["user", "assistant"] * 2
     assert instruct.turns[3].text == INSTRUCT["conversations"][3]["value"]
     assert instruct.source == f"{records.file} record 1 (id '000000033471')"
-    assert text_only.is_text_only
+    assert text_only.images == ()
     assert text_only.id == "7"
     assert text_only.turns[1].text == "Hello.\n"
     with pytest.raises(IndexError):
@@ -115,7 +115,7 @@ def test_sizes_are_known_beforehand(folder):
 def test_text_only_without_a_folder(folder):
     (folder.parent / "a.json").write_text(json.dumps([TEXT_ONLY, CAPTION]))
     records = LlavaJson(folder.parent / "a.json")
-    assert records[0].is_text_only
+    assert records[0].images == ()
     with pytest.raises(DataError, match=r"record 1 .* no image folder; set media_folder"):
         records[1]
 

@@ -120,11 +120,7 @@ class ArchiveMember(StoredFile):
 
 
 class Archive:
-    """A zip or an uncompressed tar.
-
-    Args:
-        path: The file.
-        index_folder: Where its table of members is kept; None = nowhere.
+    """A zip or an uncompressed tar, whose table of members is kept in `index_folder`; None = nowhere.
 
     Raises:
         DataError: It is missing, cut short, encrypted, compressed in a way that is not read, or holds no files.
@@ -148,11 +144,7 @@ class Archive:
         return (self._name(row) for row in range(len(self)))
 
     def find(self, name: str) -> ArchiveMember | None:
-        """The member of a name (of several the last), or None.
-
-        Args:
-            name: As `member_name` gives it.
-        """
+        """The member of a name as `member_name` gives it (of several the last), or None."""
         digest = _hash(name.encode(*_NAME_CODING))
         begin, end = (int(np.searchsorted(self._table["hashes"], digest, side)) for side in ("left", "right"))
         for row in reversed(range(begin, end)):

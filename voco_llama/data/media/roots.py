@@ -19,15 +19,12 @@ from voco_llama.errors import DataError, ProblemKind, SettingsError, one_line, s
 
 
 def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") -> Path:
-    """Joins a name from a data file to its media folder and makes sure that it stays there.
+    """Joins a name from a data file to its media folder and makes sure that it stays there, if it exists or not.
 
     Args:
         root: The media folder.
         name: The path as the data file has it, relative to `root`.
         source: Where the name stands (a record), put before an error's text.
-
-    Returns:
-        `root / name`. Whether the file exists is not checked.
 
     Raises:
         DataError: `name` is empty, absolute, has a `..` in it, or leads out of `root` through a symbolic link.
@@ -50,8 +47,8 @@ def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") ->
     return path
 
 
-def _bad_name(source: str, what: str) -> DataError:
-    return DataError(f"{source}: {what}" if source else what, ProblemKind.BAD_FILE_NAME)
+def _bad_name(source: str, what: str, kind: ProblemKind = ProblemKind.BAD_FILE_NAME) -> DataError:
+    return DataError(f"{source}: {what}" if source else what, kind)
 
 
 class MediaRoot:
@@ -73,20 +70,15 @@ class MediaRoot:
         return ", ".join(places)
 
     def find(self, name: str, source: str = "") -> MediaFile:
-        """The file of a name. Whether one in a folder exists is not checked.
-
-        Args:
-            name: As the data file has it.
-            source: Where the name stands (a record), put before an error's text.
+        """The file of a name; arguments as those of `resolve_inside`. Whether one in a folder exists is not checked.
 
         Raises:
             DataError: The name is empty or leads out of the folder or archive, or no archive has it.
         """
         found = self._find(name, source)
         if found is None:
-            where = f"{source}: " if source else ""
-            message = f"{where}no file {shown(name)} in {self}; fetch it, or take the record out"
-            raise DataError(message, ProblemKind.MISSING_FILE)
+            what = f"no file {shown(name)} in {self}; fetch it, or take the record out"
+            raise _bad_name(source, what, ProblemKind.MISSING_FILE)
         return found
 
     def find_first(self, names: Iterable[str], source: str = "") -> MediaFile | None:

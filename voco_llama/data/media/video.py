@@ -117,24 +117,21 @@ def _reading(path: MediaFile | str) -> Iterator[str]:
 
 
 @contextmanager
-def _open(path: MediaFile | str) -> Iterator["InputContainer"]:
+def _open(path: MediaFile | str, where: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     import av
 
     options = {"format_whitelist": _FORMATS}
     with ExitStack() as opened:
         file = opened.enter_context(path.open()) if isinstance(path, StoredFile) else str(Path(path).absolute())
-        yield opened.enter_context(av.open(file, metadata_errors="ignore", options=options))
-
-
-def _video_stream(container: "InputContainer", where: str) -> "VideoStream":
-    if not container.streams.video:
-        raise DataError(f"{where}: holds no video stream; fetch it again or replace it")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise DataError(f"{where}: its codec is not one this PyAV decodes; convert it to H.264")
-    _check_size(stream.codec_context.width, stream.codec_context.height, where)
-    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # the decoder's own check, mid-stream
-    return stream
+        container = opened.enter_context(av.open(file, metadata_errors="ignore", options=options))
+        if not container.streams.video:
+            raise DataError(f"{where}: holds no video stream; fetch it again or replace it")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise DataError(f"{where}: its codec is not one this PyAV decodes; convert it to H.264")
+        _check_size(stream.codec_context.width, stream.codec_context.height, where)
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # the decoder's own check, mid-stream
+        yield container, stream
 
 
 def _check_size(width: int, height: int, where: str) -> None:
@@ -146,8 +143,7 @@ def _check_size(width: int, height: int, where: str) -> None:
 def _count_frames(path: MediaFile | str, where: str) -> int:
     """Counts the packets that are shown, without decoding; refuses clips that end long before they say they do."""
     count, first, last = 0, None, None
-    with _open(path) as container:
-        stream = _video_stream(container, where)
+    with _open(path, where) as (container, stream):
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise DataError(f"{where}: corrupt or truncated at frame {count}; fetch it again")
@@ -179,8 +175,8 @@ def _decode(path: MediaFile | str, indices: list[int], where: str) -> tuple[list
     """Decodes up to the last of `indices` (ascending); returns the frames reached and how many were decoded."""
     frames: list[Image.Image] = []
     decoded = 0
-    with _open(path) as container:
-        for frame in container.decode(_video_stream(container, where)):
+    with _open(path, where) as (container, stream):
+        for frame in container.decode(stream):
             _check_size(frame.width, frame.height, where)
             wanted = indices[len(frames) :].count(decoded)
             if wanted:

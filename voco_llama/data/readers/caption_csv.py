@@ -44,11 +44,10 @@ class CaptionCsv(RecordFile):
     Args:
         file: The CSV, UTF-8, with a header.
         videos: Where the clips are: a folder or an archive.
-        instruction: The instruction, or several; which one a record gets is a pure function of `seed` and its index.
-        seed: See above.
-        id_column: Column of the clip's id, its file name without ending.
-        caption_column: Column of the caption.
-        folder_column: Column of the folder, within `videos`, that a clip may be in; ignored if it is not there.
+        instruction, seed: The instruction, or several of which seed and index choose.
+        id_column: Of the clip's id, its file name without ending.
+        caption_column: Of the caption.
+        folder_column: Of the folder, within `videos`, that a clip may be in; ignored if it is not there.
         index_folder: Where the places of the rows in the file are kept; None = nowhere.
 
     Raises:
@@ -120,7 +119,12 @@ class CaptionCsv(RecordFile):
 
     def read(self, index: int, report: Report = stop) -> Record:
         id_column, caption_column, folder_column = self._columns
-        row = self._row(index)
+        try:
+            row = next(csv.reader(io.StringIO(self.raw(index).decode("utf-8"), newline=""), strict=True))
+        except UnicodeDecodeError as error:
+            raise self.not_utf8(index, error) from error
+        except (csv.Error, StopIteration) as error:
+            raise self.changed(index) from error
         source = name_record(self.file, index, "videoid", row[id_column] if id_column < len(row) else None)
         if max(id_column, caption_column) >= len(row):
             raise DataError(f"{source}: the row has only {len(row)} columns; complete it, or take it out")
@@ -133,15 +137,6 @@ class CaptionCsv(RecordFile):
         check_marks(turns, 1, source, "clip", report)
         video = self._clip(row[id_column], folder, source, report)
         return Record(id=row[id_column], turns=turns, video=video, source=source)
-
-    def _row(self, index: int) -> list[str]:
-        try:
-            text = self.raw(index).decode("utf-8")
-            return next(csv.reader(io.StringIO(text, newline=""), strict=True))
-        except UnicodeDecodeError as error:
-            raise self.not_utf8(index, error) from error
-        except (csv.Error, StopIteration) as error:
-            raise self.changed(index) from error
 
     def _clip(self, video_id: str, folder: str, source: str, report: Report) -> MediaFile | None:
         if not video_id:

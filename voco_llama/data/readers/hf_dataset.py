@@ -38,7 +38,7 @@ ROWS_AT_ONCE = 10_000
 
 
 class HfDataset(TableReader):
-    """See the module; arguments as those of `TableReader`, `file` as said there."""
+    """See the module; arguments as those of `TableReader`."""
 
     def _open(self, split: str, name: str | None) -> list[str]:
         import datasets
@@ -61,7 +61,7 @@ class HfDataset(TableReader):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def _row(self, index: int, columns: list[str]) -> "pa.Table":
+    def row(self, index: int, columns: list[str]) -> "pa.Table":
         return self._dataset[index].select(columns)
 
     def _column(self, name: str) -> "Iterator[pa.ChunkedArray]":
@@ -162,7 +162,7 @@ class ParquetStream(TableReader):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": OrderedDict()}  # each process reads for itself
 
-    def _row(self, index: int, columns: list[str]) -> "pa.Table":
+    def row(self, index: int, columns: list[str]) -> "pa.Table":
         group = int(np.searchsorted(self.group_starts, index, side="right")) - 1
         return self._group(group).select(columns).slice(index - int(self.group_starts[group]), 1)
 

@@ -88,8 +88,7 @@ class JsonRecords(RecordFile):
         file: The file, UTF-8, with or without a byte order mark.
         measure: Gives (characters, media) of a parsed element. It must bear any JSON value: elements are validated
             when read. Its strings hold one character for each byte of UTF-8.
-        kind: Of records, which tells the results of one `measure` from another's where they are kept.
-        index_folder: Where what the scan found is kept; None = nowhere.
+        kind, index_folder: As those of `RecordFile`; `kind` tells the results of one `measure` from another's.
 
     Raises:
         DataError: The file is missing, is not JSON (says line, column and byte offset), its top level is not a

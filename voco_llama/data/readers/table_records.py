@@ -58,21 +58,16 @@ FIELDS: dict[Counted, tuple[str, ...]] = {"bytes": _TURN_FIELDS, "marks": _TURN_
 
 
 class TableReader(Reader):
-    """The records of a table; what is read of it, and how, is the subclass's business.
+    """The records of a table; what `file` is, and how it is read, is the subclass's business.
 
     Args:
-        file: See the subclass.
         images: What paths in the image column are relative to: a folder, an archive, or both; None where all images
             lie in the table.
-        split: Of the data set.
-        name: Its configuration, where it has several.
+        split, name: Of the data set; its configuration, where it has several.
         id_column: Ignored if it is not there.
         image_column: None: `image` or `images`, whichever there is.
-        conversations_column: A table that has it is of this form.
-        texts_column: The same, of those without conversations.
-        caption_column: The same, of those without either.
-        instruction: Of captions: the instruction, or several; which one a record gets is a function of `seed` and row.
-        seed: See above.
+        conversations_column, texts_column, caption_column: The first that there is says which form the table has.
+        instruction, seed: Of captions: the instruction, or several of which seed and row choose.
         index_folder: Where the tables of archives are kept; None = nowhere.
 
     Raises:
@@ -124,7 +119,7 @@ class TableReader(Reader):
         """Opens the table, for its length, and gives the names of its columns."""
 
     @abstractmethod
-    def _row(self, index: int, columns: list[str]) -> "pa.Table":
+    def row(self, index: int, columns: list[str]) -> "pa.Table":
         """One row of these columns."""
 
     @abstractmethod
@@ -142,7 +137,7 @@ class TableReader(Reader):
     def read(self, index: int, report: Report = stop) -> Record:
         """The record; problems of its turns and marks go to `report`, others are raised."""
         self.check_index(index)
-        row = self._row(index, self.columns)
+        row = self.row(index, self.columns)
         try:
             record_id = None if self.id_column is None else row[self.id_column][0].as_py()
             text = row[self.text_column][0].as_py()
@@ -189,27 +184,15 @@ class TableReader(Reader):
             else:
                 yield self.images.find(path, source)
 
-    def read_image(self, index: int, number: int | None) -> bytes:
-        """The bytes in a cell, or in one place of its list.
-
-        Raises:
-            DataError: The table cannot be read any more.
-        """
-        value = self._row(index, [self.image_column])[self.image_column][0]
-        return _parts(value if number is None else value.values[number])[0].as_py()
-
 
 @dataclass(frozen=True)
 class Cell(StoredFile):
     """An image whose bytes are in a table. They are read when it is opened, so a record stays small.
 
     Attributes:
-        file: Of the table.
-        row: In it.
-        column: In it.
         number: In the cell's list; None where the cell is one image.
         path: What the cell says of the file that the bytes came from.
-        reader: Reads the bytes.
+        reader: Of the table `file`.
     """
 
     file: Path
@@ -229,7 +212,8 @@ class Cell(StoredFile):
         return Path(self.path).name if self.path else self.column
 
     def open(self) -> BinaryIO:
-        return io.BytesIO(self.reader.read_image(self.row, self.number))
+        value = self.reader.row(self.row, [self.column])[self.column][0]
+        return io.BytesIO(_parts(value if self.number is None else value.values[self.number])[0].as_py())
 
 
 def _parts(value: "pa.Scalar") -> "tuple[pa.Scalar | None, str | None]":
@@ -239,10 +223,8 @@ def _parts(value: "pa.Scalar") -> "tuple[pa.Scalar | None, str | None]":
     if not value.is_valid:
         return None, None
     if pa.types.is_struct(value.type):
-        fields = dict(value.items())
-        stored, path = fields.get("bytes"), fields.get("path")
-        is_stored, has_path = (part is not None and part.is_valid for part in (stored, path))
-        return stored if is_stored else None, path.as_py() if has_path else None
+        parts = {name: part for name, part in value.items() if part.is_valid}
+        return parts.get("bytes"), parts["path"].as_py() if "path" in parts else None
     is_text = pa.types.is_string(value.type) or pa.types.is_large_string(value.type)
     return (None, value.as_py()) if is_text else (value, None)
 

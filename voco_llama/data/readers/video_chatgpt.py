@@ -16,11 +16,8 @@ from voco_llama.errors import DataError, ProblemKind
 class VideoChatGpt(JsonRecords):
     """The records of a Video-ChatGPT file; each question is asked after its clip.
 
-    Args:
-        file: The `.json` (or `.jsonl`) file.
-        videos: The clips, `<video_id>` with one of `CLIP_ENDINGS` (of several the first in that order), flat in a
-            folder, or in an archive. It is listed once, here.
-        index_folder: Where the places of the records in the file are kept; None = nowhere.
+    Clips are called `<video_id>` with one of `CLIP_ENDINGS` (of several the first in that order); they lie flat in the
+    folder `videos`, or in an archive. It is listed once, here.
 
     Raises:
         DataError: The file or the folder is missing, unreadable or empty. From `[index]`: the record is not valid,
