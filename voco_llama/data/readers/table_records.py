@@ -255,9 +255,8 @@ def _count(array: "pa.Array", what: Counted) -> np.ndarray:
         counts = [_count(pc.struct_field(array, name), what) for name in names]
         return np.max([none, *counts], axis=0) if what == "images" else sum(counts, none)
     if what == "images":
-        counted = array.is_valid()
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return array.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         counted = pc.binary_length(array) if what == "bytes" else pc.count_substring(array, pattern=IMAGE_MARK)
-    else:
-        return none
-    return pc.fill_null(counted, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return pc.fill_null(counted, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return none
