@@ -40,14 +40,14 @@ def test_image_records_are_read(root: Path, file: str, records: int, text_only: 
     reader = open_reader("llava_json", root / file, (root / file).parent / "images")
     read = [reader[index] for index in range(len(reader))]
     assert len(read) == records
-    assert sum(record.is_text_only for record in read) == text_only
+    assert sum(not record.images for record in read) == text_only
     assert all(load_image(record.images[0]).size == (32, 32) for record in read if record.images)
     assert len({record.id for record in read}) == records
 
 
 def test_text_records_are_read(root: Path) -> None:
     reader = open_reader("llava_json", root / "text" / "train.json")
-    assert [reader[index].is_text_only for index in range(len(reader))] == [True] * 20
+    assert [reader[index].images for index in range(len(reader))] == [()] * 20
 
 
 @pytest.mark.parametrize(("split", "clips"), [("train", 8), ("test", 4)])

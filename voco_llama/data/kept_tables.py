@@ -44,7 +44,7 @@ class Table(dict[str, np.ndarray]):
     entry: Path | None = None
 
     def __reduce__(self) -> tuple:
-        return (Table, (dict(self),)) if self.entry is None else (_map_again, (self.entry, tuple(self)))
+        return (Table, (dict(self),)) if self.entry is None else (_map, (self.entry, tuple(self)))
 
 
 def open_table(file: Path, kind: str, index_folder: Path | None, make: Callable[[], Arrays]) -> Table:
@@ -64,12 +64,10 @@ def open_table(file: Path, kind: str, index_folder: Path | None, make: Callable[
         return Table(make())
     prefix = f"{file.name[:_SHOWN_NAME]}-{_digest(f'{file.resolve()} {kind}')}"
     entry = index_folder.absolute() / f"{prefix}-{_digest(f'{state.st_size} {state.st_mtime_ns} {FORMAT_VERSION}')}"
-    table = _read(entry)
-    if table is not None:
+    if table := _read(entry):
         return table
     with _locked(index_folder / f".{prefix}.lock") as is_locked:
-        table = _read(entry) if is_locked else None
-        if table is not None:
+        if is_locked and (table := _read(entry)):
             return table
         logger.info("%s: reading it through once", file)
         arrays = make()
@@ -93,31 +91,24 @@ def _warn(folder: Path, error: Exception) -> None:
 @contextmanager
 def _locked(file: Path) -> Iterator[bool]:
     """Holds a lock, waiting for it; False where there can be none."""
-    lock = FileLock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock = FileLock(file).acquire()
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         _warn(file.parent, error)
         yield False
         return
-    try:
+    with lock:
         yield True
-    finally:
-        lock.release()
 
 
 def _map(entry: Path, names: Iterable[str]) -> Table:
-    table = Table({name: np.load(_array_file(entry, name), mmap_mode="r") for name in names})
-    table.entry = entry
-    return table
-
-
-def _map_again(entry: Path, names: tuple[str, ...]) -> Table:
     try:
-        return _map(entry, names)
+        table = Table({name: np.load(_array_file(entry, name), mmap_mode="r") for name in names})
     except (OSError, ValueError) as error:
         raise DataError(f"{entry}: gone or damaged, its file changed since it was opened; start again") from error
+    table.entry = entry
+    return table
 
 
 def _array_file(entry: Path, name: str) -> Path:

@@ -34,9 +34,8 @@ class Mixture(Sequence[Record]):
     """A map-style sequence over several readers.
 
     Of each source a seeded choice of `limit` records is taken (all without a limit; of a streamed source, whole row
-    groups). Its weight says how many times
-    these go in: 1 = each once, 2 = each twice, 0.25 = a seeded quarter of them, 1.5 = each once and half of them
-    again. The same choice holds in every epoch.
+    groups). Its weight says how many times these go in: 1 = each once, 2 = each twice, 0.25 = a seeded quarter of
+    them, 1.5 = each once and half of them again. The same choice holds in every epoch.
 
     Args:
         readers: The sources.
@@ -122,18 +121,17 @@ class Mixture(Sequence[Record]):
     @property
     def characters(self) -> np.ndarray:
         """`[entries]` int32: about the bytes of text in each, without decoding anything."""
-        return self._gather([reader.sizes.characters for reader in self.readers])
+        return self._gather("characters")
 
     @property
     def media(self) -> np.ndarray:
         """`[entries]` int32: the images or clips in each; 0 = text-only."""
-        return self._gather([reader.sizes.media for reader in self.readers])
+        return self._gather("media")
 
-    def _gather(self, columns: list[np.ndarray]) -> np.ndarray:
+    def _gather(self, column: str) -> np.ndarray:
         gathered = np.empty(len(self), dtype=np.int32)
-        for source, column in enumerate(columns):
-            here = self._source == source
-            gathered[here] = column[self._record[here]]
+        for (entries, records), reader in zip(self.entries_of_sources(), self.readers, strict=True):
+            gathered[entries] = getattr(reader.sizes, column)[records]
         return gathered
 
     def try_load(self, index: int, load: Callable[[Record], T]) -> T:
@@ -143,9 +141,7 @@ class Mixture(Sequence[Record]):
         mixture and is text-only if and only if the bad one is. So it depends on the files only, not on what was
         loaded before or by which process. Each bad record is logged and written down once in each process.
 
-        Args:
-            index: Of the entry.
-            load: Turns a record into what is wanted; a `DataError` from it makes the record a bad one.
+        A `DataError` from `load` makes the record a bad one.
 
         Raises:
             DataError: The record is bad and bad records are not skipped; or no good one was found among the next
@@ -190,12 +186,7 @@ class Mixture(Sequence[Record]):
 
 
 class LoadedMixture(Sequence[T], Generic[T]):
-    """A mixture with its loading: the map-style data set that a PyTorch `DataLoader` takes.
-
-    Args:
-        mixture: The records.
-        load: Turns a record into a sample; picklable, where workers are spawned.
-    """
+    """A mixture with its loading (picklable, where workers are spawned): the data set that a `DataLoader` takes."""
 
     def __init__(self, mixture: Mixture, load: Callable[[Record], T]) -> None:
         self.mixture = mixture
@@ -209,11 +200,7 @@ class LoadedMixture(Sequence[T], Generic[T]):
 
 
 def summarize_bad_records(folder: str | Path) -> list[dict[str, Any]]:
-    """Merges what all processes wrote down: each bad record once, by file and record.
-
-    Returns:
-        Dicts of `file`, `record` and `error`; empty if there were none, or no such folder.
-    """
+    """What all processes wrote down, each bad record once: dicts of `file`, `record` and `error`, in this order."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted(Path(folder).glob(_BAD_FILES)):
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -254,7 +254,7 @@ class VoCoProcessor(PushToHubMixin):
             processor = cls(
                 # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
                 tokenizer=AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig()),
-                image_transform=ImageTransform.from_dict(described.pop("image_transform")),
+                image_transform=ImageTransform(**described.pop("image_transform")),
                 style=PromptStyle(**described.pop("style")),
                 **described,
             )

@@ -70,30 +70,21 @@ class PromptStyle:
         require_choice("prompt.template", self.template, TEMPLATES)
         require_choice("prompt.order", self.order, ORDERS)
 
-    @property
-    def bos_inside_segment(self) -> bool:
-        """Whether BOS and a newline belong to the segment (the authors' order)."""
-        return self.order == "authors"
-
 
 def render(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int = 1) -> list[Piece]:
-    """Write a conversation as pieces.
+    """Write a conversation as pieces; one that ends with a user turn ends with the assistant's role, for an answer.
 
-    A conversation that ends with a user turn is a question: it ends with the assistant's role, ready for an
-    answer.
-
-    Args:
-        turns: User and assistant by turns, with `<image>` marks in the text.
-        style: Template, order, system text.
-        segments_per_mark: Segments a mark stands for: 1 for images, the number of frames for a clip.
+    A mark stands for `segments_per_mark` segments: 1 for images, the number of frames for a clip.
 
     Raises:
         DataError: The template `plain` needs a caption and there is none.
     """
     num_marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
     moved_first = style.order in ("first", "authors")
-    head: list[Piece] = [Segment()] * (num_marks * segments_per_mark) if moved_first else []
-    if not (style.bos_inside_segment and head):
+    bos_inside_segment = style.order == "authors" and num_marks > 0
+    segments: list[Piece] = [Segment()] * (num_marks * segments_per_mark)
+    head = list(segments) if moved_first else []
+    if not bos_inside_segment:
         head.append(Special("bos"))
     if style.template == "plain":
         if not any(turn.role == "assistant" for turn in turns):
@@ -101,14 +92,11 @@ def render(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int = 1
                 "the template 'plain' writes captions, and the record has none: use prompt.template=vicuna_v1"
             )
         if not moved_first:
-            head += [Segment()] * (num_marks * segments_per_mark)
+            head += segments
         return [*head, *(Text(_without_marks(t.text) + "\n", True) for t in turns if t.role == "assistant")]
-    opening = "\n" if style.bos_inside_segment and num_marks else ""
-    if style.system:
-        head.append(Text(f"{opening}{style.system} "))
-    elif opening:
-        head.append(Text(opening))
-    return _joined(head + _conversation(turns, style, segments_per_mark))
+    opening = ("\n" if bos_inside_segment else "") + (f"{style.system} " if style.system else "")
+    pieces = [*head, Text(opening), *_conversation(turns, style, segments_per_mark)]
+    return [piece for piece in pieces if piece != Text("")]
 
 
 def _conversation(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int) -> list[Piece]:
@@ -139,8 +127,3 @@ def _without_marks(text: str) -> str:
     if IMAGE_MARK not in text:
         return text
     return re.sub(rf"\s*{IMAGE_MARK}\s*", "\n", text).strip()
-
-
-def _joined(pieces: list[Piece]) -> list[Piece]:
-    """The pieces without empty texts."""
-    return [piece for piece in pieces if not (isinstance(piece, Text) and not piece.text)]

@@ -46,10 +46,6 @@ class Record:
     video: MediaFile | None = None
     source: str = ""
 
-    @property
-    def is_text_only(self) -> bool:
-        return not self.images and self.video is None
-
 
 Report = Callable[[DataError], None]
 """Takes what is wrong with a record: raises it (`stop`), or collects it, and reading goes on."""
@@ -73,6 +69,29 @@ class Sizes:
     media: np.ndarray
 
 
+class Reader(Sequence[Record]):
+    """What every reader is: a sequence of records, picklable, with their sizes known beforehand.
+
+    `[index]` raises a `DataError` where the record is not valid and an `IndexError` where there is none. `read` hands
+    each problem that need not end the reading to `report`, which by default raises it; what it does not raise is left
+    out of the record.
+    """
+
+    file: Path
+    sizes: Sizes
+
+    def read(self, index: int, report: Report = stop) -> Record:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Record:
+        return self.read(index)
+
+    def check_index(self, index: int) -> None:
+        """Raises an `IndexError` where there is no such record."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+
+
 def name_record(file: Path, index: int, key: str = "", value: object = None) -> str:
     """`file.json record 17 (id 'x')`; records count from 0."""
     return f"{file} record {index}" + (f" ({key} {shown(value)})" if value is not None else "")
@@ -86,12 +105,8 @@ def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = 
     """
     marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role == "user")
     if any(IMAGE_MARK in turn.text for turn in turns if turn.role == "assistant"):
-        report(
-            DataError(
-                f"{source}: an answer holds an {IMAGE_MARK} mark; marks belong in user turns",
-                ProblemKind.MARK_IN_ANSWER,
-            )
-        )
+        message = f"{source}: an answer holds an {IMAGE_MARK} mark; marks belong in user turns"
+        report(DataError(message, ProblemKind.MARK_IN_ANSWER))
     if marks != num_media:
         message = (
             f"{source}: {marks} {IMAGE_MARK} mark{'' if marks == 1 else 's'} but {num_media} {kind}"
@@ -114,8 +129,7 @@ def read_turns(conversations: Any, source: str, key: str = "conversations", repo
 
     Args:
         conversations: Its list of objects with `from` and `value`, of any type until it was checked here.
-        source: Where the record stands, for messages.
-        key: What messages call the list.
+        source, key: Where the record stands and what the list is called, for messages.
         report: Takes each problem; a turn that is none is left out.
 
     Raises:
@@ -143,22 +157,20 @@ def read_turns(conversations: Any, source: str, key: str = "conversations", repo
 
 
 def _turn(entry: Any, number: int, expected: Role, source: str, report: Report) -> Turn | None:
+    where = f"{source}: turn {number}"
     if not isinstance(entry, dict) or not isinstance(entry.get("value"), str):
-        message = f"{source}: turn {number} is not an object with 'from' and a text in 'value'; write it so"
+        message = f"{where} is not an object with 'from' and a text in 'value'; write it so"
         report(DataError(message, ProblemKind.WRONG_TYPE))
         return None
     name = entry.get("from")
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        message = f"{source}: turn {number} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}"
+        message = f"{where} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}"
         report(DataError(message, ProblemKind.ROLES))
         return None
     if role != expected:
-        message = (
-            f"{source}: turn {number} is from {shown(name)} where the {expected}'s turn belongs; "
-            "user and assistant take turns, the user first"
-        )
-        report(DataError(message, ProblemKind.ROLES))
+        message = f"{where} is from {shown(name)} where the {expected}'s turn belongs"
+        report(DataError(f"{message}; user and assistant take turns, the user first", ProblemKind.ROLES))
     if role == "assistant" and not entry["value"].strip():
         message = f"{source}: the answer in turn {number} is empty; fill it in, or take the record out"
         report(DataError(message, ProblemKind.EMPTY_ANSWER))

@@ -14,7 +14,7 @@ from voco_llama.data.media.roots import open_media_root
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
-from voco_llama.data.readers import Reader, open_reader, open_stream
+from voco_llama.data.readers import Reader, open_reader
 from voco_llama.errors import CheckpointError, one_line
 from voco_llama.model.language import build_language_model
 from voco_llama.model.layouts import projector_weights
@@ -51,9 +51,8 @@ def _open_source(source: SourceSettings, data: DataSettings) -> Reader:
     media, index = source.media_folder, None if data.index_folder is None else Path(data.index_folder)
     if source.archives:
         media = open_media_root(media, Path(source.file), index, source.archives)
-    if data.streaming:
-        return open_stream(source.format, source.file, media, data.shuffle_buffer, index, **source.options)
-    return open_reader(source.format, source.file, media, index, **source.options)
+    shuffle_buffer = data.shuffle_buffer if data.streaming else None
+    return open_reader(source.format, source.file, media, index, shuffle_buffer, **source.options)
 
 
 def build_processor(settings: TrainSettings) -> VoCoProcessor:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from voco_llama.data.readers import FORMATS, open_reader, open_stream
+from voco_llama.data.readers import FORMATS, open_reader
 from voco_llama.data.readers.caption_csv import CaptionCsv
 from voco_llama.data.readers.hf_dataset import HfDataset, ParquetStream
 from voco_llama.data.readers.llava_json import LlavaJson
@@ -57,15 +57,15 @@ def test_text_only_needs_no_folder(files):
 
 
 def test_only_tables_are_streamed(files):
-    stream = open_stream("hf_dataset", files["hf_dataset"], None, 7)
+    stream = open_reader("hf_dataset", files["hf_dataset"], shuffle_buffer=7)
     assert type(stream) is ParquetStream
     assert stream.shuffle_buffer == 7
     with pytest.raises(
         SettingsError, match=r"'llava_json' of .*chat\.json is not streamed, only hf_dataset \(Parquet\) is"
     ):
-        open_stream("llava_json", files["llava_json"], None, 7)
+        open_reader("llava_json", files["llava_json"], shuffle_buffer=7)
     with pytest.raises(SettingsError, match="'hf_dataset' has no option 'colour'; it has: split, name, id_column"):
-        open_stream("hf_dataset", files["hf_dataset"], None, 7, colour=1)
+        open_reader("hf_dataset", files["hf_dataset"], shuffle_buffer=7, colour=1)
 
 
 def test_bad_settings(files, tmp_path):

@@ -65,7 +65,7 @@ def test_images_stay_in_their_cells(reader, llava):
     assert str(image) == f"{llava} row 0 column image"
     assert image.name == "0.png"
     assert image.open().read() == png(0)
-    assert text_only.is_text_only
+    assert text_only.images == ()
     again = pickle.loads(pickle.dumps(first))
     assert again == first
     assert hash(again) == hash(first)
@@ -90,8 +90,8 @@ def test_a_list_of_images(reader, tmp_path):
         "row 0 column images image 1",
     ]
     assert [image.open().read() for image in records[0].images] == [png(0), png(1)]
-    assert records[1].is_text_only
-    assert records[2].is_text_only
+    assert records[1].images == ()
+    assert records[2].images == ()
     assert records[1].id == "1"
     assert records.sizes.media.tolist() == [2, 0, 0]
 
@@ -107,7 +107,7 @@ def test_an_image_is_bytes_or_a_path(reader, kind, tmp_path):
     (image,) = records[0].images
     assert (image == tmp_path / "a.png") == (kind in (IMAGE, pa.string()))
     assert load_image(image).size == (20, 14)
-    assert records[1].is_text_only
+    assert records[1].images == ()
     assert records.sizes.media.tolist() == [1, 0]
     if kind in (IMAGE, pa.string()):
         with pytest.raises(DataError, match=r"record 0: 'image' is the path 'a\.png'; set media_folder"):
@@ -118,7 +118,7 @@ def test_a_struct_with_nothing_in_it_is_no_image(tmp_path):
     nothing, named = {"bytes": None, "path": None}, {"bytes": None, "path": "a.png"}
     columns = {"image": [nothing, named, None, stored(0)], "conversations": [turns("Hi", "Hello.")] * 4}
     records = HfDataset(written(tmp_path, columns, {"image": IMAGE, "conversations": TURNS}))
-    assert records[0].is_text_only
+    assert records[0].images == ()
     assert records.sizes.media.tolist() == [0, 1, 0, 1]
 
 
@@ -164,7 +164,7 @@ def test_a_folder_of_shards_and_its_splits(reader, tmp_path):
     written(tmp_path, llava_rows(1), LLAVA_TYPES, "set/data/test-00000-of-00001.parquet")
     records = reader(tmp_path / "set")
     assert [record.id for record in records] == [f"r{i}" for i in range(6)]
-    assert records[5].is_text_only
+    assert records[5].images == ()
     assert records[4].images[0].open().read() == png(4)
     assert str(records[4].images[0]) == f"{tmp_path / 'set'} row 4 column image"
     assert len(reader(tmp_path / "set", split="test")) == 1

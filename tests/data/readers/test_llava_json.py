@@ -87,7 +87,7 @@ def test_records(folder, layout):
     assert [turn.role for turn in instruct.turns] == ["user", "assistant"] * 2
     assert instruct.turns[3].text == INSTRUCT["conversations"][3]["value"]
     assert instruct.source == f"{records.file} record 1 (id '000000033471')"
-    assert text_only.is_text_only
+    assert text_only.images == ()
     assert text_only.id == "7"
     assert text_only.turns[1].text == "Hello.\n"
     with pytest.raises(IndexError):
@@ -115,7 +115,7 @@ def test_sizes_are_known_beforehand(folder):
 def test_text_only_without_a_folder(folder):
     (folder.parent / "a.json").write_text(json.dumps([TEXT_ONLY, CAPTION]))
     records = LlavaJson(folder.parent / "a.json")
-    assert records[0].is_text_only
+    assert records[0].images == ()
     with pytest.raises(DataError, match=r"record 1 .* no image folder; set media_folder"):
         records[1]
 
@@ -130,7 +130,7 @@ def test_any_window_finds_the_same_records(folder, monkeypatch, block):
     data = [67890, CAPTION, INSTRUCT, {"id": 'tricky ]}," \\" \\', "n": 12345}, 12345, "é日", TEXT_ONLY, [1, [2]]]
     text = json.dumps(data, ensure_ascii=False, indent=1)
     expected = opened(folder, text)
-    monkeypatch.setattr(json_records._Scanner.__init__, "__defaults__", (block,))
+    monkeypatch.setattr(json_records, "_BLOCK", block)
     records = opened(folder, text)
     assert [records.raw(index) for index in range(len(data))] == [expected.raw(index) for index in range(len(data))]
     data_read = [records.raw(index) for index in range(len(data))]
@@ -142,7 +142,7 @@ def test_any_window_finds_the_same_records(folder, monkeypatch, block):
 
 @pytest.mark.parametrize("block", [4, 2**24])
 def test_unreadable_json_says_where(folder, monkeypatch, block):
-    monkeypatch.setattr(json_records._Scanner.__init__, "__defaults__", (block,))
+    monkeypatch.setattr(json_records, "_BLOCK", block)
     message = opening_error(folder, '[\n {"id": "é"},\n {"id": oops}]')
     assert "unreadable JSON at line 3, column 9 (byte offset 25): Expecting value; mend the file" in message
 

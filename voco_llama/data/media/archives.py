@@ -67,7 +67,7 @@ class ArchiveMember(StoredFile):
         offset: Byte at which its local header (zip) or its data (tar) begins.
         stored_bytes: What it takes in the archive.
         num_bytes: What it takes when read.
-        method: Of compression, as zip counts them.
+        method: Of compression, as zip counts them; `_IN_TAR`.
         checksum: CRC-32 of what is read; of no meaning in a tar.
     """
 
@@ -76,8 +76,8 @@ class ArchiveMember(StoredFile):
     offset: int
     stored_bytes: int
     num_bytes: int
-    method: int
-    checksum: int
+    method: int = _IN_TAR
+    checksum: int = 0
 
     @property
     def name(self) -> str:
@@ -120,11 +120,7 @@ class ArchiveMember(StoredFile):
 
 
 class Archive:
-    """A zip or an uncompressed tar.
-
-    Args:
-        path: The file.
-        index_folder: Where its table of members is kept; None = nowhere.
+    """A zip or an uncompressed tar, whose table of members is kept in `index_folder`; None = nowhere.
 
     Raises:
         DataError: It is missing, cut short, encrypted, compressed in a way that is not read, or holds no files.
@@ -148,18 +144,12 @@ class Archive:
         return (self._name(row) for row in range(len(self)))
 
     def find(self, name: str) -> ArchiveMember | None:
-        """The member of a name (of several the last), or None.
-
-        Args:
-            name: As `member_name` gives it.
-        """
-        digest = _hash(name)
-        hashes = self._table["hashes"]
-        row = int(np.searchsorted(hashes, digest, side="right")) - 1
-        while row >= 0 and hashes[row] == digest:
+        """The member of a name as `member_name` gives it (of several the last), or None."""
+        digest = _hash(name.encode(*_NAME_CODING))
+        begin, end = (int(np.searchsorted(self._table["hashes"], digest, side)) for side in ("left", "right"))
+        for row in reversed(range(begin, end)):
             if self._name(row) == name:
                 return ArchiveMember(self.path, name, *(int(self._table[column][row]) for column in _COLUMNS))
-            row -= 1
         return None
 
     def _name(self, row: int) -> str:
@@ -167,46 +157,38 @@ class Archive:
         return self._table["names"][begin:end].tobytes().decode(*_NAME_CODING)
 
 
-_COLUMNS = ("offset", "stored_bytes", "num_bytes", "method", "checksum")
+_SIZES = ("offset", "stored_bytes", "num_bytes")
+_COLUMNS = dict.fromkeys(_SIZES, np.int64) | {"method": np.uint8, "checksum": np.uint32}
+"""Of the table and of `ArchiveMember`: what names, and their hashes, come with."""
+
 _NAME_CODING = ("utf-8", "surrogateescape")
 
 
-def _hash(name: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(*_NAME_CODING), digest_size=8).digest(), "little"))
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A member as the archive has it."""
-
-    name: str
-    offset: int
-    stored_bytes: int
-    num_bytes: int
-    method: int = _IN_TAR
-    checksum: int = 0
+def _hash(name: bytes) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little"))
 
 
 def _read_members(path: Path) -> Arrays:
     read = _zip_members if path.name.lower().endswith(".zip") else _tar_members
     try:
         table = _pack(read(path))
+    except DataError:
+        raise
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, OverflowError, struct.error, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"{path}: cannot be read as a {path.suffix[1:].lower()}, damaged or not fetched to its end"
             f" ({one_line(error)}); fetch it again"
         ) from error
     if not len(table["hashes"]):
         raise DataError(f"{path}: holds no files; fetch it again, or leave it out")
-    numbers = [table[column] for column in ("offset", "stored_bytes", "num_bytes")]
-    if min(map(np.min, numbers)) < 0 or (table["offset"] + table["stored_bytes"]).max() > path.stat().st_size:
+    if any(table[column].min() < 0 for column in _SIZES) or (
+        (table["offset"] + table["stored_bytes"]).max() > path.stat().st_size
+    ):
         raise DataError(f"{path}: damaged or cut short, members lie outside of it; fetch it again")
     return table
 
 
-def _zip_members(path: Path) -> Iterator[_Found]:
+def _zip_members(path: Path) -> Iterator[ArchiveMember]:
     with zipfile.ZipFile(path) as opened:
         for info in opened.infolist():
             name = member_name(info.filename)
@@ -219,10 +201,11 @@ def _zip_members(path: Path) -> Iterator[_Found]:
                     f"{path}: {info.filename!r} in it is compressed by method {info.compress_type}; only stored and"
                     " deflated ones are read in place: unpack the archive, or pack it anew"
                 )
-            yield _Found(name, info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
+            sizes = info.compress_size, info.file_size
+            yield ArchiveMember(path, name, info.header_offset, *sizes, info.compress_type, info.CRC)
 
 
-def _tar_members(path: Path) -> Iterator[_Found]:
+def _tar_members(path: Path) -> Iterator[ArchiveMember]:
     with tarfile.open(path, "r:") as opened:
         end = 0
         while (info := opened.next()) is not None:
@@ -235,33 +218,25 @@ def _tar_members(path: Path) -> Iterator[_Found]:
                 continue
             if info.issparse():
                 raise DataError(f"{path}: {info.name!r} in it is sparse, which cannot be read in place; unpack it")
-            yield _Found(name, info.offset_data, info.size, info.size)
+            yield ArchiveMember(path, name, info.offset_data, info.size, info.size)
     with path.open("rb") as stream:  # tarfile ends without a word at a header that it cannot read
         stream.seek(end)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise DataError(f"{path}: damaged or cut short at byte {end}; fetch it again")
 
 
-def _pack(members: Iterable[_Found]) -> Arrays:
-    names = bytearray()
-    name_end, numbers = array("q"), array("q")
-    hashes = array("Q")
-    for found in members:
-        names += found.name.encode(*_NAME_CODING)
-        name_end.append(len(names))
-        hashes.append(int(_hash(found.name)))
-        numbers.extend((found.offset, found.stored_bytes, found.num_bytes, found.method, found.checksum))
-    order = np.argsort(np.asarray(hashes), kind="stable")
-    offset, stored_bytes, num_bytes, method, checksum = np.asarray(numbers).reshape(-1, 5)[order].T
-    ends = np.asarray(name_end)
-    begins = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+def _pack(members: Iterable[ArchiveMember]) -> Arrays:
+    names, numbers = [], array("q")
+    for member in members:
+        names.append(member.member.encode(*_NAME_CODING))
+        numbers.extend(getattr(member, column) for column in _COLUMNS)
+    hashes = np.array([_hash(name) for name in names], dtype=np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    names = [names[row] for row in order]
+    columns = np.asarray(numbers).reshape(-1, len(_COLUMNS))[order].T
     return {
-        "hashes": np.asarray(hashes)[order],
-        "offset": offset.copy(),
-        "stored_bytes": stored_bytes.copy(),
-        "num_bytes": num_bytes.copy(),
-        "method": method.astype(np.uint8),
-        "checksum": checksum.astype(np.uint32),
-        "name_begin": np.concatenate([[0], np.cumsum((ends - begins)[order])]).astype(np.int64),
-        "names": np.frombuffer(b"".join(bytes(names[begins[row] : ends[row]]) for row in order), dtype=np.uint8),
+        "hashes": hashes[order],
+        **{name: column.astype(_COLUMNS[name]) for name, column in zip(_COLUMNS, columns, strict=True)},
+        "name_begin": np.cumsum([0, *map(len, names)], dtype=np.int64),
+        "names": np.frombuffer(b"".join(names), dtype=np.uint8),
     }

@@ -17,14 +17,13 @@ a TIFF) are refused.
 import json
 import os
 import struct
-import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,34 +46,24 @@ _SAME_FORMAT = {"MPO": "JPEG"}
 """Several JPEGs in one file, as phones write them: its first one is what a JPEG decoder reads."""
 
 
-def load_image(file: str | os.PathLike[str] | StoredFile | BinaryIO, where: str | None = None) -> Image.Image:
-    """Decodes an image file (of several frames the first), fully, into RGB.
+def load_image(file: MediaFile | str) -> Image.Image:
+    """Decodes an image file (of several frames the first), fully, into an image in mode RGB that holds no open file.
 
-    Args:
-        file: A path, where it is stored, or a binary file.
-        where: What messages call it; None: by its path.
-
-    Returns:
-        A `PIL.Image` in mode RGB that holds no open file.
+    Has Pillow refuse truncated files from now on, whatever another library set (lmms-eval wants them filled up with
+    grey): the switch is one for the whole process.
 
     Raises:
         DataError: The file is missing, is in none of `IMAGE_FORMATS`, is corrupt or truncated, has more than
             `MAX_IMAGE_PIXELS` pixels when padded to a square, or grey values of an unknown range.
     """
-    where = f"image {file}" if where is None else where
-    with _whole_files_only(), _opened(file, where) as image:
-        return _to_rgb(image, where)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    with _opened(file) as image:
+        return _to_rgb(image, f"image {file}")
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the first bytes of an image say, without decoding a pixel.
-
-    Attributes:
-        format: As Pillow names it: JPEG, PNG, GIF, ...
-        width: In pixels.
-        height: In pixels.
-    """
+    """What the first bytes of an image say: its format, as Pillow names it (JPEG, PNG, ...), and size in pixels."""
 
     format: str
     width: int
@@ -82,12 +71,12 @@ class ImageHeader:
 
 
 def read_image_header(file: MediaFile) -> ImageHeader:
-    """Reads format and size.
+    """Reads format and size without decoding a pixel.
 
     Raises:
         DataError: The file is missing, no image that can be read, or too large to decode.
     """
-    with _opened(file, f"image {file}") as image:
+    with _opened(file) as image:
         return ImageHeader(_SAME_FORMAT.get(image.format, image.format), *image.size)
 
 
@@ -101,13 +90,14 @@ def format_in_name(name: str) -> str | None:
 
 
 @contextmanager
-def _opened(file: str | os.PathLike[str] | StoredFile | BinaryIO, where: str) -> Iterator[Image.Image]:
+def _opened(file: MediaFile | str) -> Iterator[Image.Image]:
     """An image of a size that may be decoded; what Pillow raises, while it is open too, becomes a `DataError`.
 
     Pillow's warnings, of large pictures (our own limit is stricter), torn metadata and a palette's lost transparency,
     are left out.
     """
-    if isinstance(file, str | os.PathLike) and not Path(file).is_file():
+    where = f"image {file}"
+    if not isinstance(file, StoredFile) and not Path(file).is_file():
         raise DataError(f"{where}: no such file; fetch it, or take the record out", ProblemKind.MISSING_FILE)
     try:
         with ExitStack() as opened:
@@ -138,30 +128,6 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     elif image.mode in ("I", "F"):
         raise DataError(f"{where}: grey values of 32 bits, whose range is not known; save it with 8 or 16 bits")
     return image.convert("RGB")
-
-
-_strictness = threading.Lock()
-_num_strict, _was_lenient = 0, False
-
-
-@contextmanager
-def _whole_files_only() -> Iterator[None]:
-    """Have Pillow refuse truncated files, whatever another library set (lmms-eval wants them filled up with grey).
-
-    The switch is one for the whole process: the first of several threads turns it, the last one turns it back.
-    """
-    global _num_strict, _was_lenient
-    with _strictness:
-        if not _num_strict:
-            _was_lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-        _num_strict += 1
-    try:
-        yield
-    finally:
-        with _strictness:
-            _num_strict -= 1
-            if not _num_strict:
-                ImageFile.LOAD_TRUNCATED_IMAGES = _was_lenient
 
 
 def _too_large(where: str, size: str) -> DataError:
@@ -213,8 +179,7 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """An RGB image of any size -> float32 `[3, image_size, image_size]`, normalized."""
-        background = tuple(int(channel * 255) for channel in self.mean)
-        square = expand_to_square(image, background)
+        square = expand_to_square(image, tuple(int(channel * 255) for channel in self.mean))
         resized = square.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(torch.float32) / 255
         mean, std = (torch.tensor(channels).view(3, 1, 1) for channels in (self.mean, self.std))
@@ -227,21 +192,8 @@ class ImageTransform:
         return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
-        values = asdict(self)
-        return values | {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
-        """Reads what `to_dict` gave.
-
-        Raises:
-            SettingsError: A key is unknown or a value is out of range.
-        """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise SettingsError(f"image transform: unknown key {unknown[0]!r}; known: image_size, mean, std")
-        return cls(**values)
+        """Plain values for JSON: the arguments, lists for tuples."""
+        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def beside(cls, folder: str | os.PathLike[str], image_size: int) -> "ImageTransform":

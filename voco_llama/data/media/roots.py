@@ -19,30 +19,27 @@ from voco_llama.errors import DataError, ProblemKind, SettingsError, one_line, s
 
 
 def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") -> Path:
-    """Joins a name from a data file to its media folder and makes sure that it stays there.
+    """Joins a name from a data file to its media folder and makes sure that it stays there, if it exists or not.
 
     Args:
         root: The media folder.
         name: The path as the data file has it, relative to `root`.
         source: Where the name stands (a record), put before an error's text.
 
-    Returns:
-        `root / name`. Whether the file exists is not checked.
-
     Raises:
         DataError: `name` is empty, absolute, has a `..` in it, or leads out of `root` through a symbolic link.
     """
     if not name:
-        raise _bad_name(source, f"the file name is empty; name a file inside {root}, or leave the entry out")
+        raise _refused(source, f"the file name is empty; name a file inside {root}, or leave the entry out")
     path, name_shown = Path(root, name), repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise _bad_name(source, f"{name_shown} leaves the folder {root}; name a file inside it by a relative path")
+        raise _refused(source, f"{name_shown} leaves the folder {root}; name a file inside it by a relative path")
     try:
         inside = path.resolve().is_relative_to(Path(root).resolve())
     except (OSError, RuntimeError, ValueError) as error:
-        raise _bad_name(source, f"{name_shown} is no usable file name: {one_line(error)}") from error
+        raise _refused(source, f"{name_shown} is no usable file name: {one_line(error)}") from error
     if not inside:
-        raise _bad_name(
+        raise _refused(
             source,
             f"{name_shown} leaves the folder {root} through a symbolic link; put the files inside it, or name the"
             " folder that they really are in",
@@ -50,8 +47,8 @@ def resolve_inside(root: str | os.PathLike[str], name: str, source: str = "") ->
     return path
 
 
-def _bad_name(source: str, what: str) -> DataError:
-    return DataError(f"{source}: {what}" if source else what, ProblemKind.BAD_FILE_NAME)
+def _refused(source: str, what: str, kind: ProblemKind = ProblemKind.BAD_FILE_NAME) -> DataError:
+    return DataError(f"{source}: {what}" if source else what, kind)
 
 
 class MediaRoot:
@@ -73,20 +70,15 @@ class MediaRoot:
         return ", ".join(places)
 
     def find(self, name: str, source: str = "") -> MediaFile:
-        """The file of a name. Whether one in a folder exists is not checked.
-
-        Args:
-            name: As the data file has it.
-            source: Where the name stands (a record), put before an error's text.
+        """The file of a name; arguments as those of `resolve_inside`. Whether one in a folder exists is not checked.
 
         Raises:
             DataError: The name is empty or leads out of the folder or archive, or no archive has it.
         """
         found = self._find(name, source)
         if found is None:
-            where = f"{source}: " if source else ""
-            message = f"{where}no file {shown(name)} in {self}; fetch it, or take the record out"
-            raise DataError(message, ProblemKind.MISSING_FILE)
+            what = f"no file {shown(name)} in {self}; fetch it, or take the record out"
+            raise _refused(source, what, ProblemKind.MISSING_FILE)
         return found
 
     def find_first(self, names: Iterable[str], source: str = "") -> MediaFile | None:
@@ -113,11 +105,11 @@ class MediaRoot:
 
     def _member_name(self, name: str, source: str) -> str:
         if not name:
-            raise _bad_name(source, f"the file name is empty; name a file inside {self}, or leave the entry out")
+            raise _refused(source, f"the file name is empty; name a file inside {self}, or leave the entry out")
         plain = member_name(name)
         if plain is None:
             what = f"{shown(name)} leaves {self}; name a file inside it by a relative path, with / in it"
-            raise _bad_name(source, what)
+            raise _refused(source, what)
         return plain
 
 

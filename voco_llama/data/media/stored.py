@@ -45,8 +45,7 @@ def content_key(file: MediaFile, algorithm: str = "sha256") -> str:
         DataError: A `StoredFile` cannot.
     """
     if isinstance(file, StoredFile):
-        with file.open() as stream:
-            return _hashed(stream, algorithm)
+        return _hash(file.open(), algorithm)
     state = file.stat()
     return _file_hash(file.absolute(), algorithm, state.st_size, state.st_mtime_ns)
 
@@ -54,9 +53,9 @@ def content_key(file: MediaFile, algorithm: str = "sha256") -> str:
 @lru_cache(maxsize=2**16)
 def _file_hash(file: Path, algorithm: str, size: int, modified: int) -> str:
     """Size and time are what a remembered hash holds for."""
-    with file.open("rb") as stream:
-        return _hashed(stream, algorithm)
+    return _hash(file.open("rb"), algorithm)
 
 
-def _hashed(stream: BinaryIO, algorithm: str) -> str:
-    return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+def _hash(opened: BinaryIO, algorithm: str) -> str:
+    with opened as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()

@@ -5,7 +5,6 @@ state a wrong one), then decoded frame by frame, keeping the wanted ones. So mem
 long the clip. The container's rotation note is ignored, as EXIF orientation is for images.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from voco_llama.data.media.stored import StoredFile
+from voco_llama.data.media.stored import MediaFile, StoredFile
 from voco_llama.errors import DataError, SettingsError, one_line
 
 if TYPE_CHECKING:
@@ -43,15 +42,10 @@ def list_clips(folder: Path) -> dict[str, str]:
 
 def choose_clips(names: Iterable[str]) -> dict[str, str]:
     """Of files with or without folders before them the clips: last part without ending -> name, as `list_clips`."""
+    paths = [path for path in map(PurePosixPath, sorted(names)) if path.suffix.lower() in CLIP_ENDINGS]
     clips: dict[str, str] = {}
-    for name in sorted(names):
-        path = PurePosixPath(name)
-        ending = path.suffix.lower()
-        if ending not in CLIP_ENDINGS:
-            continue
-        held = clips.get(path.stem)
-        if held is None or CLIP_ENDINGS.index(ending) < CLIP_ENDINGS.index(PurePosixPath(held).suffix.lower()):
-            clips[path.stem] = name
+    for path in sorted(paths, key=lambda path: CLIP_ENDINGS.index(path.suffix.lower())):
+        clips.setdefault(path.stem, str(path))
     return clips
 
 
@@ -72,7 +66,7 @@ def frame_indices(total: int, num_frames: int) -> list[int]:
     return [i * (total - 1) // max(num_frames - 1, 1) for i in range(num_frames)]
 
 
-def read_frames(path: str | os.PathLike[str] | StoredFile, num_frames: int) -> list[Image.Image]:
+def read_frames(path: MediaFile | str, num_frames: int) -> list[Image.Image]:
     """Decodes `num_frames` frames of a clip, sampled by `frame_indices` over the whole of it.
 
     Args:
@@ -98,7 +92,7 @@ def read_frames(path: str | os.PathLike[str] | StoredFile, num_frames: int) -> l
     return frames
 
 
-def count_frames(path: str | os.PathLike[str] | StoredFile) -> int:
+def count_frames(path: MediaFile | str) -> int:
     """Counts the frames of a clip by its packets, without decoding any.
 
     Raises:
@@ -109,7 +103,7 @@ def count_frames(path: str | os.PathLike[str] | StoredFile) -> int:
 
 
 @contextmanager
-def _reading(path: str | os.PathLike[str] | StoredFile) -> Iterator[str]:
+def _reading(path: MediaFile | str) -> Iterator[str]:
     """What messages call the clip; the decoder's errors become ours."""
     import av  # slow to import, and only clips need it
 
@@ -123,24 +117,21 @@ def _reading(path: str | os.PathLike[str] | StoredFile) -> Iterator[str]:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str] | StoredFile) -> Iterator["InputContainer"]:
+def _open(path: MediaFile | str, where: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     import av
 
     options = {"format_whitelist": _FORMATS}
     with ExitStack() as opened:
         file = opened.enter_context(path.open()) if isinstance(path, StoredFile) else str(Path(path).absolute())
-        yield opened.enter_context(av.open(file, metadata_errors="ignore", options=options))
-
-
-def _video_stream(container: "InputContainer", where: str) -> "VideoStream":
-    if not container.streams.video:
-        raise DataError(f"{where}: holds no video stream; fetch it again or replace it")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise DataError(f"{where}: its codec is not one this PyAV decodes; convert it to H.264")
-    _check_size(stream.codec_context.width, stream.codec_context.height, where)
-    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # the decoder's own check, mid-stream
-    return stream
+        container = opened.enter_context(av.open(file, metadata_errors="ignore", options=options))
+        if not container.streams.video:
+            raise DataError(f"{where}: holds no video stream; fetch it again or replace it")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise DataError(f"{where}: its codec is not one this PyAV decodes; convert it to H.264")
+        _check_size(stream.codec_context.width, stream.codec_context.height, where)
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # the decoder's own check, mid-stream
+        yield container, stream
 
 
 def _check_size(width: int, height: int, where: str) -> None:
@@ -149,11 +140,10 @@ def _check_size(width: int, height: int, where: str) -> None:
         raise DataError(f"{where}: frames too large ({width} x {height}; at most {side} on a side); scale it down")
 
 
-def _count_frames(path: str | os.PathLike[str] | StoredFile, where: str) -> int:
+def _count_frames(path: MediaFile | str, where: str) -> int:
     """Counts the packets that are shown, without decoding; refuses clips that end long before they say they do."""
     count, first, last = 0, None, None
-    with _open(path) as container:
-        stream = _video_stream(container, where)
+    with _open(path, where) as (container, stream):
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise DataError(f"{where}: corrupt or truncated at frame {count}; fetch it again")
@@ -168,7 +158,9 @@ def _count_frames(path: str | os.PathLike[str] | StoredFile, where: str) -> int:
                 last = end if last is None else max(last, end)
         if not count:
             raise DataError(f"{where}: holds no frames; replace it")
-        announced = _announced_seconds(container, stream)
+        announced = 0 if container.duration is None else container.duration / 1_000_000
+        if stream.duration is not None:
+            announced = float(stream.duration * stream.time_base)
         if announced and first is not None:
             seconds = float((last - first) * stream.time_base)
             if seconds < LEAST_SHARE * announced:
@@ -179,19 +171,12 @@ def _count_frames(path: str | os.PathLike[str] | StoredFile, where: str) -> int:
     return count
 
 
-def _announced_seconds(container: "InputContainer", stream: "VideoStream") -> float | None:
-    """The length in the header, in seconds; None where it states none."""
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    return None if container.duration is None else container.duration / 1_000_000
-
-
-def _decode(path: str | os.PathLike[str] | StoredFile, indices: list[int], where: str) -> tuple[list[Image.Image], int]:
+def _decode(path: MediaFile | str, indices: list[int], where: str) -> tuple[list[Image.Image], int]:
     """Decodes up to the last of `indices` (ascending); returns the frames reached and how many were decoded."""
     frames: list[Image.Image] = []
     decoded = 0
-    with _open(path) as container:
-        for frame in container.decode(_video_stream(container, where)):
+    with _open(path, where) as (container, stream):
+        for frame in container.decode(stream):
             _check_size(frame.width, frame.height, where)
             wanted = indices[len(frames) :].count(decoded)
             if wanted:

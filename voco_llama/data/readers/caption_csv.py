@@ -7,21 +7,16 @@ The clip of a row is `<videos>/<page_dir>/<videoid>.mp4`, as WebVid's own downlo
 `<videos>/<videoid>.mp4`, with any of the endings in `CLIP_ENDINGS`. Rows are validated when read.
 """
 
-import codecs
 import csv
 import io
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
-from voco_llama.data.kept_tables import Arrays
 from voco_llama.data.media.roots import MediaRoot, open_media_root
 from voco_llama.data.media.stored import MediaFile
 from voco_llama.data.media.video import CLIP_ENDINGS
-from voco_llama.data.readers.json_records import RecordFile
+from voco_llama.data.readers.json_records import Places, RecordFile, skip_byte_order_mark
 from voco_llama.data.records import (
     Record,
     Report,
@@ -49,11 +44,10 @@ class CaptionCsv(RecordFile):
     Args:
         file: The CSV, UTF-8, with a header.
         videos: Where the clips are: a folder or an archive.
-        instruction: The instruction, or several; which one a record gets is a pure function of `seed` and its index.
-        seed: See above.
-        id_column: Column of the clip's id, its file name without ending.
-        caption_column: Column of the caption.
-        folder_column: Column of the folder, within `videos`, that a clip may be in; ignored if it is not there.
+        instruction, seed: The instruction, or several of which seed and index choose.
+        id_column: Of the clip's id, its file name without ending.
+        caption_column: Of the caption.
+        folder_column: Of the folder, within `videos`, that a clip may be in; ignored if it is not there.
         index_folder: Where the places of the rows in the file are kept; None = nowhere.
 
     Raises:
@@ -61,6 +55,8 @@ class CaptionCsv(RecordFile):
             the row is not valid, or its clip is missing.
         SettingsError: No instruction, or one with an `<image>` mark in it.
     """
+
+    nothing = "no records, only a header"
 
     def __init__(
         self,
@@ -78,13 +74,10 @@ class CaptionCsv(RecordFile):
         check_file(self.file)
         self.videos = open_media_root(videos, self.file, index_folder)
         with self.file.open("rb") as stream:
-            rows = csv.reader(_Lines(stream), strict=True)
-            self._columns = self._read_header(rows, (id_column, caption_column), folder_column)
+            self._columns = self._read_header(_rows(stream), id_column, caption_column, optional=folder_column)
         super().__init__(self.file, f"csv {self._columns[1]}", index_folder, self._scan)
 
-    def _read_header(
-        self, reader: Iterator[list[str]], needed: tuple[str, str], optional: str
-    ) -> tuple[int, int, int | None]:
+    def _read_header(self, reader: Iterator[list[str]], *needed: str, optional: str) -> tuple[int, int, int | None]:
         """The columns of id, caption and folder."""
         try:
             header = [name.encode("latin-1").decode("utf-8").strip() for name in next(reader, [])]
@@ -98,28 +91,19 @@ class CaptionCsv(RecordFile):
             )
         return *(header.index(name) for name in needed), header.index(optional) if optional in header else None
 
-    def _scan(self) -> Arrays:
-        """Where each row begins and ends, and the bytes of its caption."""
-        rows = array("q")
+    def _scan(self) -> Places:
         with self.file.open("rb") as stream:
-            lines = _Lines(stream)
-            reader = csv.reader(lines, strict=True)
+            reader = _rows(stream)
             begin, line = 0, 1
             try:
-                next(reader)
-                begin, line = lines.offset, reader.line_num + 1
                 for row in reader:
-                    if row:
+                    end = stream.tell()
+                    if row and begin:
                         caption = row[self._columns[1]] if self._columns[1] < len(row) else ""
-                        rows.extend((begin, lines.offset, len(caption)))
-                    begin, line = lines.offset, reader.line_num + 1
+                        yield begin, end, len(caption), 1
+                    begin, line = end, reader.line_num + 1
             except csv.Error as error:
                 raise DataError(self._unreadable(line, begin, error)) from error
-        if not rows:
-            raise DataError(f"{self.file}: holds no records, only a header; give a file with at least one")
-        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        spans, characters = table[:, :2].copy(), table[:, 2].astype(np.int32)
-        return {"spans": spans, "characters": characters, "media": np.ones(len(spans), dtype=np.int32)}
 
     def _unreadable(self, line: int, offset: int, error: Exception) -> str:
         return (
@@ -134,67 +118,42 @@ class CaptionCsv(RecordFile):
             return stream.read(int(self._table["spans"][0, 0]))
 
     def read(self, index: int, report: Report = stop) -> Record:
-        """See `RecordFile`."""
         id_column, caption_column, folder_column = self._columns
-        row = self._row(index)
+        try:
+            row = next(csv.reader(io.StringIO(self.raw(index).decode("utf-8"), newline=""), strict=True))
+        except UnicodeDecodeError as error:
+            raise self.not_utf8(index, error) from error
+        except (csv.Error, StopIteration) as error:
+            raise self.changed(index) from error
         source = name_record(self.file, index, "videoid", row[id_column] if id_column < len(row) else None)
         if max(id_column, caption_column) >= len(row):
             raise DataError(f"{source}: the row has only {len(row)} columns; complete it, or take it out")
         caption = row[caption_column].strip()
         if not caption:
-            report(
-                DataError(f"{source}: the caption is empty; fill it in, or take the row out", ProblemKind.EMPTY_ANSWER)
-            )
+            message = f"{source}: the caption is empty; fill it in, or take the row out"
+            report(DataError(message, ProblemKind.EMPTY_ANSWER))
         folder = row[folder_column] if folder_column is not None and folder_column < len(row) else ""
         turns = caption_turns(self.instructions, self.seed, index, caption)
         check_marks(turns, 1, source, "clip", report)
         video = self._clip(row[id_column], folder, source, report)
         return Record(id=row[id_column], turns=turns, video=video, source=source)
 
-    def _row(self, index: int) -> list[str]:
-        try:
-            text = self.raw(index).decode("utf-8")
-            return next(csv.reader(io.StringIO(text, newline=""), strict=True))
-        except UnicodeDecodeError as error:
-            raise self.not_utf8(index, error) from error
-        except (csv.Error, StopIteration) as error:
-            raise DataError(
-                f"{name_record(self.file, index)}: the file changed since it was opened; start again"
-            ) from error
-
     def _clip(self, video_id: str, folder: str, source: str, report: Report) -> MediaFile | None:
         if not video_id:
-            report(
-                DataError(
-                    f"{source}: the clip's id is empty; fill it in, or take the row out", ProblemKind.BAD_FILE_NAME
-                )
-            )
+            message = f"{source}: the clip's id is empty; fill it in, or take the row out"
+            report(DataError(message, ProblemKind.BAD_FILE_NAME))
             return None
         parts = (f"{folder}/", "") if folder else ("",)
-        found = self.videos.find_first(
-            (f"{part}{video_id}{ending}" for part in parts for ending in CLIP_ENDINGS), source
-        )
-        if found is not None:
-            return found
-        message = (
-            f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}"
-            f"{f', also in {shown(folder)}' if folder else ''}); fetch it, or take the row out"
-        )
-        report(DataError(message, ProblemKind.MISSING_FILE))
-        return None
+        names = (f"{part}{video_id}{ending}" for part in parts for ending in CLIP_ENDINGS)
+        found = self.videos.find_first(names, source)
+        if found is None:
+            also = f", also in {shown(folder)}" if folder else ""
+            message = f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}{also})"
+            report(DataError(f"{message}; fetch it, or take the row out", ProblemKind.MISSING_FILE))
+        return found
 
 
-class _Lines(Iterator[str]):
-    """The lines of a file, one character a byte, and the offset up to which they have been read."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.offset = 0
-
-    def __next__(self) -> str:
-        line = self._stream.readline()
-        if not line:
-            raise StopIteration
-        begin = len(codecs.BOM_UTF8) if not self.offset and line.startswith(codecs.BOM_UTF8) else 0
-        self.offset += len(line)
-        return line[begin:].decode("latin-1")
+def _rows(stream: BinaryIO) -> Iterator[list[str]]:
+    """The rows of a file, one character a byte; up to the end of the last one the stream has been read."""
+    skip_byte_order_mark(stream)
+    return csv.reader((line.decode("latin-1") for line in iter(stream.readline, b"")), strict=True)

@@ -13,14 +13,15 @@ and loses what its shuffle buffer held.)
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voco_llama.data.readers.table_records import TableReader, text_bytes, text_marks
+from voco_llama.data.readers.table_records import TableReader, count_in
 from voco_llama.data.records import Sizes
 from voco_llama.errors import DataError, SettingsError, one_line
 from voco_llama.hub import is_hub_name
@@ -28,8 +29,6 @@ from voco_llama.hub import is_hub_name
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import DatasetBuilder
-
-T = TypeVar("T")
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
 """Endings of a single file, and what of the library reads it."""
@@ -39,32 +38,34 @@ ROWS_AT_ONCE = 10_000
 
 
 class HfDataset(TableReader):
-    """See the module; arguments as those of `TableReader`, `file` as said there."""
+    """See the module; arguments as those of `TableReader`."""
 
     def _open(self, split: str, name: str | None) -> list[str]:
         import datasets
 
         if is_saved(self.file):
-            loaded = reported(self.file, lambda: datasets.load_from_disk(str(self.file)))
+            with reported(self.file):
+                loaded = datasets.load_from_disk(str(self.file))
             if isinstance(loaded, datasets.DatasetDict):
                 if split not in loaded:
                     raise DataError(f"{self.file}: no split {split!r}; it has: {', '.join(loaded)}")
                 loaded = loaded[split]
         else:
             builder = find_builder(self.file, split, name)
-            reported(self.file, builder.download_and_prepare)
-            loaded = reported(self.file, lambda: builder.as_dataset(split=split))
+            with reported(self.file):
+                builder.download_and_prepare()
+                loaded = builder.as_dataset(split=split)
         self._dataset = loaded.with_format("arrow")
         return self._dataset.column_names
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def _row(self, index: int, columns: list[str]) -> "pa.Table":
+    def row(self, index: int, columns: list[str]) -> "pa.Table":
         return self._dataset[index].select(columns)
 
-    def _tables(self, columns: list[str]) -> "Iterator[pa.Table]":
-        return self._dataset.select_columns(columns).iter(ROWS_AT_ONCE)
+    def _column(self, name: str) -> "Iterator[pa.ChunkedArray]":
+        return (table[name] for table in self._dataset.select_columns([name]).iter(ROWS_AT_ONCE))
 
 
 def is_saved(file: Path) -> bool:
@@ -83,11 +84,12 @@ def find_builder(file: Path, split: str, name: str | None) -> "DatasetBuilder":
     if file.is_file():
         if file.suffix not in BUILDERS:
             raise DataError(f"{file}: not a table that can be read ({', '.join(BUILDERS)}); name another file")
-        kind, files = BUILDERS[file.suffix], {"train": str(file)}
-        return reported(file, lambda: datasets.load_dataset_builder(kind, data_files=files))
+        with reported(file):
+            return datasets.load_dataset_builder(BUILDERS[file.suffix], data_files={"train": str(file)})
     if not file.is_dir() and not is_hub_name(file):
         raise DataError(f"{file}: no such file or folder; check the path of the data set")
-    builder = reported(file, lambda: datasets.load_dataset_builder(str(file), name))
+    with reported(file):
+        builder = datasets.load_dataset_builder(str(file), name)
     kind = type(builder).__module__.split(".")[-1]
     if kind not in BUILDERS.values() and kind != "cache":
         raise DataError(
@@ -99,19 +101,14 @@ def find_builder(file: Path, split: str, name: str | None) -> "DatasetBuilder":
     return builder
 
 
-def reported(file: str | Path, read: Callable[[], T]) -> T:
-    """Runs a reading function of the library; its errors become one line.
-
-    Raises:
-        DataError: It failed.
-    """
+@contextmanager
+def reported(file: str | Path) -> Iterator[None]:
+    """Makes the library's errors a `DataError` of one line."""
     from datasets.exceptions import DatasetsError
     from pyarrow import ArrowException
 
     try:
-        return read()
-    except DataError:
-        raise
+        yield
     except (OSError, ValueError, RuntimeError, DatasetsError, ArrowException) as error:
         reason = one_line(error.__cause__ or error)  # the library wraps what happened in a general message
         raise DataError(f"{file}: cannot be read ({reason}); check the path, or fetch it again") from error
@@ -147,8 +144,9 @@ class ParquetStream(TableReader):
         self._groups: list[tuple[int, int]] = []
         names, sizes = [], [0]
         for number, file in enumerate(self._files):
-            footer, file_names = reported(file, lambda file=file: _footer(file))
-            names.append(file_names)
+            with reported(file), _parquet_file(file) as opened:
+                footer = opened.metadata
+                names.append(opened.schema_arrow.names)
             for group in range(footer.num_row_groups):
                 self._groups.append((number, group))
                 sizes.append(footer.row_group(group).num_rows)
@@ -164,15 +162,14 @@ class ParquetStream(TableReader):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": OrderedDict()}  # each process reads for itself
 
-    def _row(self, index: int, columns: list[str]) -> "pa.Table":
+    def row(self, index: int, columns: list[str]) -> "pa.Table":
         group = int(np.searchsorted(self.group_starts, index, side="right")) - 1
         return self._group(group).select(columns).slice(index - int(self.group_starts[group]), 1)
 
     def _group(self, group: int) -> "pa.Table":
         """A row group's needed columns; those used last are held."""
         if group not in self._held:
-            columns = (self.id_column, self.text_column, self.image_column, self.video_column)
-            self._held[group] = self._read(group, [column for column in columns if column is not None])
+            self._held[group] = self._read(group, self.columns)
             most = self.shuffle_buffer + int(np.diff(self.group_starts).max())
             while len(self._held) > 1 and sum(map(len, self._held.values())) > most:
                 self._held.popitem(last=False)
@@ -182,25 +179,21 @@ class ParquetStream(TableReader):
     def _read(self, group: int, columns: list[str]) -> "pa.Table":
         number, place = self._groups[group]
         file = self._files[number]
-        table = reported(file, lambda: _read_group(file, place, columns))
+        with reported(file):
+            table = _read_group(file, place, columns)
         if len(table) != self.group_starts[group + 1] - self.group_starts[group]:
             raise DataError(f"{file}: changed since it was opened; start again")
         return table
 
-    def _tables(self, columns: list[str]) -> "Iterator[pa.Table]":
-        for group in range(len(self._groups)):
-            yield self._read(group, columns)
+    def _column(self, name: str) -> "Iterator[pa.ChunkedArray]":
+        return (self._read(group, [name])[name] for group in range(len(self._groups)))
 
     @cached_property
     def sizes(self) -> Sizes:
         """How much text there is, and how many images it speaks of: the image column is not read."""
-        texts = [table[self.text_column] for table in self._tables([self.text_column])]
-        characters = np.concatenate([text_bytes(text) for text in texts])
-        if self.form == "conversations":
-            media = np.concatenate([text_marks(text) for text in texts])
-        else:
-            media = np.full(len(self), self.image_column is not None)
-        return Sizes(characters.astype(np.int32), media.astype(np.int32))
+        texts = list(self._column(self.text_column))
+        media = np.full(len(self), self.image_column is not None, np.int32)
+        return Sizes(count_in(texts, "bytes"), count_in(texts, "marks") if self.form == "conversations" else media)
 
 
 def _parquet_file(file: str) -> Any:
@@ -209,11 +202,6 @@ def _parquet_file(file: str) -> Any:
 
     filesystem, path = url_to_fs(file)
     return pq.ParquetFile(path, filesystem=filesystem)
-
-
-def _footer(file: str) -> tuple[Any, list[str]]:
-    with _parquet_file(file) as opened:
-        return opened.metadata, opened.schema_arrow.names
 
 
 def _read_group(file: str, place: int, columns: list[str]) -> "pa.Table":

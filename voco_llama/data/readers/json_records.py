@@ -9,55 +9,63 @@ large file are kept on disk (`kept_tables`), so that it is scanned once and all 
 import codecs
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from json.decoder import WHITESPACE
+from collections.abc import Callable, Iterable, Iterator
+from json.decoder import WHITESPACE, JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from voco_llama.data.kept_tables import Arrays, open_table
-from voco_llama.data.records import Record, Report, Sizes, check_file, name_record, stop
+from voco_llama.data.records import Reader, Sizes, check_file, name_record
 from voco_llama.errors import DataError, one_line
 
 _BLOCK = 2**24
 
+Places = Iterable[tuple[int, int, int, int]]
+"""Of each record the bytes where it begins and ends, and its `Sizes`: characters, media."""
 
-class RecordFile(Sequence[Record]):
+
+class RecordFile(Reader):
     """The records of a file, each of which is a stretch of its bytes.
 
     Args:
         file: The file.
         kind: Of the table that `scan` makes, where it is kept.
         index_folder: Where it is kept; None = nowhere.
-        scan: Reads the file through, for `spans` `[records, 2]` int64, the bytes where each record begins and ends, and
-            the columns of `Sizes`.
+        scan: Reads the file through.
 
     Raises:
-        DataError: The file is missing; and what `scan` raises. From `[index]`: the record is not valid.
+        DataError: The file is missing or holds no records; and what `scan` raises. From `[index]`: it is not valid.
     """
 
-    def __init__(self, file: Path, kind: str, index_folder: Path | None, scan: Callable[[], Arrays]) -> None:
+    nothing = "no records"
+
+    def __init__(self, file: Path, kind: str, index_folder: Path | None, scan: Callable[[], Places]) -> None:
         self.file = file
         check_file(file)
-        self._table = open_table(file, kind, index_folder, scan)
+        self._table = open_table(file, kind, index_folder, lambda: self._tabulate(scan()))
+
+    def _tabulate(self, places: Places) -> Arrays:
+        rows = array("q")
+        for place in places:
+            rows.extend(place)
+        if not rows:
+            raise DataError(f"{self.file}: holds {self.nothing}; give a file with at least one")
+        table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        characters, media = table[:, 2:].astype(np.int32).T.copy()
+        return {"spans": table[:, :2].copy(), "characters": characters, "media": media}
 
     @property
     def sizes(self) -> Sizes:
-        """How much there is in each record."""
         return Sizes(self._table["characters"], self._table["media"])
 
     def __len__(self) -> int:
         return len(self._table["spans"])
 
     def raw(self, index: int) -> bytes:
-        """One record as it stands in the file.
-
-        Raises:
-            IndexError: There is no such record.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
+        """One record as it stands in the file."""
+        self.check_index(index)
         start, end = self._table["spans"][index].tolist()
         with self.file.open("rb") as stream:
             stream.seek(start)
@@ -68,12 +76,9 @@ class RecordFile(Sequence[Record]):
         place = int(self._table["spans"][index, 0]) + error.start
         return DataError(f"{name_record(self.file, index)}: not UTF-8 at byte {place}; save the file as UTF-8")
 
-    def __getitem__(self, index: int) -> Record:
-        return self.read(index)
-
-    def read(self, index: int, report: Report = stop) -> Record:
-        """`[index]`, with each problem handed to `report`; what it does not raise is left out of the record."""
-        raise NotImplementedError
+    def changed(self, index: int) -> DataError:
+        """The error for a record that is not any more what it was when the file was scanned."""
+        return DataError(f"{name_record(self.file, index)}: the file changed since it was opened; start again")
 
 
 class JsonRecords(RecordFile):
@@ -83,8 +88,7 @@ class JsonRecords(RecordFile):
         file: The file, UTF-8, with or without a byte order mark.
         measure: Gives (characters, media) of a parsed element. It must bear any JSON value: elements are validated
             when read. Its strings hold one character for each byte of UTF-8.
-        kind: Of records, which tells the results of one `measure` from another's where they are kept.
-        index_folder: Where what the scan found is kept; None = nowhere.
+        kind, index_folder: As those of `RecordFile`; `kind` tells the results of one `measure` from another's.
 
     Raises:
         DataError: The file is missing, is not JSON (says line, column and byte offset), its top level is not a
@@ -108,43 +112,45 @@ class JsonRecords(RecordFile):
             value = json.loads(data.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise self.not_utf8(index, error) from error
-        except json.JSONDecodeError as error:
-            raise DataError(f"{source}: the file changed since it was opened; start again") from error
+        except JSONDecodeError as error:
+            raise self.changed(index) from error
         if b"\\ud" in data.lower():  # an escaped surrogate pair, or half of one, which no tokenizer takes
             try:
                 json.dumps(value, ensure_ascii=False).encode("utf-8")
             except UnicodeEncodeError as error:
                 raise DataError(f"{source}: holds half a surrogate pair (\\ud8..); mend the text") from error
         if not isinstance(value, dict):
-            raise DataError(f"{source}: a {_json_type(value)}, not an object; each record is one {{...}}")
+            names = {list: "list", str: "string", bool: "boolean", type(None): "null"}
+            raise DataError(
+                f"{source}: a {names.get(type(value), 'number')}, not an object; each record is one {{...}}"
+            )
         return value
 
 
-def _scan(file: Path, measure: Callable[[Any], tuple[int, int]]) -> Arrays:
-    rows = array("q")  # begin, end, characters, media
+def _scan(file: Path, measure: Callable[[Any], tuple[int, int]]) -> Places:
     with file.open("rb") as stream:
-        scan = _scan_lines if file.suffix == ".jsonl" else _scan_list
         try:
-            for start, end, value in scan(stream, file):
-                rows.extend((start, end, *measure(value)))
-        except _BrokenJsonError as error:
-            raise DataError(_unreadable(file, error)) from error
-    if not rows:
-        raise DataError(f"{file}: holds no records; give a file with at least one")
-    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    return {
-        "spans": table[:, :2].copy(),
-        "characters": table[:, 2].astype(np.int32),
-        "media": table[:, 3].astype(np.int32),
-    }
+            for start, end, value in (_scan_lines if file.suffix == ".jsonl" else _scan_list)(stream, file):
+                yield start, end, *measure(value)
+        except JSONDecodeError as error:
+            stream.seek(0)
+            before = stream.read(error.pos)
+            line, column = before.count(b"\n") + 1, error.pos - before.rfind(b"\n")
+            raise DataError(
+                f"{file}: unreadable JSON at line {line}, column {column} (byte offset {error.pos}): {error.msg}; "
+                "mend the file or fetch it again"
+            ) from error
 
 
-class _BrokenJsonError(Exception):
-    """Not JSON, at a byte offset."""
+def skip_byte_order_mark(stream: BinaryIO) -> None:
+    """Moves a file that was just opened past its mark, if it has one."""
+    if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        stream.seek(0)
 
-    def __init__(self, message: str, offset: int) -> None:
-        super().__init__(message)
-        self.offset = offset
+
+def _broken(message: str, offset: int) -> JSONDecodeError:
+    """Not JSON, at a byte of the file."""
+    return JSONDecodeError(message, "", offset)
 
 
 class _Scanner:
@@ -154,14 +160,11 @@ class _Scanner:
     like one, so values begin and end at the same places, and these are byte offsets.
     """
 
-    def __init__(self, stream: BinaryIO, block: int = _BLOCK) -> None:
-        self._stream, self._block = stream, block
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
         self._decoder = json.JSONDecoder()
-        self._text, self._base, self._at = "", 0, 0
-        if stream.read(3) == codecs.BOM_UTF8:
-            self._base = 3
-        else:
-            stream.seek(0)
+        skip_byte_order_mark(stream)
+        self._text, self._base, self._at = "", stream.tell(), 0
 
     @property
     def offset(self) -> int:
@@ -170,7 +173,7 @@ class _Scanner:
     def _slide(self) -> bool:
         """Drops what was read and adds at least as much as is left; False at the end of the file."""
         rest = self._text[self._at :]
-        block = self._stream.read(max(self._block, len(rest)))
+        block = self._stream.read(max(_BLOCK, len(rest)))
         self._base, self._at, self._text = self.offset, 0, rest + block.decode("latin-1")
         return bool(block)
 
@@ -186,7 +189,7 @@ class _Scanner:
     def take(self, sign: str, message: str) -> None:
         """Passes over an expected sign."""
         if self.peek() != sign:
-            raise _BrokenJsonError(message, self.offset)
+            raise _broken(message, self.offset)
         self._at += 1
 
     def value(self) -> tuple[int, int, Any]:
@@ -196,12 +199,11 @@ class _Scanner:
             start, at = self.offset, self._at
             try:
                 value, end = self._decoder.raw_decode(self._text, at)
-            except json.JSONDecodeError as error:
-                broken = _BrokenJsonError(error.msg, start + error.pos - at)
+            except JSONDecodeError as error:
                 if not self._slide():  # else the window may have ended inside the value: try again with more
-                    raise broken from error
+                    raise _broken(error.msg, start + error.pos - at) from error
             except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
-                raise _BrokenJsonError(one_line(error), start) from error
+                raise _broken(one_line(error), start) from error
             else:
                 if end < len(self._text) or not self._slide():  # at the window's very end a number may go on
                     self._at += end - at
@@ -222,39 +224,19 @@ def _scan_list(stream: BinaryIO, file: Path) -> Iterator[tuple[int, int, Any]]:
             yield scanner.value()
     scanner.take("]", "Expecting ']'")
     if scanner.peek():
-        raise _BrokenJsonError("Extra data after the list", scanner.offset)
+        raise _broken("Extra data after the list", scanner.offset)
 
 
 def _scan_lines(stream: BinaryIO, file: Path) -> Iterator[tuple[int, int, Any]]:
-    offset = 0
+    skip_byte_order_mark(stream)
+    offset = stream.tell()
     for line in stream:
-        begin = 3 if offset == 0 and line.startswith(codecs.BOM_UTF8) else 0
-        if line[begin:].strip():
+        if line.strip():
             try:
-                value = json.loads(line[begin:].decode("latin-1"))
-            except json.JSONDecodeError as error:
-                raise _BrokenJsonError(error.msg, offset + begin + error.pos) from error
+                value = json.loads(line.decode("latin-1"))
+            except JSONDecodeError as error:
+                raise _broken(error.msg, offset + error.pos) from error
             except (RecursionError, ValueError) as error:
-                raise _BrokenJsonError(one_line(error), offset) from error
-            yield offset + begin, offset + len(line), value
+                raise _broken(one_line(error), offset) from error
+            yield offset, offset + len(line), value
         offset += len(line)
-
-
-def _unreadable(file: Path, error: _BrokenJsonError) -> str:
-    line, begin, position = 1, 0, 0
-    with file.open("rb") as stream:
-        while block := stream.read(min(_BLOCK, error.offset - position)):
-            line += block.count(b"\n")
-            if b"\n" in block:
-                begin = position + block.rindex(b"\n") + 1
-            position += len(block)
-    column = error.offset - begin + 1
-    return (
-        f"{file}: unreadable JSON at line {line}, column {column} (byte offset {error.offset}): {error}; "
-        "mend the file or fetch it again"
-    )
-
-
-def _json_type(value: object) -> str:
-    names = {list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")

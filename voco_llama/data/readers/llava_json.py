@@ -19,12 +19,7 @@ from voco_llama.errors import DataError, ProblemKind, shown
 
 
 class LlavaJson(JsonRecords):
-    """The records of a LLaVA file.
-
-    Args:
-        file: The `.json` or `.jsonl` file.
-        images: Where its images are: a folder, an archive, or both; None for a file of text-only records.
-        index_folder: Where the places of the records in the file are kept; None = nowhere.
+    """The records of a LLaVA file; `images`, a folder or an archive, may be None for one of text-only records.
 
     Raises:
         DataError: The file or the folder is missing, unreadable or empty. From `[index]`: the record is not valid.
@@ -37,14 +32,18 @@ class LlavaJson(JsonRecords):
         super().__init__(Path(file), _measure, "llava_json", index_folder)
 
     def read(self, index: int, report: Report = stop) -> Record:
-        """See `RecordFile`."""
         raw = self.parse(index)
         source = name_record(self.file, index, "id", raw.get("id"))
         if raw.get("video") is not None:
             message = f"{source}: has a 'video', which this format does not read; use caption_csv or video_chatgpt"
             report(DataError(message, ProblemKind.WRONG_TYPE))
         turns = read_turns(raw.get("conversations"), source, report=report)
-        names = _image_names(raw, source, report)
+        value = raw.get("image")
+        names = [] if value is None else value if isinstance(value, list) else [value]
+        for name in names:
+            if not isinstance(name, str):
+                message = f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names"
+                report(DataError(message, ProblemKind.WRONG_TYPE))
         if turns and len(turns) == len(raw["conversations"]):
             check_marks(turns, len(names), source, report=report)
         if names and self.images is None:
@@ -53,16 +52,6 @@ class LlavaJson(JsonRecords):
             names = []
         images = tuple(self.images.find(name, source) for name in names if isinstance(name, str))
         return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
-
-
-def _image_names(raw: dict[str, Any], source: str, report: Report = stop) -> list[Any]:
-    value = raw.get("image")
-    names = [] if value is None else value if isinstance(value, list) else [value]
-    for name in names:
-        if not isinstance(name, str):
-            message = f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names"
-            report(DataError(message, ProblemKind.WRONG_TYPE))
-    return names
 
 
 def _measure(raw: Any) -> tuple[int, int]:

@@ -10,11 +10,11 @@ nothing (text-only); or a list of these. A path is relative to the media folder 
 
 import io
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from voco_llama.data.media.roots import MediaRoot, open_media_root
 from voco_llama.data.media.stored import MediaFile, StoredFile
 from voco_llama.data.records import (
     IMAGE_MARK,
+    Reader,
     Record,
     Report,
     Sizes,
@@ -49,26 +50,24 @@ INSTRUCTIONS = (
 IMAGE_COLUMNS = ("image", "images")
 """The first of these that there is, where the settings name none."""
 
-TEXT_FIELDS = ("value", "user", "assistant")
-"""Of a turn, in either form of conversations."""
+Counted = Literal["bytes", "marks", "images"]
+
+_TURN_FIELDS = ("value", "user", "assistant")  # in either form of conversations
+FIELDS: dict[Counted, tuple[str, ...]] = {"bytes": _TURN_FIELDS, "marks": _TURN_FIELDS, "images": ("bytes", "path")}
+"""Of a struct, where something is counted: the texts of a turn; of an image the one that it is given by."""
 
 
-class TableReader(Sequence[Record]):
-    """The records of a table; what is read of it, and how, is the subclass's business.
+class TableReader(Reader):
+    """The records of a table; what `file` is, and how it is read, is the subclass's business.
 
     Args:
-        file: See the subclass.
         images: What paths in the image column are relative to: a folder, an archive, or both; None where all images
             lie in the table.
-        split: Of the data set.
-        name: Its configuration, where it has several.
+        split, name: Of the data set; its configuration, where it has several.
         id_column: Ignored if it is not there.
         image_column: None: `image` or `images`, whichever there is.
-        conversations_column: A table that has it is of this form.
-        texts_column: The same, of those without conversations.
-        caption_column: The same, of those without either.
-        instruction: Of captions: the instruction, or several; which one a record gets is a function of `seed` and row.
-        seed: See above.
+        conversations_column, texts_column, caption_column: The first that there is says which form the table has.
+        instruction, seed: Of captions: the instruction, or several of which seed and row choose.
         index_folder: Where the tables of archives are kept; None = nowhere.
 
     Raises:
@@ -76,8 +75,6 @@ class TableReader(Sequence[Record]):
             valid.
         SettingsError: No instruction, or one with an `<image>` mark in it.
     """
-
-    format: ClassVar[str] = "hf_dataset"
 
     def __init__(
         self,
@@ -96,7 +93,7 @@ class TableReader(Sequence[Record]):
     ) -> None:
         self.file = Path(file)
         self.images = open_media_root(images, self.file, index_folder)
-        self.instructions = check_instructions(instruction, self.format)
+        self.instructions = check_instructions(instruction, "hf_dataset")
         self.seed = seed
         names = self._open(split, name)
         if not len(self):
@@ -114,41 +111,33 @@ class TableReader(Sequence[Record]):
         self.image_column = image_column or next((column for column in IMAGE_COLUMNS if column in names), None)
         self.id_column = id_column if id_column in names else None
         self.video_column = "video" if "video" in names else None
+        columns = (self.id_column, self.text_column, self.image_column, self.video_column)
+        self.columns = [column for column in columns if column is not None]
 
     @abstractmethod
     def _open(self, split: str, name: str | None) -> list[str]:
         """Opens the table, for its length, and gives the names of its columns."""
 
     @abstractmethod
-    def _row(self, index: int, columns: list[str]) -> "pa.Table":
+    def row(self, index: int, columns: list[str]) -> "pa.Table":
         """One row of these columns."""
 
     @abstractmethod
-    def _tables(self, columns: list[str]) -> "Iterator[pa.Table]":
-        """All rows of these columns in order, some at a time."""
+    def _column(self, name: str) -> "Iterator[pa.ChunkedArray]":
+        """A column, some rows at a time."""
 
     @cached_property
     def sizes(self) -> Sizes:
         """How much there is in each record, known without reading a byte of its images."""
-        columns = list(filter(None, (self.text_column, self.image_column)))
-        tables = [(text_bytes(t[self.text_column]), self._count_media(t)) for t in self._tables(columns)]
-        characters, media = zip(*tables, strict=True)
-        return Sizes(np.concatenate(characters).astype(np.int32), np.concatenate(media).astype(np.int32))
-
-    def _count_media(self, table: "pa.Table") -> np.ndarray:
+        characters = count_in(self._column(self.text_column), "bytes")
         if self.image_column is None:
-            return np.zeros(len(table), dtype=np.int64)
-        return np.concatenate([_count(chunk, _are_there) for chunk in table[self.image_column].chunks])
-
-    def __getitem__(self, index: int) -> Record:
-        return self.read(index)
+            return Sizes(characters, np.zeros(len(self), np.int32))
+        return Sizes(characters, count_in(self._column(self.image_column), "images"))
 
     def read(self, index: int, report: Report = stop) -> Record:
         """The record; problems of its turns and marks go to `report`, others are raised."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file} has {len(self)} records, no record {index}")
-        columns = (self.id_column, self.text_column, self.image_column, self.video_column)
-        row = self._row(index, [column for column in columns if column is not None])
+        self.check_index(index)
+        row = self.row(index, self.columns)
         try:
             record_id = None if self.id_column is None else row[self.id_column][0].as_py()
             text = row[self.text_column][0].as_py()
@@ -172,12 +161,9 @@ class TableReader(Sequence[Record]):
                 report(DataError(message, ProblemKind.EMPTY_ANSWER))
                 return ()
             return caption_turns(self.instructions, self.seed, index, text.strip())
-        conversations = [
-            {"from": role, "value": entry.get(role)}
-            for entry in (text if isinstance(text, list) else ())
-            for role in ("user", "assistant")
-        ]
-        turns = read_turns(conversations if isinstance(text, list) else text, source, self.text_column, report)
+        if isinstance(text, list):
+            text = [{"from": role, "value": entry.get(role)} for entry in text for role in ("user", "assistant")]
+        turns = read_turns(text, source, self.text_column, report)
         if not turns or any(IMAGE_MARK in turn.text for turn in turns):
             return turns
         first, *rest = turns
@@ -198,27 +184,15 @@ class TableReader(Sequence[Record]):
             else:
                 yield self.images.find(path, source)
 
-    def read_image(self, index: int, number: int | None) -> bytes:
-        """The bytes in a cell, or in one place of its list.
-
-        Raises:
-            DataError: The table cannot be read any more.
-        """
-        value = self._row(index, [self.image_column])[self.image_column][0]
-        return _parts(value if number is None else value.values[number])[0].as_py()
-
 
 @dataclass(frozen=True)
 class Cell(StoredFile):
     """An image whose bytes are in a table. They are read when it is opened, so a record stays small.
 
     Attributes:
-        file: Of the table.
-        row: In it.
-        column: In it.
         number: In the cell's list; None where the cell is one image.
         path: What the cell says of the file that the bytes came from.
-        reader: Reads the bytes.
+        reader: Of the table `file`.
     """
 
     file: Path
@@ -229,9 +203,8 @@ class Cell(StoredFile):
     reader: TableReader = field(compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row} column {self.column}" + (
-            "" if self.number is None else f" image {self.number}"
-        )
+        number = "" if self.number is None else f" image {self.number}"
+        return f"{self.file} row {self.row} column {self.column}{number}"
 
     @property
     def name(self) -> str:
@@ -239,8 +212,8 @@ class Cell(StoredFile):
         return Path(self.path).name if self.path else self.column
 
     def open(self) -> BinaryIO:
-        """See `StoredFile`."""
-        return io.BytesIO(self.reader.read_image(self.row, self.number))
+        value = self.reader.row(self.row, [self.column])[self.column][0]
+        return io.BytesIO(_parts(value if self.number is None else value.values[self.number])[0].as_py())
 
 
 def _parts(value: "pa.Scalar") -> "tuple[pa.Scalar | None, str | None]":
@@ -250,57 +223,40 @@ def _parts(value: "pa.Scalar") -> "tuple[pa.Scalar | None, str | None]":
     if not value.is_valid:
         return None, None
     if pa.types.is_struct(value.type):
-        fields = dict(value.items())
-        stored, path = fields.get("bytes"), fields.get("path")
-        is_stored, has_path = (part is not None and part.is_valid for part in (stored, path))
-        return stored if is_stored else None, path.as_py() if has_path else None
+        parts = {name: part for name, part in value.items() if part.is_valid}
+        return parts.get("bytes"), parts["path"].as_py() if "path" in parts else None
     is_text = pa.types.is_string(value.type) or pa.types.is_large_string(value.type)
     return (None, value.as_py()) if is_text else (value, None)
 
 
-def text_bytes(column: "pa.ChunkedArray") -> np.ndarray:
-    """`[rows]` bytes of text in a column of texts or of turns."""
-    import pyarrow.compute as pc
+def count_in(columns: "Iterable[pa.ChunkedArray]", what: Counted) -> np.ndarray:
+    """`[rows]` int32: how much of it there is in each row of columns that follow one another.
 
-    return np.concatenate([_count(chunk, pc.binary_length) for chunk in column.chunks])
-
-
-def text_marks(column: "pa.ChunkedArray") -> np.ndarray:
-    """`[rows]` `<image>` marks in a column of texts or of turns."""
-    import pyarrow.compute as pc
-
-    count = partial(pc.count_substring, pattern=IMAGE_MARK)
-    return np.concatenate([_count(chunk, count) for chunk in column.chunks])
+    Bytes of text and `<image>` marks are counted in texts and in turns. Of images only Arrow's bits of validity are
+    looked at, never the bytes.
+    """
+    counted = [_count(chunk, what) for column in columns for chunk in column.chunks]
+    return np.concatenate(counted).astype(np.int32)
 
 
-def _count(array: "pa.Array", count: "Callable[[pa.Array], pa.Array]") -> np.ndarray:
-    """`[rows]` int64: what `count` finds, summed over each row's lists and fields of text."""
+def _count(array: "pa.Array", what: Counted) -> np.ndarray:
+    """`[rows]` int64, summed over each row's lists and fields of text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        inner = _count(pc.list_flatten(array), count)
+    kind = array.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         rows = pc.list_parent_indices(array).to_numpy()
+        inner = _count(pc.list_flatten(array), what)
         return np.bincount(rows, weights=inner, minlength=len(array)).astype(np.int64)
-    if count is _are_there:
-        return _are_there(array).to_numpy(zero_copy_only=False).astype(np.int64)
-    if pa.types.is_struct(array.type):
-        fields = [name for name in TEXT_FIELDS if array.type.get_field_index(name) >= 0]
-        return sum((_count(pc.struct_field(array, name), count) for name in fields), np.zeros(len(array), np.int64))
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        return pc.fill_null(count(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.zeros(len(array), np.int64)
-
-
-def _are_there(array: "pa.Array") -> "pa.Array":
-    """Which images are there; only Arrow's bits of validity are looked at, never the bytes."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not pa.types.is_struct(array.type):
-        return array.is_valid()
-    parts = [pc.struct_field(array, name) for name in ("bytes", "path") if array.type.get_field_index(name) >= 0]
-    there = pa.array(np.zeros(len(array), dtype=bool))
-    for part in parts:
-        there = pc.or_(there, part.is_valid())
-    return there
+    none = np.zeros(len(array), np.int64)
+    if pa.types.is_struct(kind):
+        names = [name for name in FIELDS[what] if kind.get_field_index(name) >= 0]
+        counts = [_count(pc.struct_field(array, name), what) for name in names]
+        return np.max([none, *counts], axis=0) if what == "images" else sum(counts, none)
+    if what == "images":
+        return array.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        counted = pc.binary_length(array) if what == "bytes" else pc.count_substring(array, pattern=IMAGE_MARK)
+        return pc.fill_null(counted, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return none

@@ -16,11 +16,8 @@ from voco_llama.errors import DataError, ProblemKind
 class VideoChatGpt(JsonRecords):
     """The records of a Video-ChatGPT file; each question is asked after its clip.
 
-    Args:
-        file: The `.json` (or `.jsonl`) file.
-        videos: The clips, `<video_id>` with one of `CLIP_ENDINGS` (of several the first in that order), flat in a
-            folder, or in an archive. It is listed once, here.
-        index_folder: Where the places of the records in the file are kept; None = nowhere.
+    Clips are called `<video_id>` with one of `CLIP_ENDINGS` (of several the first in that order); they lie flat in the
+    folder `videos`, or in an archive. It is listed once, here.
 
     Raises:
         DataError: The file or the folder is missing, unreadable or empty. From `[index]`: the record is not valid,
@@ -33,28 +30,22 @@ class VideoChatGpt(JsonRecords):
         self._clips = self.videos.list_clips()
 
     def read(self, index: int, report: Report = stop) -> Record:
-        """See `RecordFile`."""
         raw = self.parse(index)
         video_id = raw.get("video_id")
         source = name_record(self.file, index, "video_id", video_id)
         if not isinstance(video_id, str | int) or isinstance(video_id, bool):
-            report(
-                DataError(f"{source}: no 'video_id'; each record needs the name of its clip", ProblemKind.WRONG_TYPE)
-            )
+            message = f"{source}: no 'video_id'; each record needs the name of its clip"
+            report(DataError(message, ProblemKind.WRONG_TYPE))
             video_id = None
         for key, name in (("q", "question"), ("a", "answer")):
-            if not isinstance(raw.get(key), str) or not raw[key].strip():
-                kind = (
-                    ProblemKind.EMPTY_ANSWER if key == "a" and isinstance(raw.get(key), str) else ProblemKind.WRONG_TYPE
-                )
+            is_text = isinstance(raw.get(key), str)
+            if not is_text or not raw[key].strip():
+                kind = ProblemKind.EMPTY_ANSWER if key == "a" and is_text else ProblemKind.WRONG_TYPE
                 report(DataError(f"{source}: no text in {key!r}; fill in the {name}, or take the record out", kind))
         file_name = None if video_id is None else self._clips.get(str(video_id))
         if file_name is None and video_id is not None:
-            message = (
-                f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)}); "
-                "fetch it, or take the record out"
-            )
-            report(DataError(message, ProblemKind.MISSING_FILE))
+            message = f"{source}: no clip of this name in {self.videos} (looked for {', '.join(CLIP_ENDINGS)})"
+            report(DataError(f"{message}; fetch it, or take the record out", ProblemKind.MISSING_FILE))
         turns = (Turn("user", f"{IMAGE_MARK}\n{raw.get('q')}"), Turn("assistant", str(raw.get("a"))))
         check_marks(turns, 1, source, "clip", report)
         video = None if file_name is None else self.videos.find(file_name, source)
