@@ -9,8 +9,9 @@ import yaml
 
 from voco_llama import cli
 from voco_llama.composition import compose
-from voco_llama.data_tools.prepare import DataPrepareSettings, prepare
+from voco_llama.data_tools.prepare import prepare
 from voco_llama.data_tools.public_sets import SETS_DIR, STATE_FILE
+from voco_llama.data_tools.settings import DataPrepareSettings
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.training.build import open_mixture
 
@@ -247,7 +248,10 @@ def test_a_file_of_another_size_in_the_list(run, sets, tmp_path):
 
 
 def test_mistakes(run, tmp_path):
-    with pytest.raises(SettingsError, match=r"set is 'mix665'; did you mean 'mix665k'\?.*webvid, msvd_qa, msrvtt_qa"):
+    with pytest.raises(
+        SettingsError,
+        match=r"set is 'mix665'; did you mean 'mix665k'\?.*webvid, msvd_qa, msrvtt_qa",
+    ):
         run("mix665")
     with pytest.raises(SettingsError, match="no such folder; name the one your downloads are in"):
         run(None, archives=tmp_path / "nowhere")
