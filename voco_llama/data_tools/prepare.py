@@ -77,38 +77,17 @@ class SetReport:
         lines = [f"{self.name}: {self.state}", *(f"  {fact}" for fact in self.facts), *map(str, self.parts)]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)]) + "\n"
 
-
-@dataclass(frozen=True)
-class PrepareReport:
-    """What a call found.
-
-    Attributes:
-        sets: One, or all of them.
-        asked: Whether the user asked for a set to be made ready, rather than for the list.
-    """
-
-    sets: tuple[SetReport, ...]
-    asked: bool
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.sets))
-
     def check(self) -> None:
-        """Complain about a set that was asked for and is not ready.
-
-        Raises:
-            DataError: It is not.
-        """
-        for found in self.sets:
-            left = sum(part.state != READY for part in found.parts)
-            if self.asked and left:
-                raise DataError(
-                    f"{found.name} is not ready: {left} of its {len(found.parts)} parts are missing or broken; do what "
-                    "their lines above say, and run the same command again"
-                )
+        """Raise a `DataError` where it is not ready."""
+        left = sum(part.state != READY for part in self.parts)
+        if left:
+            raise DataError(
+                f"{self.name} is not ready: {left} of its {len(self.parts)} parts are missing or broken; do what their"
+                " lines above say, and run the same command again"
+            )
 
 
-def prepare(settings: DataPrepareSettings, sets_folder: Path = SETS_DIR) -> PrepareReport:
+def prepare(settings: DataPrepareSettings, sets_folder: Path = SETS_DIR) -> list[SetReport]:
     """List the sets, or verify one: what is ready and what is left to do.
 
     Args:
@@ -122,17 +101,17 @@ def prepare(settings: DataPrepareSettings, sets_folder: Path = SETS_DIR) -> Prep
     name, archives = settings.set, settings.archives
     if name in CLIP_NAMES:
         prepare_video_qa(settings)
-        return PrepareReport((_look_at_clips(name, settings),), asked=True)
+        return [_look_at_clips(name, settings)]
     sets = read_sets(sets_folder)
     if archives is not None and not archives.is_dir():
         raise SettingsError(f"archives={archives}: no such folder; name the one your downloads are in")
     if name is None:
         listed = [_report(name, sets, settings, None) for name in sets]
-        return PrepareReport((*listed, *(_look_at_clips(name, settings) for name in CLIP_NAMES)), asked=False)
+        return listed + [_look_at_clips(name, settings) for name in CLIP_NAMES]
     known = [*sets, *CLIP_NAMES]
     if name not in sets:
         raise SettingsError(f"set is {name!r}{did_you_mean(name, known)}: choose one of {', '.join(known)}")
-    return PrepareReport((_report(name, sets, settings, State(settings.folder / STATE_FILE)),), asked=True)
+    return [_report(name, sets, settings, State(settings.folder / STATE_FILE))]
 
 
 def _report(name: str, sets: dict[str, DataSet], settings: DataPrepareSettings, state: State | None) -> SetReport:
