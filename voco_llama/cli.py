@@ -104,14 +104,15 @@ def toyworld(settings: Any) -> None:
     write_toyworld(ToyWorldSettings(**values), root)
 
 
-@_command("voco_llama.data_tools.prepare:DataPrepareSettings")
+@_command("voco_llama.data_tools.settings:DataPrepareSettings")
 def data_prepare(settings: Any) -> None:
     """List the public data sets; verify one, and say what is missing and how to fetch and read it."""
     from voco_llama.data_tools.prepare import prepare
 
-    report = prepare(settings)
-    sys.stdout.write(str(report))
-    report.check()
+    reports = prepare(settings)
+    sys.stdout.write("\n".join(map(str, reports)))
+    if settings.set is not None:
+        reports[0].check()
 
 
 @_command("voco_llama.data_tools.settings:DataCheckSettings")

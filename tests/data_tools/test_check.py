@@ -10,7 +10,7 @@ from voco_llama import cli
 from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
 from voco_llama.data.readers.llava_json import LlavaJson
 from voco_llama.data_tools import chunks as chunks_module
-from voco_llama.data_tools.check import check_data
+from voco_llama.data_tools.check import Findings, check_data, write_report
 from voco_llama.errors import DataError, ProblemKind
 from voco_llama.training.build import build_processor
 
@@ -83,7 +83,7 @@ def test_an_error_is_what_a_training_refuses(settings, defects, images):
             refused_by_training.append(False)
         except DataError:
             refused_by_training.append(True)
-    assert findings.bad[0].tolist() == refused_by_training
+    assert findings.verdicts[0]["bad"].tolist() == refused_by_training
     assert sum(refused_by_training) == len(refused(DEFECTS))
 
 
@@ -285,8 +285,8 @@ def test_a_source_that_cannot_be_opened(settings, images, tmp_path):
         check_data(settings(("llava_json", tmp_path / "none.json", images)))
 
 
-def test_a_report_that_fails_half_way_leaves_nothing(settings, defects, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("voco_llama.data_tools.check._described", lambda *_: {"a": 1 / 0})
+def test_a_report_that_fails_half_way_leaves_nothing(settings, defects, images, tmp_path):
+    chosen = settings(("llava_json", defects, images), report=tmp_path / "out" / "report.json")
     with pytest.raises(ZeroDivisionError):
-        check_data(settings(("llava_json", defects, images), report=tmp_path / "out" / "report.json"))
+        write_report(chosen, Findings([], [], ""), (str(1 / left) for left in (1, 0)))
     assert list((tmp_path / "out").iterdir()) == []

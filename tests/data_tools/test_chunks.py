@@ -9,7 +9,8 @@ from voco_llama.data_tools.chunks import CHUNK, chunks_of, find_processor, in_or
 from voco_llama.errors import DataError, ProblemKind
 
 
-def squares(source, records):
+def squares(chunk):
+    source, records = chunk
     return source, [record**2 for record in records], os.getpid()
 
 
@@ -29,7 +30,7 @@ def test_results_come_in_order(workers):
     assert (os.getpid() in {process for _, _, process in results}) == (workers == 0)
 
 
-def fail(source, records):
+def fail(chunk):
     raise DataError("record 3: broken", ProblemKind.ROLES)
 
 

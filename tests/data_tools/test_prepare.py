@@ -9,8 +9,9 @@ import yaml
 
 from voco_llama import cli
 from voco_llama.composition import compose
-from voco_llama.data_tools.prepare import DataPrepareSettings, prepare
+from voco_llama.data_tools.prepare import prepare
 from voco_llama.data_tools.public_sets import SETS_DIR, STATE_FILE
+from voco_llama.data_tools.settings import DataPrepareSettings
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.training.build import open_mixture
 
@@ -43,8 +44,10 @@ def sets(tmp_path):
 @pytest.fixture
 def run(tmp_path, sets):
     def run(name, **changes):
+        """The report on a set, or all of them."""
         values = {"folder": tmp_path / "data", "hub": tmp_path / "hub", "set": name}
-        return prepare(DataPrepareSettings(**values | changes), sets)
+        reports = prepare(DataPrepareSettings(**values | changes), sets)
+        return reports if name is None else reports[0]
 
     return run
 
@@ -56,8 +59,7 @@ def edit(sets, name, number, **changes):
 
 
 def states(report):
-    (found,) = report.sets
-    return [part.state for part in found.parts]
+    return [part.state for part in report.parts]
 
 
 def write_zip(file, names):
@@ -202,9 +204,8 @@ def test_the_list(run, tmp_path):
     (tmp_path / "data/webvid/videos/a").mkdir(parents=True)
     (tmp_path / "data/webvid/videos/a/1.mp4").touch()
     (tmp_path / "data/webvid/captions.csv").write_text("videoid,name\n")
-    report = run(None)
-    report.check()
-    assert {found.name: found.state for found in report.sets} == {
+    reports = run(None)
+    assert {found.name: found.state for found in reports} == {
         "cc3m_595k": "missing",
         "lcs_558k": "missing",
         "mix665k": "partly",
@@ -213,10 +214,10 @@ def test_the_list(run, tmp_path):
         "msvd_qa": "missing",
         "msrvtt_qa": "missing",
     }
-    text = str(report)
+    text = "".join(map(str, reports))
     assert text.count("archives are read in place with: data=") == 3
     assert "licence: research only; the clips belong to Shutterstock" in text
-    assert text.count("licence: ") == len(report.sets)
+    assert text.count("licence: ") == len(reports)
     assert not (tmp_path / "data" / STATE_FILE).exists()
 
 
@@ -226,8 +227,8 @@ def test_a_folder_with_too_few_files_is_not_ready(run, sets, tmp_path):
     images.mkdir(parents=True)
     for number in range(2):
         (images / f"{number}.jpg").touch()
-    for name in ("lcs_558k", None):
-        found = next(found for found in run(name).sets if found.name == "lcs_558k")
+    for reports in ([run("lcs_558k")], run(None)):
+        found = next(found for found in reports if found.name == "lcs_558k")
         assert found.parts[1].state == "partly"
         assert f"2 of 3 files are in {images.parent}; run: hf download liuhaotian/" in found.parts[1].detail
     (images / "2.jpg").touch()
@@ -238,7 +239,7 @@ def test_a_file_of_another_size_in_the_list(run, sets, tmp_path):
     edit(sets, "lcs_558k", 0, size=5)
     (tmp_path / "data/LLaVA-Pretrain").mkdir(parents=True)
     (tmp_path / "data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json").write_text("[")
-    found = next(found for found in run(None).sets if found.name == "lcs_558k")
+    found = next(found for found in run(None) if found.name == "lcs_558k")
     assert (found.state, found.parts[0].state, found.parts[0].detail) == (
         "partly",
         "broken",
@@ -247,7 +248,10 @@ def test_a_file_of_another_size_in_the_list(run, sets, tmp_path):
 
 
 def test_mistakes(run, tmp_path):
-    with pytest.raises(SettingsError, match=r"set is 'mix665'; did you mean 'mix665k'\?.*webvid, msvd_qa, msrvtt_qa"):
+    with pytest.raises(
+        SettingsError,
+        match=r"set is 'mix665'; did you mean 'mix665k'\?.*webvid, msvd_qa, msrvtt_qa",
+    ):
         run("mix665")
     with pytest.raises(SettingsError, match="no such folder; name the one your downloads are in"):
         run(None, archives=tmp_path / "nowhere")

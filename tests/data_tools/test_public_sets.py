@@ -11,7 +11,7 @@ import pytest
 
 from voco_llama.composition import compose
 from voco_llama.data_tools import public_sets
-from voco_llama.data_tools.public_sets import Part, State, choose, names_elsewhere, read_sets, verify
+from voco_llama.data_tools.public_sets import Part, State, names_elsewhere, read_sets, verify
 from voco_llama.errors import DataError, SettingsError
 
 SETS = read_sets()
@@ -71,11 +71,6 @@ def test_sizes_are_shown_as_published():
     assert shown == ["181 MB", "27.4 GB"]
     assert Part(place="a", size=42_400_000).shown_size == "42.4 MB"
     assert Part(place="a").shown_size == "size unknown"
-
-
-def test_an_unknown_set():
-    with pytest.raises(SettingsError, match=r"set is 'lcs_558'; did you mean 'lcs_558k'\?: choose one of cc3m_595k, "):
-        choose(SETS, "lcs_558")
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from voco_llama.data_tools.video_qa import (
-    COLUMNS,
-    PARQUET,
-    prepare_video_qa,
-    read_mapping,
-)
+from voco_llama.data_tools.settings import DataPrepareSettings
+from voco_llama.data_tools.video_qa import COLUMNS, PARQUET, prepare_video_qa, read_mapping
 from voco_llama.errors import DataError, SettingsError
 
 ASKED = [
@@ -43,7 +39,7 @@ def prepare(tmp_path):
             files["mapping"] = tmp_path / "youtube_mapping.txt"
             files["mapping"].write_text(mapping)
         values = {"set": "msrvtt_qa", "videos": videos, "hub": tmp_path / "hub", **files, **changes}
-        return prepare_video_qa(**values)
+        return prepare_video_qa(DataPrepareSettings(folder=tmp_path, **values))
 
     return prepare
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from voco_llama.data_tools.settings import DataPrepareSettings
 from voco_llama.data_tools.video_qa import prepare_video_qa
 from voco_llama.toyworld.benchmarks import IMAGE, INT, TEXT, write_card, write_table
 from voco_llama.toyworld.world import encode_video
@@ -211,7 +212,7 @@ def write_video_qa(hub: Path, name: str, clip_name: str) -> None:
     ]
     annotations = source / "test_qa.json"
     annotations.write_text(json.dumps(asked))
-    prepare_video_qa(name, annotations, source / "videos", hub)
+    prepare_video_qa(DataPrepareSettings(hub.parent, hub, name, annotations=annotations, videos=source / "videos"))
 
 
 BUILDERS: dict[str, Callable[[Path], None]] = {

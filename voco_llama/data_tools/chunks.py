@@ -1,7 +1,6 @@
 """Work over many records in several processes, its results in order; and the processor that measures their rows.
 
-PyTorch's `DataLoader` does it: it keeps the order, prefetches little, and ends its workers on an interrupt. Results are
-plain objects; nothing of them is collated.
+PyTorch's `DataLoader` does it: it keeps the order, prefetches little, and ends its workers on an interrupt.
 """
 
 import logging
@@ -10,15 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.hub import is_cached, is_hub_name
 from voco_llama.settings import TrainSettings
 from voco_llama.training.build import build_processor
 
@@ -49,12 +47,12 @@ def chunks_of(records: Sequence[Sequence[int]]) -> list[Chunk]:
 
 
 def in_order(
-    function: Callable[[int, Sequence[int]], Result], chunks: Sequence[Chunk], workers: int | None, what: str
+    function: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers: int | None, what: str
 ) -> Iterator[Result]:
     """Results of a function over all chunks, in their order, with a progress bar or lines in the log.
 
     Args:
-        function: Takes a source and its records; picklable.
+        function: Picklable.
         chunks: See `chunks_of`.
         workers: Processes; None: one for each core this process may use, 0: this process.
         what: Named by the progress.
@@ -66,7 +64,7 @@ def in_order(
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 0:
         raise SettingsError(f"workers is {workers}: give 0 or more, or null for one a core")
-    loader = DataLoader(_Tasks(function, chunks), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    loader = DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=function)
     total, done, logged = sum(len(records) for _, records in chunks), 0, time.monotonic()
     with tqdm(total=total, desc=what, unit=" records", disable=None) as bar:
         for (_, records), result in zip(chunks, loader, strict=True):
@@ -78,21 +76,6 @@ def in_order(
                 logger.info("%s: %d of %d records", what, done, total)
 
 
-class _Tasks(Dataset, Generic[Result]):
-    def __init__(self, function: Callable[[int, Sequence[int]], Result], chunks: Sequence[Chunk]) -> None:
-        self._function, self._chunks = function, chunks
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def __getitem__(self, index: int) -> Result:
-        return self._function(*self._chunks[index])
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
 def find_processor(settings: TrainSettings) -> tuple[VoCoProcessor | None, str]:
     """The training's processor, or None, and one line on what lengths in tokens are measured by, or why they are not.
 
@@ -100,9 +83,12 @@ def find_processor(settings: TrainSettings) -> tuple[VoCoProcessor | None, str]:
     """
     model = settings.model
     name = model.checkpoint or model.tokenizer or model.language.pretrained
+    key = "model.tokenizer" if model.checkpoint is None else "model.checkpoint"
     try:
-        if name is None or not _is_here(name):
-            key = "model.tokenizer" if model.checkpoint is None else "model.checkpoint"
+        is_here = name is not None and (
+            Path(name).exists() or (is_hub_name(name) and is_cached(name, ["tokenizer_config.json"]))
+        )
+        if not is_here:
             raise CheckpointError(
                 f"{key}: {name} is neither a folder here nor in the hub's cache; fetch or name another"
             )
@@ -110,10 +96,3 @@ def find_processor(settings: TrainSettings) -> tuple[VoCoProcessor | None, str]:
     except (CheckpointError, SettingsError) as error:
         logger.warning("lengths in tokens are left out: %s", error)
         return None, f"not measured: {error}"
-
-
-def _is_here(name: str) -> bool:
-    try:
-        return Path(name).exists() or isinstance(try_to_load_from_cache(name, "tokenizer_config.json"), str)
-    except HFValidationError:  # a path, and no name on the hub
-        return False

@@ -15,7 +15,8 @@ import yaml
 from voco_llama.composition import to_plain
 from voco_llama.data.readers import Reader
 from voco_llama.data.readers.caption_csv import CaptionCsv
-from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.data_tools.settings import writing
+from voco_llama.errors import DataError, SettingsError
 from voco_llama.files import written_aside
 from voco_llama.settings import DataSettings
 
@@ -48,9 +49,9 @@ def write_cleaned(folder: Path, readers: Sequence[Reader], kept: Sequence[np.nda
 
     Args:
         folder: New or empty.
-        readers: The sources.
+        readers: The sources, as `data` names them.
         kept: For each, `[records]` bool: which go in.
-        data: The settings that named the sources.
+        data: Settings for the copy, but for its files.
 
     Returns:
         The name of the new file of each source, with its path.
@@ -68,29 +69,24 @@ def write_cleaned(folder: Path, readers: Sequence[Reader], kept: Sequence[np.nda
     described = to_plain(data)
     for source, name in zip(described["sources"], names, strict=True):
         source["file"] = str(folder / name)
-    try:
-        with written_aside(folder) as aside:
-            aside.mkdir()
-            for reader, chosen, name in zip(readers, kept, names, strict=True):
-                with (aside / name).open("wb") as stream:
-                    stream.writelines(_framed(reader, np.flatnonzero(chosen)))
-            text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
-            (aside / DATA_FILE).write_text(f"# Written by `voco-llama data check`.\n{text}", encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"cleaned: {folder} cannot be written ({one_line(error)}); give another folder") from error
+    with writing("cleaned", folder), written_aside(folder) as aside:
+        aside.mkdir()
+        for reader, chosen, name in zip(readers, kept, names, strict=True):
+            with (aside / name).open("wb") as stream:
+                stream.writelines(_framed(reader, np.flatnonzero(chosen)))
+        text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
+        (aside / DATA_FILE).write_text(f"# Written by `voco-llama data check`.\n{text}", encoding="utf-8")
     return [source["file"] for source in described["sources"]]
 
 
 def _framed(reader: Reader, records: np.ndarray) -> Iterator[bytes]:
     """The records' own bytes, and what belongs around them in a file of this format."""
+    raw = (reader.raw(int(index)) for index in records)
     if isinstance(reader, CaptionCsv) or reader.file.suffix == ".jsonl":
-        if isinstance(reader, CaptionCsv):
-            yield reader.header
-        for index in records:
-            line = reader.raw(int(index))
-            yield line if line.endswith(b"\n") else line + b"\n"
+        yield reader.header if isinstance(reader, CaptionCsv) else b""
+        yield from (line if line.endswith(b"\n") else line + b"\n" for line in raw)
         return
-    for place, index in enumerate(records):
+    for place, record in enumerate(raw):
         yield b",\n" if place else b"[\n"
-        yield reader.raw(int(index))
+        yield record
     yield b"\n]\n"

@@ -6,14 +6,16 @@ scripts, nothing from the net, all text of the data escaped.
 """
 
 import base64
-import html
 import io
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from jinja2 import Environment
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -23,13 +25,13 @@ from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.records import Record
 from voco_llama.data_tools.sample import (
     KINDS,
+    UNPRINTABLE,
     Failure,
     Sample,
     entries_of,
     kinds_of,
     mask_note,
     mask_picture,
-    printable,
     summary_of,
 )
 from voco_llama.data_tools.settings import PreviewSettings
@@ -43,25 +45,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = "preview.html"
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""A browser then runs and loads nothing, whatever a caption holds."""
-
-STYLE = """
-body { font: 14px/1.5 system-ui, sans-serif; margin: 2em; max-width: 1500px; color: #222; }
-h1 { font-size: 1.3em; } h2 { font-size: 1.05em; margin: 0 0 .3em; overflow-wrap: anywhere; }
-section { border-top: 1px solid #bbb; padding: 1em 0; }
-ul { margin: .2em 0 .8em; padding-left: 1.2em; }
-.columns { display: flex; gap: 1.5em; align-items: flex-start; flex-wrap: wrap; }
-.pictures { display: grid; grid-template-columns: repeat(2, 170px); gap: 4px; }
-.pictures img { width: 170px; } .pictures img:only-child { width: 344px; grid-column: span 2; }
-img { image-rendering: pixelated; border: 1px solid #ccc; }
-.mask img { width: 344px; } figure { margin: 0; } figcaption { width: 344px; font-size: 12px; color: #555; }
-.tokens { flex: 1; min-width: 400px; font: 13px/1.9 ui-monospace, monospace; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-.token { border-radius: 3px; padding: 2px 0; box-shadow: inset -1px 0 rgba(0, 0, 0, .13); }
-.legend .token { padding: 2px 8px; margin-right: .6em; box-shadow: none; }
-.error { color: #a00; overflow-wrap: anywhere; }
-"""
+TEMPLATE = Path(__file__).with_name("preview.html")
 
 
 @dataclass(frozen=True)
@@ -74,13 +58,7 @@ class _Loaded:
 
 
 def preview(settings: PreviewSettings) -> Path:
-    """Write the page.
-
-    Args:
-        settings: Checked by `check_preview`.
-
-    Returns:
-        The HTML file.
+    """Write the page, an HTML file, for settings that `check_preview` has checked.
 
     Raises:
         SettingsError: The settings name a record or a source that is not there.
@@ -92,9 +70,8 @@ def preview(settings: PreviewSettings) -> Path:
     processor = build_processor(settings)
     loaded = [_load(mixture, place, processor) for place in places]
     samples = _samples(settings, processor, loaded)
-    title, notes = "What the model sees", _notes(settings, processor)
     page = Path(settings.output) / PAGE
-    write_atomically(page, write_html(title, notes, samples))
+    write_atomically(page, write_html(_notes(settings, processor), samples))
     num_failed = sum(isinstance(sample, Failure) for sample in samples)
     logger.info("%s: %d samples, %d of which cannot be used", page, len(samples), num_failed)
     return page
@@ -176,59 +153,22 @@ def _notes(settings: PreviewSettings, processor: VoCoProcessor) -> tuple[str, ..
     )
 
 
-def write_html(title: str, notes: Sequence[str], samples: Sequence[Sample | Failure]) -> str:
-    """The page.
-
-    Args:
-        title: Of the page.
-        notes: What holds for all samples, one line each.
-        samples: In order.
-    """
-    colors = "\n".join(f".{kind.name} {{ background: rgb{kind.color}; }}" for kind in KINDS)
-    legend = "".join(f'<span class="token {kind.name}">{escaped(kind.label)}</span>' for kind in KINDS)
-    parts = [
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        f"<style>{STYLE}{colors}</style></head><body>",
-        f"<h1>{escaped(title)}</h1>{_list(notes)}",
-        f'<p class="legend">{legend} Hover over a token for its id and vectors.</p>',
-        *(
-            f"<section><h2>{number}. {escaped(sample.title)}</h2>{''.join(_section(sample))}</section>"
-            for number, sample in enumerate(samples, start=1)
-        ),
-        "</body></html>",
-    ]
-    return "\n".join(parts) + "\n"
+def write_html(notes: Sequence[str], samples: Sequence[Sample | Failure]) -> str:
+    """The page: what holds for all samples, one line each, and the samples in order."""
+    environment = Environment(autoescape=True, finalize=_printable, keep_trailing_newline=True)
+    environment.filters["base64_png"] = _base64_png
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(kinds=KINDS, notes=notes, samples=samples)
 
 
-def escaped(text: str) -> str:
-    """Text of anybody as HTML text or as the value of an attribute in quotes."""
-    return html.escape(printable(text), quote=True)
+def _printable(value: Any) -> Any:
+    """A text with every character that is not for reading replaced: control, direction, lone surrogates."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(c if c.isprintable() or c == "\n" else UNPRINTABLE for c in value)
 
 
-def _section(sample: Sample | Failure) -> Iterator[str]:
-    if isinstance(sample, Failure):
-        yield f'<p class="error">{escaped(sample.error)}</p>'
-        return
-    yield f'{_list(sample.summary)}<div class="columns">'
-    if sample.pictures:
-        pictures = (_picture(picture, "after preprocessing") for picture in sample.pictures)
-        yield f'<div class="pictures">{"".join(pictures)}</div>'
-    note = escaped(sample.mask_note)
-    yield f'<figure class="mask">{_picture(sample.mask, "mask")}<figcaption>{note}</figcaption></figure>'
-    tokens = "".join(
-        f'<span class="token {entry.kind.name}" data-count="{entry.count}" title="{escaped(entry.facts)}">'
-        f"{escaped(entry.text).replace(chr(10), '↵' + chr(10))}</span>"
-        for entry in sample.entries
-    )
-    yield f'<div class="tokens">{tokens}</div></div>'
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escaped(line)}</li>' for line in lines)}</ul>"
-
-
-def _picture(picture: Image.Image, alt: str) -> str:
+def _base64_png(picture: Image.Image) -> str:
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)
-    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    return base64.b64encode(stream.getvalue()).decode()

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from voco_llama.composition import CONFIG_DIR, did_you_mean, read_file
+from voco_llama.composition import CONFIG_DIR, read_file
 from voco_llama.data.media.archives import Archive
 from voco_llama.data.media.stored import content_key
-from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.errors import DataError, one_line
 from voco_llama.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ STATE_FILE = ".voco-llama-prepare.json"
 END_BYTES = 64
 """Read from either end of a JSON file to see that it is whole."""
 SETS_DIR = CONFIG_DIR / "data_sets"
-BYTES_A_GB = 10**9
-BYTES_A_MB = 10**6
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,7 @@ class Part:
     def shown_size(self) -> str:
         if self.size is None:
             return self.about or "size unknown"
-        if self.size < BYTES_A_GB:
-            return f"{self.size / BYTES_A_MB:.3g} MB"
-        return f"{self.size / BYTES_A_GB:.3g} GB"
+        return f"{self.size / 1e6:.3g} MB" if self.size < 1e9 else f"{self.size / 1e9:.3g} GB"
 
     @property
     def checksum(self) -> tuple[str, str] | None:
@@ -116,18 +112,6 @@ def read_sets(folder: Path = SETS_DIR) -> dict[str, DataSet]:
     return {file.stem: read_file(file, DataSet) for file in sorted(folder.glob("*.yaml"))}
 
 
-def choose(sets: dict[str, DataSet], name: str, others: tuple[str, ...] = ()) -> DataSet:
-    """The set of a name.
-
-    Raises:
-        SettingsError: There is none.
-    """
-    if name not in sets:
-        known = [*sets, *others]
-        raise SettingsError(f"set is {name!r}{did_you_mean(name, known)}: choose one of {', '.join(known)}")
-    return sets[name]
-
-
 def names_elsewhere(part: Part, sets: dict[str, DataSet]) -> list[str]:
     """Names under which a folder of downloads may have the file of a part, the surest first.
 
@@ -147,53 +131,42 @@ def names_elsewhere(part: Part, sets: dict[str, DataSet]) -> list[str]:
 
 
 class State:
-    """What is known of files from earlier runs, as long as they have not changed since.
+    """Checksums from earlier runs, as long as the files have not changed since.
 
     Attributes:
-        file: Where it is kept. It may be lost or damaged: then everything is looked at again.
+        file: Where they are kept. It may be lost or damaged: then everything is hashed again.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        known: Any = {}
         try:
             known = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            known = {}
+            pass
         except (OSError, ValueError) as error:
-            logger.warning("%s: cannot be read (%s); files are looked at again", file, one_line(error))
-            known = {}
+            logger.warning("%s: cannot be read (%s); files are hashed again", file, one_line(error))
         self._known: dict[str, Any] = known if isinstance(known, dict) else {}
 
-    def get(self, file: Path, key: str) -> Any:
-        """A fact of a file, or None if there is none or the file changed since."""
-        entry = self._known.get(str(file.resolve()))
-        if not isinstance(entry, dict) or entry.get("stamp") != _stamp(file):
-            return None
-        return entry.get(key)
-
-    def put(self, file: Path, key: str, value: Any) -> None:
-        """Remember a fact of a file as it is now; facts of how it was are forgotten."""
-        name, stamp = str(file.resolve()), _stamp(file)
+    def checksum(self, file: Path, algorithm: str) -> str:
+        """That of a file as it is now, in hexadecimal."""
+        name, status = str(file.resolve()), file.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
         entry = self._known.get(name)
         if not isinstance(entry, dict) or entry.get("stamp") != stamp:
             entry = self._known[name] = {"stamp": stamp}
-        entry[key] = value
-        self._write()
-
-    def _write(self) -> None:
-        try:
-            write_atomically(self.file, json.dumps(self._known, indent=1, sort_keys=True) + "\n")
-        except OSError as error:
-            logger.warning("%s: cannot be written (%s); the next run hashes again", self.file, one_line(error))
+        if algorithm not in entry:
+            logger.info("%s: reading it for its %s", file, algorithm)
+            entry[algorithm] = content_key(file, algorithm)
+            try:
+                write_atomically(self.file, json.dumps(self._known, indent=1, sort_keys=True) + "\n")
+            except OSError as error:
+                logger.warning("%s: cannot be written (%s); the next run hashes again", self.file, one_line(error))
+        return entry[algorithm]
 
 
 def verify(file: Path, part: Part, state: State) -> str:
     """Compare a file with what is published of it.
-
-    Args:
-        file: It is there.
-        part: What is published.
-        state: Where checksums are remembered.
 
     Returns:
         How far it was compared, in words.
@@ -212,11 +185,7 @@ def verify(file: Path, part: Part, state: State) -> str:
     if part.checksum is None:
         return "size as published, no checksum is known" if part.size else "whole, no exact size or checksum is known"
     algorithm, published = part.checksum
-    found = state.get(file, algorithm)
-    if found is None:
-        logger.info("%s: reading it for its %s", file, algorithm)
-        found = content_key(file, algorithm)
-        state.put(file, algorithm, found)
+    found = state.checksum(file, algorithm)
     if found != published:
         raise DataError(f"{file}: its {algorithm} is {found}, published is {published}; fetch it again")
     return f"size and {algorithm} as published" if part.size else f"{algorithm} as published"
@@ -224,9 +193,8 @@ def verify(file: Path, part: Part, state: State) -> str:
 
 def _check_members(file: Path, part: Part) -> None:
     """Look whether an archive can be read in place, and has as many files as published where they should be."""
-    within = PurePosixPath(str(part.fills)).relative_to(str(part.unpack))
-    prefix = "" if within == PurePosixPath() else f"{within}/"
-    number = sum(name.startswith(prefix) for name in Archive(file).names())
+    within = str(PurePosixPath(str(part.fills)).relative_to(str(part.unpack)))
+    number = sum(within == "." or name.startswith(f"{within}/") for name in Archive(file).names())
     if not number:
         raise DataError(f"{file}: has nothing for {part.fills}, so it is another archive; fetch the published one")
     if part.count is not None and number < part.count:
@@ -240,8 +208,3 @@ def _check_json_ends(file: Path, size: int) -> None:
         end = opened.read().rstrip()
     if not (start.startswith(b"[") and end.endswith(b"]")):
         raise DataError(f"{file}: no whole JSON list, perhaps a download that was cut off; fetch it again")
-
-
-def _stamp(file: Path) -> list[int]:
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]

@@ -56,7 +56,7 @@ class Entry:
     Attributes:
         kind: What it is.
         count: Its tokens.
-        text: What it says, printable but for newlines.
+        text: What it says.
         facts: Its place, ids and vectors.
     """
 
@@ -95,11 +95,6 @@ class Failure:
     error: str
 
 
-def printable(text: str) -> str:
-    """The text with every character that is not for reading replaced: control, direction, lone surrogates."""
-    return "".join(c if c.isprintable() or c == "\n" else UNPRINTABLE for c in text)
-
-
 def kinds_of(row: dict[str, Tensor], tokens: TokenIds) -> Tensor:
     """What each token of a row is, as an index into `KINDS`.
 
@@ -120,23 +115,18 @@ def kinds_of(row: dict[str, Tensor], tokens: TokenIds) -> Tensor:
     return kinds
 
 
-def runs_of(row: dict[str, Tensor], kinds: Tensor) -> list[tuple[Kind, range]]:
-    """A row's tokens, those of `AS_RUNS` joined as long as their segment is the same."""
-    found = []
+def runs_of(row: dict[str, Tensor], kinds: Tensor) -> list[tuple[Kind, list[int]]]:
+    """Places of a row's tokens, those of `AS_RUNS` joined as long as their segment is the same."""
     keys = [
         (kind, segment, -1 if KINDS[kind] in AS_RUNS else place)
         for place, (kind, segment) in enumerate(zip(kinds.tolist(), row["segment"].tolist(), strict=True))
     ]
-    start = 0
-    for (kind, _, _), group in groupby(keys):
-        stop = start + len(list(group))
-        found.append((KINDS[kind], range(start, stop)))
-        start = stop
-    return found
+    runs = groupby(range(len(keys)), key=keys.__getitem__)
+    return [(KINDS[kind], list(run)) for (kind, _, _), run in runs]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """What each token of a text says, printable.
+    """What each token of a text says.
 
     Each is decoded behind another one, so that its leading space stays. Tokens that are bytes of one character are
     decoded together: the first one says it, the others are `PART`.
@@ -154,7 +144,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
     for is_part, group in groupby(ids, key=lambda token: UNPRINTABLE in alone[token]):
         stretch = list(group)
         texts += [*decode([stretch]), *[PART] * (len(stretch) - 1)] if is_part else [alone[token] for token in stretch]
-    return [printable(text) for text in texts]
+    return texts
 
 
 def entries_of(row: dict[str, Tensor], kinds: Tensor, tokenizer: PreTrainedTokenizerBase) -> Iterator[Entry]:

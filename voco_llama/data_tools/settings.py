@@ -1,11 +1,42 @@
-"""What `data check`, `data stats` and `data preview` read: the settings of a training, and these."""
+"""What the commands over data sets read: but for `data prepare`, the settings of a training, and these."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from voco_llama.choices import MEDIA_DEPTHS
-from voco_llama.errors import SettingsError
+from voco_llama.errors import SettingsError, one_line
 from voco_llama.settings import TrainSettings
 from voco_llama.training.checks import check_settings
+
+
+@dataclass(frozen=True)
+class DataPrepareSettings:
+    """What `voco-llama data prepare` reads.
+
+    Attributes:
+        folder: Of the data; the places of the sets are below it.
+        hub: Folder that holds the data sets of questions on clips, `<hub>/<owner>/<name>`.
+        set: Which set; null lists all of them.
+        archives: Another folder in which downloaded files are looked for.
+        annotations: For `msvd_qa` and `msrvtt_qa`, as are the rest: the JSON list of questions with their answers, or
+            the one of questions alone.
+        videos: The folder of clips, each `<name>` with one of the usual endings.
+        answers: The JSON list of answers, where `annotations` has the questions alone.
+        mapping: MSVD's `youtube_mapping.txt` (lines `<clip> vid<number>`); null: clips are named by number.
+        allow_missing: Leave out the questions whose clip is not there, instead of stopping.
+    """
+
+    folder: Path
+    hub: Path
+    set: str | None = None
+    archives: Path | None = None
+    annotations: Path | None = None
+    videos: Path | None = None
+    answers: Path | None = None
+    mapping: Path | None = None
+    allow_missing: bool = False
 
 
 @dataclass
@@ -68,3 +99,12 @@ def check_preview(settings: PreviewSettings) -> None:
     if settings.samples < 1:
         raise SettingsError(f"samples is {settings.samples}: give at least 1")
     check_settings(settings, paths=False)
+
+
+@contextmanager
+def writing(key: str, path: Path) -> Iterator[None]:
+    """Raise a `SettingsError` where the output that a setting names cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"{key}: {path} cannot be written ({one_line(error)}); give a place elsewhere") from error

@@ -7,7 +7,7 @@ as it contributes.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.readers import Reader
 from voco_llama.data.records import Record
-from voco_llama.data_tools.chunks import chunks_of, find_processor, in_order
-from voco_llama.data_tools.settings import DataStatsSettings
-from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.data_tools.chunks import Chunk, chunks_of, find_processor, in_order
+from voco_llama.data_tools.settings import DataStatsSettings, writing
+from voco_llama.errors import DataError, SettingsError
 from voco_llama.files import write_atomically
 from voco_llama.provenance import provenance
 from voco_llama.text import aligned
@@ -62,8 +62,9 @@ class Counter:
     readers: Sequence[Reader]
     processor: VoCoProcessor | None
 
-    def __call__(self, source: int, records: Sequence[int]) -> Counted:
+    def __call__(self, chunk: Chunk) -> Counted:
         """Count some records of a source."""
+        source, records = chunk
         rows, sizes, num_bad, num_bad_images = [], [], 0, 0
         for index in records:
             try:
@@ -78,7 +79,11 @@ class Counter:
                     sizes.append([header.width, header.height, header.width / header.height])
                 except DataError:
                     num_bad_images += 1
-        return Counted(source, _table(rows, len(MEASURES)), _table(sizes, len(SIZE_MEASURES)), num_bad, num_bad_images)
+        tables = (
+            np.array(found, dtype=np.float64).reshape(-1, len(names))
+            for found, names in ((rows, MEASURES), (sizes, SIZE_MEASURES))
+        )
+        return Counted(source, *tables, num_bad, num_bad_images)
 
     def _tokens(self, record: Record) -> list[float]:
         """In the order of `TOKEN_MEASURES`, before anything is cut."""
@@ -93,10 +98,6 @@ class Counter:
             row.voco.sum(),
         )
         return [*(float(count) for count in counts), float(len(row))]
-
-
-def _table(rows: list[list[float]], width: int) -> np.ndarray:
-    return np.array(rows, dtype=np.float64).reshape(-1, width)
 
 
 def count_data(settings: DataStatsSettings) -> dict[str, Any]:
@@ -116,26 +117,27 @@ def count_data(settings: DataStatsSettings) -> dict[str, Any]:
     mixture = open_mixture(settings)
     processor, lengths = find_processor(settings)
     sampled = [_sample(mixture, source, settings) for source in range(len(mixture.readers))]
-    parts: list[list[Counted]] = [[] for _ in sampled]
-    for counted in in_order(Counter(mixture.readers, processor), chunks_of(sampled), settings.workers, "data stats"):
-        parts[counted.source].append(counted)
-    entries = [
-        _exact(mixture, source) | _measured([part], np.ones(1), settings.data.max_length)
-        for source, part in enumerate(parts)
-    ]
-    for entry in entries:
-        entry["records_a_step"] = batch.size * entry["epoch_records"] / len(mixture)
+    counter = Counter(mixture.readers, processor)
+    counted = list(in_order(counter, chunks_of(sampled), settings.workers, "data stats"))
+    max_length = settings.data.max_length
+    entries = []
+    for source in range(len(sampled)):
+        own = [chunk for chunk in counted if chunk.source == source]
+        entry = _exact(mixture, source) | _measured(own, np.ones(len(sampled)), max_length)
+        entries.append(entry | {"records_a_step": batch.size * entry["epoch_records"] / len(mixture)})
     weights = np.array(mixture.num_records) / [len(records) for records in sampled]
     result = {
         "sources": entries,
-        "epoch": _exact(mixture, None) | _measured(parts, weights, settings.data.max_length),
+        "epoch": _exact(mixture, None) | _measured(counted, weights, max_length),
         "steps": _steps(batch, len(mixture)),
-        "max_length": settings.data.max_length,
+        "max_length": max_length,
         "lengths": lengths,
         "sample": settings.sample,
     }
     if settings.output is not None:
-        _write(settings, result)
+        text = json.dumps({"settings": to_plain(settings), **provenance(), **result}, indent=2) + "\n"
+        with writing("output", Path(settings.output)):
+            write_atomically(Path(settings.output), text)
     return result
 
 
@@ -161,28 +163,22 @@ def _exact(mixture: Mixture, source: int | None) -> dict[str, Any]:
     }
 
 
-def _measured(parts: Sequence[Sequence[Counted]], weights: np.ndarray, max_length: int) -> dict[str, Any]:
-    """What the sample says.
-
-    Args:
-        parts: For each source its counted chunks.
-        weights: For each source, of one of its records.
-        max_length: Tokens of a row, for the share that is cut.
-    """
-    chunks = [(counted, weight) for part, weight in zip(parts, weights, strict=True) for counted in part]
-    rows = np.concatenate([counted.rows for counted, _ in chunks])
-    row_weights = np.concatenate([np.full(len(counted.rows), weight) for counted, weight in chunks])
-    sizes = np.concatenate([counted.sizes for counted, _ in chunks])
-    size_weights = np.concatenate([np.full(len(counted.sizes), weight) for counted, weight in chunks])
-    lengths = rows[:, MEASURES.index("row_tokens")]
+def _measured(counted: Sequence[Counted], weights: np.ndarray, max_length: int) -> dict[str, Any]:
+    """What chunks say, a record of each source weighing as `weights` says; rows beyond `max_length` are cut."""
+    of_chunks = weights[[chunk.source for chunk in counted]]
+    rows = np.concatenate([chunk.rows for chunk in counted])
+    row_weights = np.repeat(of_chunks, [len(chunk.rows) for chunk in counted])
+    sizes = np.concatenate([chunk.sizes for chunk in counted])
+    size_weights = np.repeat(of_chunks, [len(chunk.sizes) for chunk in counted])
+    lengths, num_bad = rows[:, MEASURES.index("row_tokens")], sum(chunk.num_bad for chunk in counted)
     known = len(rows) > 0 and not np.isnan(lengths).any()
     return {
-        "sampled": sum(len(counted.rows) + counted.num_bad for counted, _ in chunks),
-        "bad_records": sum(counted.num_bad for counted, _ in chunks),
-        "bad_images": sum(counted.num_bad_images for counted, _ in chunks),
+        "sampled": len(rows) + num_bad,
+        "bad_records": num_bad,
+        "bad_images": sum(chunk.num_bad_images for chunk in counted),
         "cut": float(np.average(lengths > max_length, weights=row_weights)) if known else None,
-        **{name: _spread(rows[:, place], row_weights) for place, name in enumerate(MEASURES)},
-        **{name: _spread(sizes[:, place], size_weights) for place, name in enumerate(SIZE_MEASURES)},
+        **{name: _spread(values, row_weights) for name, values in zip(MEASURES, rows.T, strict=True)},
+        **{name: _spread(values, size_weights) for name, values in zip(SIZE_MEASURES, sizes.T, strict=True)},
     }
 
 
@@ -212,20 +208,12 @@ def _steps(batch: GlobalBatch, num_records: int) -> dict[str, int]:
     }
 
 
-def _write(settings: DataStatsSettings, result: dict[str, Any]) -> None:
-    file = Path(settings.output)
-    try:
-        write_atomically(file, json.dumps({"settings": to_plain(settings), **provenance(), **result}, indent=2) + "\n")
-    except OSError as error:
-        raise SettingsError(f"output: {file} cannot be written ({one_line(error)}); give a file elsewhere") from error
-
-
 def stats_table(stats: dict[str, Any]) -> str:
     """The result of `count_data` as text: a column for each source and one for the epoch, and the steps."""
     sources, epoch, steps = stats["sources"], stats["epoch"], stats["steps"]
-    columns = [*sources, epoch]
+    columns = [_column(column, stats) for column in (*sources, epoch)]
     heads = [*(f"source {number}" for number in range(len(sources))), "epoch"]
-    body = [[name, *(show(column) for column in columns)] for name, show in _rows(stats)]
+    body = [[name, *(column[name] for column in columns)] for name in columns[0]]
     sampled = "all records of an epoch" if not stats["sample"] else f"at most {stats['sample']} records of a source"
     lines = [
         *(f"source {number}: {source['name']}" for number, source in enumerate(sources)),
@@ -240,25 +228,22 @@ def stats_table(stats: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows(stats: dict[str, Any]) -> list[tuple[str, Callable[[dict[str, Any]], str]]]:
-    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("records", lambda column: str(column["records"])),
-        ("records an epoch", lambda column: str(column["epoch_records"])),
-        ("records a step", lambda column: _number(column.get("records_a_step", stats["steps"]["records_a_step"]))),
-        ("text-only", lambda column: _percent(column["text_only"])),
-        ("media a record", lambda column: f"{_number(column['media']['mean'])}, at most {column['media']['max']}"),
-        ("records read", lambda column: str(column["sampled"])),
-        ("  of them bad", lambda column: str(column["bad_records"])),
-        ("images unreadable", lambda column: str(column["bad_images"])),
-        ("turns", lambda column: _words(column["turns"])),
-    ]
-    rows += [(name.replace("_", " "), _shows(name)) for name in TOKEN_MEASURES]
-    rows.append((f"longer than {stats['max_length']}", lambda column: _percent(column["cut"])))
-    return rows + [(f"image {name}", _shows(name)) for name in SIZE_MEASURES]
-
-
-def _shows(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda column: _words(column[name])
+def _column(column: dict[str, Any], stats: dict[str, Any]) -> dict[str, str]:
+    """The cells of a source or of the epoch, by the names of their rows."""
+    media = column["media"]
+    return {
+        "records": str(column["records"]),
+        "records an epoch": str(column["epoch_records"]),
+        "records a step": _number(column.get("records_a_step", stats["steps"]["records_a_step"])),
+        "text-only": _percent(column["text_only"]),
+        "media a record": f"{_number(media['mean'])}, at most {media['max']}",
+        "records read": str(column["sampled"]),
+        "  of them bad": str(column["bad_records"]),
+        "images unreadable": str(column["bad_images"]),
+        **{name.replace("_", " "): _words(column[name]) for name in MEASURES},
+        f"longer than {stats['max_length']}": _percent(column["cut"]),
+        **{f"image {name}": _words(column[name]) for name in SIZE_MEASURES},
+    }
 
 
 def _words(spread: dict[str, float] | None) -> str:

@@ -23,7 +23,8 @@ from voco_llama.data.media.roots import resolve_inside
 from voco_llama.data.media.video import CLIP_ENDINGS, list_clips
 from voco_llama.data.readers.json_records import JsonRecords
 from voco_llama.data.records import check_file, name_record
-from voco_llama.errors import DataError, SettingsError, shown
+from voco_llama.data_tools.settings import DataPrepareSettings
+from voco_llama.errors import DataError, SettingsError, require, shown
 from voco_llama.files import write_atomically, written_aside
 
 logger = logging.getLogger(__name__)
@@ -39,48 +40,37 @@ NAMED_CLIPS = 5
 Row = dict[str, str]
 
 
-def prepare_video_qa(
-    set: str,
-    annotations: Path,
-    videos: Path,
-    hub: Path,
-    answers: Path | None = None,
-    mapping: Path | None = None,
-    allow_missing: bool = False,
-) -> Path:
+def prepare_video_qa(settings: DataPrepareSettings) -> Path:
     """Write the data set's folder; run again, it writes the same.
-
-    Args:
-        set: `msvd_qa` or `msrvtt_qa`.
-        annotations: The JSON list of questions with their answers, or the one of questions alone.
-        videos: The folder of clips, each `<name>` with one of the usual endings.
-        hub: Folder that holds the data sets, `<hub>/<owner>/<name>`.
-        answers: The JSON list of answers, where `annotations` has the questions alone.
-        mapping: MSVD's `youtube_mapping.txt` (lines `<clip> vid<number>`); None: clips are named by number.
-        allow_missing: Leave out the questions whose clip is not there, instead of stopping.
 
     Returns:
         The folder. Its card is written last, so that a folder with a card is whole.
 
     Raises:
-        SettingsError: There is no such set, or the folder of the set holds clips of its own.
+        SettingsError: There is no such set, a file is not named, or the folder of the set holds clips of its own.
         DataError: A file is missing or unreadable, a record lacks something, or clips are missing.
     """
-    require_choice("set", set, CLIP_NAMES)
-    name, number_pattern = CLIP_NAMES[set]
+    require_choice("set", settings.set, CLIP_NAMES)
+    for key in ("annotations", "videos"):
+        require(getattr(settings, key) is not None, f"{key} has no value: give one, as in '{key}=...'")
+    videos = settings.videos
     if not videos.is_dir():
-        raise DataError(f"{videos}: no such folder; it should hold the clips of {annotations}")
-    names = {} if mapping is None else read_mapping(mapping)
-    asked = list(_read_questions(annotations, answers, names, number_pattern))
-    rows = _find_clips(asked, videos, allow_missing)
-    folder = hub / OWNER / name
+        raise DataError(f"{videos}: no such folder; it should hold the clips of {settings.annotations}")
+    asked = list(_read_questions(settings))
+    rows = _find_clips(asked, videos, settings.allow_missing)
+    folder = folder_of(settings.set, settings.hub)
     (folder / "README.md").unlink(missing_ok=True)
     _link(folder / "videos", videos)
     with written_aside(folder / PARQUET) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in COLUMNS])), aside)
-    write_atomically(folder / "README.md", _card(name, rows, len(asked) - len(rows)))
+    write_atomically(folder / "README.md", _card(folder.name, rows, len(asked) - len(rows)))
     logger.info("%s: %d questions on %d clips", folder, len(rows), len({row["video"] for row in rows}))
     return folder
+
+
+def folder_of(set: str, hub: Path) -> Path:
+    """Where a set is, or goes."""
+    return hub / OWNER / CLIP_NAMES[set][0]
 
 
 def read_mapping(file: Path) -> dict[str, str]:
@@ -101,37 +91,38 @@ def read_mapping(file: Path) -> dict[str, str]:
     return names
 
 
-def _read_questions(file: Path, answer_file: Path | None, names: Mapping[str, str], pattern: str) -> Iterator[Row]:
+def _read_questions(settings: DataPrepareSettings) -> Iterator[Row]:
     """Rows but for the clip's file name, which stands in `source` as long as it is not found."""
-    answers = None if answer_file is None else _read_answers(answer_file)
+    names = {} if settings.mapping is None else read_mapping(settings.mapping)
+    answers = None
+    if settings.answers is not None:
+        answered = _read_records(settings.answers, "question_id", "an answer to this question")
+        answers = {question_id: _text(raw, "answer", source) for question_id, raw, source in answered}
+    for question_id, raw, source in _read_records(settings.annotations, "id", "a question of this id"):
+        if answers is not None and question_id not in answers:
+            raise DataError(f"{source}: {settings.answers} has no answer to it; fetch both files again")
+        yield {
+            "question_id": question_id,
+            "question": _text(raw, "question", source),
+            "answer": _text(raw, "answer", source) if answers is None else answers[question_id],
+            "video_name": _clip_name(raw, names, CLIP_NAMES[settings.set][1], source),
+            "source": source,
+        }
+
+
+def _read_records(file: Path, other_key: str, noun: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """The id of each record (`question_id` or the other key), which no other may have, it itself, and where it is."""
+    records = JsonRecords(file, lambda raw: (0, 0))
     seen: set[str] = set()
-    records = JsonRecords(file, lambda raw: (0, 1))
     for index in range(len(records)):
         raw = records.parse(index)
-        key = "question_id" if "question_id" in raw else "id"
+        key = "question_id" if "question_id" in raw else other_key
         source = name_record(file, index, key, raw.get(key))
         question_id = _identity(raw, key, source)
         if question_id in seen:
-            raise DataError(f"{source}: a question of this id came before; take one of them out")
+            raise DataError(f"{source}: {noun} came before; take one of them out")
         seen.add(question_id)
-        if answers is not None and question_id not in answers:
-            raise DataError(f"{source}: {answer_file} has no answer to it; fetch both files again")
-        answer = _text(raw, "answer", source) if answers is None else answers[question_id]
-        row = {"question_id": question_id, "question": _text(raw, "question", source), "answer": answer}
-        yield row | {"video_name": _clip_name(raw, names, pattern, source), "source": source}
-
-
-def _read_answers(file: Path) -> dict[str, str]:
-    records = JsonRecords(file, lambda raw: (0, 0))
-    answers: dict[str, str] = {}
-    for index in range(len(records)):
-        raw = records.parse(index)
-        source = name_record(file, index, "question_id", raw.get("question_id"))
-        question_id = _identity(raw, "question_id", source)
-        if question_id in answers:
-            raise DataError(f"{source}: an answer to this question came before; take one of them out")
-        answers[question_id] = _text(raw, "answer", source)
-    return answers
+        yield question_id, raw, source
 
 
 def _clip_name(raw: Mapping[str, Any], names: Mapping[str, str], pattern: str, source: str) -> str:
