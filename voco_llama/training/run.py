@@ -1,5 +1,6 @@
 """`train`: one stage from settings to a saved model. It reads as a story; the chapters are the modules beside it."""
 
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
 from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.run_folder import RunFolder
-from voco_llama.training.sampling import GroupedSampler, StreamSampler
+from voco_llama.training.sampling import EpochSampler, GroupedSampler, StreamSampler
 from voco_llama.training.stages import set_trainable
 from voco_llama.training.teachers.teacher import build_teacher, check_teacher
-from voco_llama.training.teachers.top_k import TopKRows, open_top_k
+from voco_llama.training.teachers.top_k import open_top_k
 from voco_llama.training.trainer import VoCoTrainer, loss_curve
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def train(settings: TrainSettings) -> Path:
     model, processor = build_or_load(settings)
     rows = LoadedMixture(mixture, processor.row)
     if settings.loss.teacher == "top_k":
-        rows = TopKRows(rows, open_top_k(settings, mixture, processor))
+        rows = open_top_k(settings, mixture, processor, rows)
     adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     batch = GlobalBatch.of(settings, arguments.world_size)
@@ -119,21 +120,17 @@ class KeptRows(Sequence[dict[str, Tensor]]):
     """Rows that are prepared when first asked for, and kept."""
 
     def __init__(self, rows: Sequence[dict[str, Tensor]]) -> None:
-        self._rows = rows
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        self._num = len(rows)
+        self._row = functools.cache(rows.__getitem__)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._num
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if index not in self._kept:
-            self._kept[index] = self._rows[index]
-        return self._kept[index]
+        return self._row(index)
 
 
-def order_of(
-    mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, batch: GlobalBatch
-) -> GroupedSampler | StreamSampler:
+def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, batch: GlobalBatch) -> EpochSampler:
     """The order of samples.
 
     Raises:

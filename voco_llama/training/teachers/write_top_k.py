@@ -7,6 +7,7 @@ folder made from anything else is refused.
 import dataclasses
 import json
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -46,13 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_top_k(settings: TeacherSettings) -> Path:
-    """Write the top-k files of one training's data, or go on with them.
-
-    Args:
-        settings: From `voco_llama.composition.compose`.
-
-    Returns:
-        The folder, `loss.top_k_folder`.
+    """Write the top-k files of one training's data into `loss.top_k_folder`, or go on with them.
 
     Raises:
         VoCoError: Settings, data, or the teacher cannot be used, or the folder holds files made from something else.
@@ -79,15 +74,14 @@ def write_top_k(settings: TeacherSettings) -> Path:
 
     teacher = load_teacher(settings).to(arguments.device).eval()
     rows = LoadedMixture(mixture, processor.row)
-    count = -(-len(rows) // settings.records_per_file)
+    count = math.ceil(len(rows) / settings.records_per_file)
     started = time.perf_counter()
     for number in range(count):
         if top_k_file(folder, number).is_file():
             continue
         first = number * settings.records_per_file
-        part = Subset(rows, range(first, min(first + settings.records_per_file, len(rows))))
         loader = DataLoader(
-            part,
+            Subset(rows, range(first, min(first + settings.records_per_file, len(rows)))),
             batch_size=arguments.per_device_train_batch_size,
             collate_fn=Collator(processor.tokens),
             num_workers=arguments.dataloader_num_workers,
