@@ -219,7 +219,7 @@ def test_moments_and_peak():
     assert found.peak == max(found.at(moment) for moment in MOMENTS) == found.at("head")
     assert found.at("update") == states(found) + found.of("CUDA context")
     chunked = estimate(replace(plan, work=replace(work, chunk=1024)))
-    assert chunked.peak_moment == "layer"
+    assert chunked.peak == chunked.at("layer")
     assert chunked.of("logits") * work.trained_tokens == found.of("logits") * 1024
     assert found.of("layers") == 2 * 8 * 2048 * 4096 * 32
     plain = estimate(replace(plan, work=replace(work, checkpointing=False)))

@@ -29,11 +29,7 @@ LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_P
 
 
 def doctor(settings: TrainSettings | None = None) -> list[Finding]:
-    """Look at everything that a training needs; nothing is loaded, downloaded or written.
-
-    Args:
-        settings: Of the training; None: the machine alone.
-    """
+    """Look at the machine and, if a training's settings are given, at all it needs; nothing is loaded or written."""
     findings = run_checks(machine_checks())
     if settings is not None:
         from voco_llama.preflight.training import training_checks

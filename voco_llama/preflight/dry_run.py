@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from voco_llama.errors import SettingsError
 from voco_llama.preflight.epoch import Epoch, Length, count_epoch, count_steps
 from voco_llama.preflight.memory import Estimate, Plan, estimate
-from voco_llama.preflight.plan import Remedy, device_memory, memory_plan, uncounted, what_fits
+from voco_llama.preflight.plan import Remedy, memory_plan, uncounted, what_fits
 from voco_llama.preflight.shapes import MetaModel, meta_model, walk
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import MOMENTS
@@ -125,7 +127,11 @@ def plan_memory(settings: TrainSettings, meta: MetaModel) -> Memory:
     Raises:
         SettingsError: The rows are too short for their segments.
     """
-    plan, capacity = memory_plan(settings, meta), device_memory(settings)
+    plan, capacity = memory_plan(settings, meta), None
+    if settings.hardware.gpu_memory_gb is not None:
+        capacity = int(settings.hardware.gpu_memory_gb * GB)
+    elif torch.cuda.is_available():
+        capacity = torch.cuda.get_device_properties(0).total_memory
     remedy = None if capacity is None else what_fits(settings, plan, capacity)
     return Memory(plan, estimate(plan), capacity, remedy)
 

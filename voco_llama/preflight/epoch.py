@@ -89,7 +89,7 @@ def count_steps(settings: TrainSettings, epoch: Epoch) -> Length:
         steps = None if an_epoch is None else math.ceil(trainer.get("num_train_epochs", 3.0) * an_epoch)
     if steps is None:
         return Length(an_epoch, None, None, ())
-    # `TrainingArguments` reads warm-up below 1 as a fraction; its method is borrowed, since building one joins processes.
+    # Below 1 it is a fraction: the rule of `TrainingArguments`, which is not built here since it joins processes.
     warmup = TrainingArguments.get_warmup_steps(SimpleNamespace(warmup_steps=trainer.get("warmup_steps", 0)), steps)
     return Length(an_epoch, steps, warmup, _learning_rates(trainer, warmup, steps))
 

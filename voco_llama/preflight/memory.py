@@ -143,14 +143,9 @@ class Estimate:
         return sum(term.bytes for term in self.terms if moment in term.moments)
 
     @property
-    def peak_moment(self) -> str:
-        """Where the peak is."""
-        return max(MOMENTS, key=self.at)
-
-    @property
     def peak(self) -> int:
         """Bytes on a GPU at the worst moment."""
-        return self.at(self.peak_moment)
+        return max(map(self.at, MOMENTS))
 
     def of(self, name: str) -> int:
         """Bytes of the term of that name; 0 if there is none."""

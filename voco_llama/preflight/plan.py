@@ -8,7 +8,6 @@ them again with fewer and fewer rows.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from voco_llama.preflight.memory import Adapters, Pass, Plan, adapter_parameters, estimate, with_rows
@@ -79,15 +78,6 @@ def uncounted(settings: TrainSettings) -> list[str]:
     if not optimizer.startswith(COUNTED_OPTIMIZER):
         notes.append(f"optimizer {optimizer} is not modelled: memory is counted as AdamW's")
     return notes
-
-
-def device_memory(settings: TrainSettings) -> int | None:
-    """Bytes of a GPU: what the settings plan for, else of the one that is here; None: neither."""
-    if settings.hardware.gpu_memory_gb is not None:
-        return int(settings.hardware.gpu_memory_gb * 1e9)
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    return None
 
 
 @dataclass(frozen=True)

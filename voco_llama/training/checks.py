@@ -51,6 +51,8 @@ POSITIVE = (
     "model.lora.alpha",
     "hardware.*",
     "projector_learning_rate",
+    "k",
+    "records_per_file",
 )
 """Settings that are above 0 where they are not null; `*` stands for anything."""
 
@@ -59,11 +61,7 @@ LEAST_TEXT = 2
 
 
 def check_settings(settings: TrainSettings, paths: bool = True) -> None:
-    """Refuse settings that contradict each other or name something that is not there.
-
-    Args:
-        settings: From `voco_llama.composition.compose`.
-        paths: Whether files and folders must be there; False checks a configuration on any machine.
+    """Refuse settings that contradict each other or, with `paths`, name a file or folder that is not there.
 
     Raises:
         SettingsError: The first contradiction found.
@@ -277,11 +275,7 @@ def segments_a_row(settings: TrainSettings) -> int:
 
 
 def tokens_for_text(settings: TrainSettings, segment_tokens: int) -> int:
-    """Tokens that a row of full length has left for its text.
-
-    Args:
-        settings: Of the training.
-        segment_tokens: What one segment takes in a row.
+    """Tokens that a row of full length has left for its text, where one segment takes `segment_tokens`.
 
     Raises:
         SettingsError: None are left.

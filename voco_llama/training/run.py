@@ -36,12 +36,7 @@ CHARACTERS_PER_TOKEN = 4
 
 
 def train(settings: TrainSettings) -> Path:
-    """Train one stage, or go on with it; a finished run is left as it is.
-
-    Under torchrun every process calls this.
-
-    Args:
-        settings: From `voco_llama.composition.compose`.
+    """Train one stage, or go on with it; a finished run is left as it is. Under torchrun every process calls this.
 
     Returns:
         The folder of the trained model and its processor.
@@ -74,7 +69,10 @@ def train(settings: TrainSettings) -> Path:
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     batch = GlobalBatch.of(settings, arguments.world_size)
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
-    choices, draw = settings.compression.num_voco_choices, settings.compression.draw
+    compression = settings.compression
+    elastic = None
+    if (choices := compression.num_voco_choices) is not None:
+        elastic = ElasticDraw(choices, compression.draw, batch.size, settings.seed)
     if arguments.should_save:
         run.begin()
 
@@ -83,7 +81,7 @@ def train(settings: TrainSettings) -> Path:
         use_muon=settings.optimizer == "muon",
         projector_learning_rate=settings.projector_learning_rate,
         scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
-        elastic=None if choices is None else ElasticDraw(choices, draw, batch.size, settings.seed),
+        elastic=elastic,
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,

@@ -25,12 +25,7 @@ MEGABATCH = 50
 
 
 class EpochSampler(Sampler[int]):
-    """Indices of one epoch after the other; `set_epoch` chooses the one that the next iteration is.
-
-    Args:
-        num_samples: Of an epoch.
-        seed: Of the order.
-    """
+    """Indices of one epoch after the other; `set_epoch` chooses the one that the next iteration is."""
 
     def __init__(self, num_samples: int, seed: int) -> None:
         self.num_samples = num_samples

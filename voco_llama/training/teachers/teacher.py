@@ -53,12 +53,7 @@ class Teacher(ABC):
 
 
 class CheckpointTeacher(Teacher):
-    """A frozen model beside the student.
-
-    Args:
-        model: It is put into evaluation mode, and none of its parameters takes a gradient.
-        pad_token_id: Of the rows.
-    """
+    """A model beside the student; it is put into evaluation mode, and none of its parameters takes a gradient."""
 
     def __init__(self, model: VoCoLlama, pad_token_id: int) -> None:
         self.model = model.requires_grad_(False).eval()
@@ -87,12 +82,7 @@ class AdaptersOffTeacher(Teacher):
 
     Adapters and VoCo's embedding, which peft keeps beside the table of embeddings, are all that differs between the
     two: the checks refuse what else would move the teacher while the student learns (a projector that trains, offsets
-    of distinct VoCo embeddings).
-
-    Args:
-        adapters: Of the student's language model.
-        num_voco: VoCo tokens that the model was trained with before.
-        pad_token_id: Of the rows.
+    of distinct VoCo embeddings). `num_voco` are the tokens that the model was trained with before.
     """
 
     def __init__(self, adapters: "PeftModel", num_voco: int, pad_token_id: int) -> None:

@@ -101,9 +101,6 @@ def _settings_of_the_command(settings: TeacherSettings) -> TeacherSettings:
     for name in ("teacher_checkpoint", "top_k_folder"):
         if getattr(settings.loss, name) is None:
             raise SettingsError(f"loss.{name} is not set: name the {'teacher' if 'check' in name else 'output folder'}")
-    for name in ("k", "records_per_file"):
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"{name} is {getattr(settings, name)}: give 1 or more")
     if (world_size() or 1) > 1:
         raise SettingsError("voco-llama teacher runs in one process: start it without torchrun")
     loss = dataclasses.replace(settings.loss, teacher="checkpoint", lm=0.0, kl=1.0, schedule=None)
@@ -139,16 +136,7 @@ def write_file(
     settings: TeacherSettings,
     num_voco: int,
 ) -> None:
-    """Write one file, whole or not at all.
-
-    Args:
-        file: Its path.
-        teacher: On its device, in evaluation mode.
-        loader: Of batches of this file's entries, in order.
-        arguments: Device and mixed precision.
-        settings: k, temperature, size of a chunk.
-        num_voco: VoCo tokens that the teacher is shown.
-    """
+    """Write one file, whole or not at all: what a teacher, shown `num_voco` VoCo tokens, says of a loader's entries."""
     device, loss = arguments.device, settings.loss
     dtype = torch.float16 if arguments.fp16 else torch.bfloat16
     parts: dict[str, list[Tensor]] = {"token_ids": [], "log_probs": []}
@@ -180,17 +168,7 @@ def _finish(folder: Path, manifest: dict, count: int) -> None:
             metadata = opened.metadata()
         tokens += int(metadata["tokens"])
         mass += float(metadata["mass"])
-    manifest = manifest | {
-        "complete": True,
-        "trained_tokens": tokens,
-        "coverage": mass / max(tokens, 1),
-        "environment": provenance(),
-    }
-    write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
-    logger.info(
-        "%s: %d records, %d trained tokens, coverage %.4f",
-        folder,
-        manifest["made_from"]["records"],
-        tokens,
-        manifest["coverage"],
-    )
+    records, coverage = manifest["made_from"]["records"], mass / max(tokens, 1)
+    found = {"complete": True, "trained_tokens": tokens, "coverage": coverage, "environment": provenance()}
+    write_atomically(folder / MANIFEST_FILE, json.dumps(manifest | found, indent=2) + "\n")
+    logger.info("%s: %d records, %d trained tokens, coverage %.4f", folder, records, tokens, coverage)
