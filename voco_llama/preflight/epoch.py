@@ -25,13 +25,11 @@ SHOWN_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the data holds; None: not known.
+    """What one pass over the data holds, and what that is known from; None: not known.
 
     Attributes:
-        rows: Records.
         images: Images, or frames of clips; if the data is not here, as many as there may be at most.
         tokens: Of the rows as laid out, estimated from their characters.
-        source: What the numbers are from.
     """
 
     rows: int | None

@@ -93,25 +93,20 @@ def what_fits(settings: TrainSettings, plan: Plan, capacity: int) -> Remedy | No
 
     The rows of a pass are halved as long as they divide what a process has of the global batch.
     """
-    rows = GlobalBatch.of(settings).rows
-    counts = [rows // 2**power for power in range(rows.bit_length()) if rows % 2**power == 0]
-    for overrides, changed in _variants(settings, plan):
-        for count in counts:
-            peak = estimate(with_rows(changed, count)).peak
-            if peak <= capacity:
-                return Remedy((*_batch_overrides(settings, count), *overrides), peak)
-    return None
-
-
-def _batch_overrides(settings: TrainSettings, rows: int) -> tuple[str, ...]:
     batch = GlobalBatch.of(settings)
-    if rows == batch.rows:
-        return ()
-    overrides = (f"trainer.per_device_train_batch_size={rows}",)
-    if settings.global_batch_size is None:
-        steps = batch.accumulation * batch.rows // rows
-        overrides += (f"trainer.gradient_accumulation_steps={steps}",)
-    return overrides
+    factors = [2**power for power in range(batch.rows.bit_length()) if batch.rows % 2**power == 0]
+    for overrides, changed in _variants(settings, plan):
+        for factor in factors:
+            rows = batch.rows // factor
+            peak = estimate(with_rows(changed, rows)).peak
+            if peak > capacity:
+                continue
+            if factor > 1 and settings.global_batch_size is None:
+                overrides = (f"trainer.gradient_accumulation_steps={batch.accumulation * factor}", *overrides)
+            if factor > 1:
+                overrides = (f"trainer.per_device_train_batch_size={rows}", *overrides)
+            return Remedy(overrides, peak)
+    return None
 
 
 def _variants(settings: TrainSettings, plan: Plan) -> Iterator[tuple[tuple[str, ...], Plan]]:

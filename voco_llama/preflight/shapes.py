@@ -35,13 +35,7 @@ ADDED_TOKENS = 2
 
 @dataclass(frozen=True)
 class MetaModel:
-    """A model without weights.
-
-    Attributes:
-        model: On the meta device, of the types of its weights, `requires_grad` as in training.
-        table: What trains.
-        notes: What had to be assumed.
-    """
+    """A model on the meta device with types and `requires_grad` as in training, what trains, what had to be assumed."""
 
     model: VoCoLlama
     table: list[ModuleCount]
@@ -141,14 +135,8 @@ def walk(model: VoCoLlama, rows: int, segments: int, text: int, chunk_size: int)
     """The shapes of a training pass whose text is all trained, by name, in the order in which they come up.
 
     `VoCoLlama.forward` itself counts image tokens and picks trained ones, which takes contents; so its parts are called
-    here in its order, with the counts taken from a row laid out on the CPU.
-
-    Args:
-        model: On the meta device.
-        rows: Of the batch.
-        segments: Of each row.
-        text: Tokens of text in each row.
-        chunk_size: Tokens whose logits exist at the same time.
+    here in its order, with the counts taken from a row laid out on the CPU: its segments and tokens of text. Logits
+    exist of `chunk_size` tokens at the same time.
     """
     config, objective = model.config, Objective(chunk_size=chunk_size)
     text_id = 0

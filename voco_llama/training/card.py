@@ -30,15 +30,7 @@ def write_card(
     result: dict[str, Any],
     starts: list[dict[str, Any]],
 ) -> None:
-    """Write the card into the folder of the trained model.
-
-    Args:
-        folder: It.
-        settings: Of the run.
-        num_records: Seen of each source in an epoch.
-        result: What `result.json` will hold.
-        starts: `RunFolder.starts`.
-    """
+    """Write the card into the folder of a trained model: what its run saw of each source in an epoch, how it went."""
     head = {"library_name": "voco-llama", "pipeline_tag": "image-text-to-text", "tags": TAGS}
     start = {entry.key: entry.name for entry in list_inputs(settings) if entry.part == "start"}
     if all(not Path(name).exists() for name in start.values()):

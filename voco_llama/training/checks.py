@@ -224,21 +224,23 @@ def _vision_config(model: ModelSettings) -> dict[str, Any] | None:
         return read_vision_config(model.vision.name)
     file = Path(model.checkpoint) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8")).get("vision_config", {})
+        config = json.loads(file.read_text(encoding="utf-8")).get("vision_config") or {}
     except json.JSONDecodeError as error:
         raise SettingsError(f"model.checkpoint: {file} is not JSON ({error})") from error
     return config if "vision_cfg" in config else None
 
 
 def _check_trainer(settings: TrainSettings) -> None:
-    trainer = settings.trainer
+    from transformers.training_args import TrainingArguments
+
+    trainer, known = settings.trainer, list(TrainingArguments.__dataclass_fields__)
     for key in trainer:
         if key in OWNED_KEYS:
             raise SettingsError(f"trainer.{key} is decided by the setting {OWNED_KEYS[key]}: set that")
         if key in FIXED_KEYS:
-            raise SettingsError(
-                f"trainer.{key} cannot be set: training lays out its own rows and has no evaluation set"
-            )
+            raise SettingsError(f"trainer.{key} cannot be set: rows are laid out here, and there is no evaluation set")
+        if key not in known:
+            raise SettingsError(f"unknown setting 'trainer.{key}'{did_you_mean(key, known)} (TrainingArguments' keys)")
     require(
         settings.global_batch_size is None or "gradient_accumulation_steps" not in trainer,
         "trainer.gradient_accumulation_steps is decided by the setting global_batch_size: set that, or set it to null",
@@ -246,12 +248,6 @@ def _check_trainer(settings: TrainSettings) -> None:
     require(
         not (trainer.get("bf16") and trainer.get("fp16")), "trainer.bf16 and trainer.fp16 are both true: choose one"
     )
-    from transformers.training_args import TrainingArguments
-
-    known = list(TrainingArguments.__dataclass_fields__)
-    for key in trainer:
-        if key not in known:
-            raise SettingsError(f"unknown setting 'trainer.{key}'{did_you_mean(key, known)} (TrainingArguments' keys)")
     rate = settings.projector_learning_rate
     require(
         rate is None or "projector" in settings.stage.trains,

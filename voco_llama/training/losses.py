@@ -19,12 +19,7 @@ LOGGED = tuple(f"loss_{name}" for name in LOSSES)
 
 @dataclass(frozen=True)
 class ScheduledLoss:
-    """The weighted losses of a training.
-
-    Attributes:
-        settings: Weights or their schedule, temperature, size of a chunk.
-        teacher: None if there is no KL term.
-    """
+    """The weighted losses of a training; there is no teacher without a KL term."""
 
     settings: LossSettings
     teacher: Teacher | None

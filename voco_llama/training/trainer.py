@@ -191,8 +191,7 @@ class _Progress(TrainerCallback):
 class DataWait:
     """Measures the time between asking for a batch and getting it, against all time that passes.
 
-    Args:
-        device: That the model trains on; work that it still has to do counts as training, not as waiting.
+    Work that the device still has to do counts as training, not as waiting.
     """
 
     def __init__(self, device: torch.device) -> None:

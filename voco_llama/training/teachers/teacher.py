@@ -145,11 +145,7 @@ def contiguous_positions(document: Tensor) -> Tensor:
 
 
 def check_teacher(folder: str, processor: VoCoProcessor) -> VoCoLlamaConfig:
-    """The teacher's configuration; one that cannot read the student's rows is refused before any weight is loaded.
-
-    Args:
-        folder: Of the teacher.
-        processor: The student's.
+    """The configuration of the teacher in a folder, if it can read the rows of the student's processor.
 
     Raises:
         CheckpointError: It has another tokenizer, sees images otherwise, or sees none itself.
@@ -181,9 +177,7 @@ def check_teacher(folder: str, processor: VoCoProcessor) -> VoCoLlamaConfig:
 def load_teacher(settings: TrainSettings, vocab_size: int | None = None) -> VoCoLlama:
     """The model that `loss.teacher_checkpoint` names, with the student's attention and dtype.
 
-    Args:
-        settings: Of the student's training.
-        vocab_size: Rows of the student's table of words; None does not compare them.
+    `vocab_size` are the rows of the student's table of words; None does not compare them.
 
     Raises:
         CheckpointError: It cannot be loaded, or its table has another size.

@@ -127,13 +127,7 @@ def answer_checksum(labels: Tensor) -> tuple[int, int]:
 
 
 class TopKRows(Sequence[dict[str, Tensor]]):
-    """Rows of the data with what a teacher predicts for them; each process maps the files when it first reads.
-
-    Args:
-        rows: Of the mixture.
-        folder: Of the files.
-        records_per_file: Entries of the mixture in each.
-    """
+    """Rows of a mixture with what a teacher predicts for them; each process maps the files when it first reads."""
 
     def __init__(self, rows: Sequence[dict[str, Tensor]], folder: Path, records_per_file: int) -> None:
         self._rows = rows
