@@ -191,16 +191,15 @@ class Zero(Sharding):
             require(key in known, f"unknown setting '{_ZERO}.{key}'{did_you_mean(key, sorted(known))}")
             is_fit = self.level == 3 or not key.startswith("stage3_")
             require(is_fit, f"{_ZERO}.{key} is for stage 3, but stage is {self.level}: remove it")
-        gather = "stage3_gather_16bit_weights_on_model_save"
-        require(
-            self.level < 3 or bool(self.options.get(gather)),
-            f"{_ZERO}.{gather} must be true: without it the trained weights stay in pieces",
-        )
-        require(
-            self.level < 3 or not random_weights,
-            "model.language.config (random weights) with ZeRO-3 would skip their initialization: use trainer=zero2, or"
-            " start from a checkpoint",
-        )
+        if self.level == 3:
+            gather = "stage3_gather_16bit_weights_on_model_save"
+            text = f"{_ZERO}.{gather} must be true: without it the trained weights stay in pieces"
+            require(bool(self.options.get(gather)), text)
+            require(
+                not random_weights,
+                "model.language.config (random weights) with ZeRO-3 would skip their initialization: use"
+                " trainer=zero2, or start from a checkpoint",
+            )
 
     def prepare(self, on_cpu: bool) -> None:
         require(
@@ -313,11 +312,7 @@ def num_elements(parameter: nn.Parameter) -> int:
 
 @contextmanager
 def whole(parameters: nn.Parameter | Sequence[nn.Parameter], changed: bool = False) -> Iterator[bool]:
-    """Within it, parameters are whole, in every process.
-
-    Args:
-        parameters: One or several.
-        changed: What the first process writes into them is kept, and given to all others.
+    """Within it, parameters are whole in every process; what the first writes is kept everywhere if they are `changed`.
 
     Yields:
         Whether this process is to write: all are if nothing is divided, else the first one.

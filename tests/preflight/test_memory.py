@@ -17,7 +17,6 @@ from voco_llama.preflight.memory import (
     Adapters,
     Decoder,
     Pass,
-    Placement,
     Plan,
     Tower,
     adapter_parameters,
@@ -46,9 +45,7 @@ def decoder_of(config):
 def plan_of(groups=(), decoder=None, work=None, **kwargs):
     decoder = decoder or decoder_of(tiny_text_config())
     work = work or Pass(ROWS, LENGTH, 0, 0, FLOAT32)
-    return Plan(
-        tuple(groups), kwargs.pop("placement", Placement(half=False)), decoder, Tower(16, 5, 16), work, **kwargs
-    )
+    return Plan(tuple(groups), decoder, Tower(16, 5, 16), work, **{"half": False, **kwargs})
 
 
 def kept_bytes(module, run):
@@ -160,7 +157,7 @@ PARAMETERS = 6_738_415_616
 
 def zero(level, processes, frozen=0, offloads=()):
     groups = [Group("language", PARAMETERS, 0, 2), Group("vision", 0, frozen, 2)]
-    return estimate(plan_of(groups, placement=Placement(processes, sharding=Zero(level, offloads))))
+    return estimate(plan_of(groups, processes=processes, half=True, sharding=Zero(level, offloads)))
 
 
 def states(found):
@@ -208,21 +205,21 @@ def test_float32_gradients_of_zero_3_are_those_of_a_group_of_parameters():
 
 def test_several_plain_processes_keep_gradients_twice():
     groups = [Group("language", 1000, 500, 4)]
-    one, two = (estimate(plan_of(groups, placement=Placement(n, half=False))) for n in (1, 2))
+    one, two = (estimate(plan_of(groups, processes=n)) for n in (1, 2))
     assert (one.of("buckets"), two.of("buckets")) == (0, 4000)
-    assert estimate(plan_of(groups, placement=Placement(half=True))).of("autocast copies") == 2000
+    assert estimate(plan_of(groups, half=True)).of("autocast copies") == 2000
 
 
 def test_moments_and_peak():
     work = Pass(8, 2048, 8, 8 * 1471, chunk=8 * 1471)
     decoder = Decoder(4096, 11008, 32, 32, 32, 128, 32002)
     groups = [Group("language", PARAMETERS, 0, 2)]
-    plan = plan_of(groups, decoder, work, placement=Placement(8, sharding=Zero(3)))
+    plan = plan_of(groups, decoder, work, processes=8, half=True, sharding=Zero(3))
     found = estimate(plan)
     assert found.peak == max(found.at(moment) for moment in MOMENTS) == found.at("head")
     assert found.at("update") == states(found) + found.of("CUDA context")
     chunked = estimate(replace(plan, work=replace(work, chunk=1024)))
-    assert chunked.peak_moment == "layer"
+    assert chunked.peak == chunked.at("layer")
     assert chunked.of("logits") * work.trained_tokens == found.of("logits") * 1024
     assert found.of("layers") == 2 * 8 * 2048 * 4096 * 32
     plain = estimate(replace(plan, work=replace(work, checkpointing=False)))

@@ -209,7 +209,7 @@ def test_attention_that_needs_a_gpu():
 
 
 def test_the_command_reads_the_settings_of_train(capsys):
-    assert cli.main(["doctor", "experiment=voco_0"]) == 2
-    assert capsys.readouterr().err.startswith("error: there is no experiment=voco_0; did you mean 'voco_")
+    assert cli.main(["doctor", "experiment=voco_lava"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no experiment=voco_lava; did you mean 'voco_llava'")
     assert cli.main(["doctor", "experiment=voco_1"]) == 2
     assert "error    model.checkpoint: runs/align_7b/final is not here" in capsys.readouterr().out

@@ -8,7 +8,6 @@ import pytest
 from voco_llama.choices import PARTS
 from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
-from voco_llama.training import checks
 from voco_llama.training.checks import check_settings
 from voco_llama.training.stages import MODULES
 
@@ -191,6 +190,9 @@ def test_more_voco_tokens_than_vision_tokens(disk, tmp_path):
     for values in (disk, disk | {"model.checkpoint": tmp_path / "final"}):
         with pytest.raises(SettingsError, match="num_voco is 17, but an image has only 16 vision tokens"):
             check_settings(compose([*as_overrides(values), "compression.num_voco=17"]))
+    architecture = disk | {"model.vision.name": "ViT-L-14-336-quickgelu", "model.vision.pretrained": "openai"}
+    with pytest.raises(SettingsError, match="an image has only 576 vision tokens"):
+        check_settings(compose([*as_overrides(architecture), "compression.num_voco=577"]))
 
 
 @pytest.mark.parametrize(
@@ -206,11 +208,6 @@ def test_rows_have_room_for_their_segments(disk, overrides, fits, message):
     check_settings(compose([*as_overrides(disk), *overrides, f"data.max_length={fits}"]))
     with pytest.raises(SettingsError, match=re.escape(message)):
         check_settings(compose([*as_overrides(disk), *overrides, f"data.max_length={fits - 1}"]))
-
-
-def test_vision_tokens_of_an_architecture_are_known_without_importing_it():
-    model = compose(["model=llava_7b"]).model
-    assert checks._vision_config(model)["image_size"] == 336
 
 
 def test_every_part_that_can_be_named_has_its_modules():

@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from voco_llama.preflight.finding import GB, SECONDS, SHARED_MEMORY, Check, Finding, num_cores, run_checks
+from voco_llama.preflight.finding import GB, SECONDS, SHARED_MEMORY, Check, Finding, judged, num_cores, run_checks
 from voco_llama.settings import TrainSettings
 
 PACKAGE = "voco-llama"
@@ -29,11 +29,7 @@ LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_P
 
 
 def doctor(settings: TrainSettings | None = None) -> list[Finding]:
-    """Look at everything that a training needs; nothing is loaded, downloaded or written.
-
-    Args:
-        settings: Of the training; None: the machine alone.
-    """
+    """Look at the machine and, if a training's settings are given, at all it needs; nothing is loaded or written."""
     findings = run_checks(machine_checks())
     if settings is not None:
         from voco_llama.preflight.training import training_checks
@@ -49,7 +45,7 @@ def machine_checks() -> list[tuple[str, Check]]:
         ("packages", check_packages),
         ("lmms-eval", check_lmms_eval),
         ("launch", lambda: check_launch(os.environ)),
-        ("processor", check_processor),
+        ("processor", lambda: [Finding("ok", "processor", f"{num_cores()} cores ({platform.machine()})")]),
         ("memory", check_memory),
         ("shared memory", check_shared_memory),
         ("torch", check_torch),
@@ -62,22 +58,17 @@ def check_python() -> Iterator[Finding]:
     """Python's version against `requires-python`."""
     wanted, here = metadata.metadata(PACKAGE)["Requires-Python"], platform.python_version()
     is_fit = SpecifierSet(wanted).contains(here)
-    yield (
-        Finding("ok", "python", here)
-        if is_fit
-        else Finding("error", "python", f"{here} is not {wanted}", "make an environment of such a version")
-    )
+    text = here if is_fit else f"{here} is not {wanted}"
+    yield judged(is_fit, "python", text, "error", "make an environment of such a version")
 
 
 def check_packages() -> Iterator[Finding]:
     """Versions of what the package depends on against its ranges."""
-    right = 0
-    for requirement in _requirements(extra=""):
-        problem = _problem(requirement)
-        if problem is None:
-            right += 1
-        else:
+    problems = {requirement: _problem(requirement) for requirement in _requirements(extra="")}
+    for requirement, problem in problems.items():
+        if problem is not None:
             yield Finding("error", "packages", problem, f"pip install '{requirement.name}{requirement.specifier}'")
+    right = list(problems.values()).count(None)
     yield Finding("ok", "packages", f"{right} in the versions that pyproject.toml names")
 
 
@@ -85,10 +76,8 @@ def check_lmms_eval() -> Iterator[Finding]:
     """The extra that evaluation needs."""
     for requirement in _requirements(extra="eval"):
         problem = _problem(requirement)
-        if problem is None:
-            yield Finding("ok", requirement.name, metadata.version(requirement.name))
-        else:
-            yield Finding("note", requirement.name, f"{problem}: trainings do without", "pip install '.[eval]'")
+        text = metadata.version(requirement.name) if problem is None else f"{problem}: trainings do without"
+        yield judged(problem is None, requirement.name, text, "note", "pip install '.[eval]'")
 
 
 def _requirements(extra: str) -> list[Requirement]:
@@ -115,19 +104,10 @@ def check_launch(environment: Mapping[str, str]) -> Iterator[Finding]:
     if not there:
         yield Finding("ok", "launch", "no torchrun around this command")
     elif missing:
-        yield Finding(
-            "error",
-            "launch",
-            f"{', '.join(there)} set, but not {', '.join(missing)}",
-            "unset them, or start with torchrun",
-        )
+        text = f"{', '.join(there)} set, but not {', '.join(missing)}"
+        yield Finding("error", "launch", text, "unset them, or start with torchrun")
     else:
         yield Finding("ok", "launch", f"process {environment['RANK']} of {environment['WORLD_SIZE']}")
-
-
-def check_processor() -> Iterator[Finding]:
-    """Cores, less than the machine's in a container."""
-    yield Finding("ok", "processor", f"{num_cores()} cores ({platform.machine()})")
 
 
 def check_memory() -> Iterator[Finding]:
@@ -148,11 +128,8 @@ def check_shared_memory(folder: Path = SHARED_MEMORY) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(folder).free
     text = f"{free / GB:.1f} GB free in {folder}"
-    if free >= SMALL_SHARED_MEMORY:
-        yield Finding("ok", "shared memory", text)
-    else:
-        advice = "start the container with --ipc=host or --shm-size=16g, or set trainer.dataloader_num_workers=0"
-        yield Finding("warning", "shared memory", text, advice)
+    advice = "start the container with --ipc=host or --shm-size=16g, or set trainer.dataloader_num_workers=0"
+    yield judged(free >= SMALL_SHARED_MEMORY, "shared memory", text, "warning", advice)
 
 
 def check_torch() -> Iterator[Finding]:
@@ -163,12 +140,10 @@ def check_torch() -> Iterator[Finding]:
 
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     yield Finding("ok", "torch", f"{torch.__version__}, built for {build}")
-    torchvision = importlib.import_module("torchvision")
-    if not _torchvision.was_mended():
-        yield Finding("ok", "torchvision", torchvision.__version__)
-    else:
-        text = f"{torchvision.__version__}, built for another torch: its compiled operators are left out"
-        yield Finding("note", "torchvision", text, "nothing here needs them")
+    text = importlib.import_module("torchvision").__version__
+    if mended := _torchvision.was_mended():
+        text += ", built for another torch: its compiled operators are left out"
+    yield judged(not mended, "torchvision", text, "note", "nothing here needs them")
 
 
 def check_gpus() -> Iterator[Finding]:
@@ -189,19 +164,15 @@ def check_gpus() -> Iterator[Finding]:
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         name = torch.cuda.get_device_name(index)
         text = f"{name}, {free / GB:.0f} of {total / GB:.0f} GB free, driver {driver}"
-        if has_bf16:
-            yield Finding("ok", f"GPU {index}", text)
-        else:
-            advice = "set trainer.bf16=false trainer.fp16=true"
-            yield Finding("warning", f"GPU {index}", f"{text}, without bf16", advice)
+        text += "" if has_bf16 else ", without bf16"
+        yield judged(has_bf16, f"GPU {index}", text, "warning", "set trainer.bf16=false trainer.fp16=true")
 
 
 def _nvidia_driver() -> str | None:
     """Version of the driver; None: no program says so."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    if shutil.which("nvidia-smi") is None:
         return None
-    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     return answer.stdout.split("\n", 1)[0].strip() or None
 

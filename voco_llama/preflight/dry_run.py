@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from voco_llama.errors import SettingsError
-from voco_llama.model.losses import Objective
 from voco_llama.preflight.epoch import Epoch, Length, count_epoch, count_steps
 from voco_llama.preflight.memory import Estimate, Plan, estimate
-from voco_llama.preflight.plan import Remedy, device_memory, memory_plan, segment_tokens, uncounted, what_fits
-from voco_llama.preflight.shapes import MetaModel, meta_model
-from voco_llama.preflight.walk import walk
+from voco_llama.preflight.plan import Remedy, memory_plan, uncounted, what_fits
+from voco_llama.preflight.shapes import MetaModel, meta_model, walk
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import MOMENTS
 from voco_llama.training.batch import GlobalBatch
@@ -68,19 +68,16 @@ class DryRun:
 
     Attributes:
         segment: Tokens of a segment: vision and VoCo.
-        segments: Of a usual row.
         shapes: Of one forward pass of a process, in its order.
         parameters: What trains.
         batch: The rows of a step.
-        max_length: Tokens of a row at most.
     """
 
+    settings: TrainSettings
     segment: tuple[int, int]
-    segments: int
     shapes: dict[str, tuple[int, ...]]
     parameters: tuple[ModuleCount, ...]
     batch: GlobalBatch
-    max_length: int
     epoch: Epoch
     length: Length
     saved: Saved
@@ -90,10 +87,9 @@ class DryRun:
     @property
     def tokens_a_step(self) -> tuple[int, int | None]:
         """Of rows of full length, and of rows of the data's mean length (None: not here)."""
-        mean = None
-        if self.epoch.tokens is not None:
-            mean = round(self.batch.size * self.epoch.tokens / self.epoch.rows)
-        return self.batch.size * self.max_length, mean
+        epoch, size = self.epoch, self.batch.size
+        mean = None if epoch.tokens is None else round(size * epoch.tokens / epoch.rows)
+        return size * self.settings.data.max_length, mean
 
 
 def dry_run(settings: TrainSettings) -> DryRun:
@@ -107,23 +103,16 @@ def dry_run(settings: TrainSettings) -> DryRun:
         raise SettingsError("dry_run is for models with a language model: stage clip trains a tower alone")
     batch = GlobalBatch.of(settings)
     meta = meta_model(settings)
-    num_vision = meta.model.config.segment_shape().num_vision
+    segment = meta.model.config.segment_shape().num_vision, settings.compression.num_voco
     memory = plan_memory(settings, meta)
-    shapes = walk(
-        meta.model,
-        batch.rows,
-        segments_a_row(settings),
-        tokens_for_text(settings, segment_tokens(settings, meta)),
-        Objective(chunk_size=settings.loss.chunk_size),
-    )
-    epoch = count_epoch(settings, segment_tokens(settings, meta))
+    text = tokens_for_text(settings, sum(segment))
+    epoch = count_epoch(settings, sum(segment))
     return DryRun(
-        segment=(num_vision, settings.compression.num_voco),
-        segments=segments_a_row(settings),
-        shapes=shapes,
+        settings=settings,
+        segment=segment,
+        shapes=walk(meta.model, batch.rows, segments_a_row(settings), text, settings.loss.chunk_size),
         parameters=tuple(meta.table),
         batch=batch,
-        max_length=settings.data.max_length,
         epoch=epoch,
         length=count_steps(settings, epoch),
         saved=count_saved(settings, memory.plan),
@@ -138,7 +127,11 @@ def plan_memory(settings: TrainSettings, meta: MetaModel) -> Memory:
     Raises:
         SettingsError: The rows are too short for their segments.
     """
-    plan, capacity = memory_plan(settings, meta), device_memory(settings)
+    plan, capacity = memory_plan(settings, meta), None
+    if settings.hardware.gpu_memory_gb is not None:
+        capacity = int(settings.hardware.gpu_memory_gb * GB)
+    elif torch.cuda.is_available():
+        capacity = torch.cuda.get_device_properties(0).total_memory
     remedy = None if capacity is None else what_fits(settings, plan, capacity)
     return Memory(plan, estimate(plan), capacity, remedy)
 
@@ -146,7 +139,7 @@ def plan_memory(settings: TrainSettings, meta: MetaModel) -> Memory:
 def count_saved(settings: TrainSettings, plan: Plan) -> Saved:
     """Bytes on disk."""
     groups = [group for group in plan.groups if group.part != "teacher"]
-    final, checkpoint = plan.placement.sharding.saved(groups, plan.placement.half)
+    final, checkpoint = plan.sharding.saved(groups, plan.half)
     trainer = settings.trainer
     limit = trainer.get("save_total_limit")
     kept = 0 if str(trainer.get("save_strategy", "steps")) == "no" else (limit or 1) + 1
@@ -164,24 +157,26 @@ def _missing(settings: TrainSettings) -> list[str]:
 
 def format_dry_run(run: DryRun) -> str:
     """Lines for a terminal."""
-    saved = run.saved
-    written = (
-        f"written: the model {saved.final / GB:.1f} GB; {saved.kept} checkpoints of {saved.checkpoint / GB:.1f} GB at"
-        f" most; {saved.total / GB:.1f} GB together"
-    )
-    notes = (f"note: {note}" for note in run.notes)
-    return "\n".join([*_model(run), *_length(run), written, *memory_lines(run.memory), *notes]) + "\n"
+    return "".join(f"{line}\n" for line in _lines(run))
 
 
-def _model(run: DryRun) -> Iterator[str]:
+def _lines(run: DryRun) -> Iterator[str]:
     vision, voco = run.segment
-    yield f"segment: {vision} vision + {voco} VoCo tokens; {run.segments} a row"
+    yield f"segment: {vision} vision + {voco} VoCo tokens; {segments_a_row(run.settings)} a row"
     yield "one forward pass of a process:"
     width = max(map(len, run.shapes))
     for name, shape in run.shapes.items():
         yield f"  {name:<{width}}  {list(shape)}"
     yield "parameters:"
     yield format_table(run.parameters)
+    yield from _length(run)
+    saved = run.saved
+    yield (
+        f"written: the model {saved.final / GB:.1f} GB; {saved.kept} checkpoints of {saved.checkpoint / GB:.1f} GB at"
+        f" most; {saved.total / GB:.1f} GB together"
+    )
+    yield from memory_lines(run.memory)
+    yield from (f"note: {note}" for note in run.notes)
 
 
 def _length(run: DryRun) -> Iterator[str]:
@@ -210,8 +205,7 @@ def memory_lines(memory: Memory) -> Iterator[str]:
     """The memory estimate, line by line, and what fits."""
     estimate, work = memory.estimate, memory.plan.work
     yield f"memory of a GPU, {work.rows} rows of {work.length} tokens (GB = 10^9 bytes):"
-    names = {term.name for term in estimate.terms}
-    width = max(len(name) for name in (*names, "together"))
+    width = max(len(name) for name in (*(term.name for term in estimate.terms), "together"))
     yield f"  {'':<{width}}  " + "  ".join(f"{moment:>6}" for moment in MOMENTS)
     for term in estimate.terms:
         cells = (f"{term.bytes / GB:6.2f}" if moment in term.moments else " " * 6 for moment in MOMENTS)

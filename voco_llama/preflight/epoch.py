@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,11 @@ SHOWN_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the data holds; None: not known.
+    """What one pass over the data holds, and what that is known from; None: not known.
 
     Attributes:
-        rows: Records.
         images: Images, or frames of clips; if the data is not here, as many as there may be at most.
         tokens: Of the rows as laid out, estimated from their characters.
-        source: What the numbers are from.
     """
 
     rows: int | None
@@ -70,9 +69,8 @@ def count_epoch(settings: TrainSettings, tokens_a_segment: int) -> Epoch:
     rows = 0
     for source in settings.data.sources:
         if source.published_records is None:
-            return Epoch(
-                None, None, None, f"{source.file} is not counted here: steps unknown unless trainer.max_steps is set"
-            )
+            text = f"{source.file} is not counted here: steps unknown unless trainer.max_steps is set"
+            return Epoch(None, None, None, text)
         records = min(source.limit or source.published_records, source.published_records)
         rows += round(source.weight * records)
     images = rows * segments_a_row(settings)
@@ -89,15 +87,9 @@ def count_steps(settings: TrainSettings, epoch: Epoch) -> Length:
         steps = None if an_epoch is None else math.ceil(trainer.get("num_train_epochs", 3.0) * an_epoch)
     if steps is None:
         return Length(an_epoch, None, None, ())
-    warmup = _warmup(trainer.get("warmup_steps", 0), steps)
+    # Below 1 it is a fraction: the rule of `TrainingArguments`, which is not built here since it joins processes.
+    warmup = TrainingArguments.get_warmup_steps(SimpleNamespace(warmup_steps=trainer.get("warmup_steps", 0)), steps)
     return Length(an_epoch, steps, warmup, _learning_rates(trainer, warmup, steps))
-
-
-def _warmup(warmup_steps: float, steps: int) -> int:
-    """Below 1 it is a fraction: the rule of `TrainingArguments`, which is not built here since it joins processes."""
-    arguments = TrainingArguments.__new__(TrainingArguments)
-    arguments.warmup_steps = warmup_steps
-    return TrainingArguments.get_warmup_steps(arguments, steps)
 
 
 def _learning_rates(trainer: dict[str, Any], warmup: int, steps: int) -> tuple[tuple[int, float], ...]:

@@ -1,7 +1,7 @@
 """What a check found, and how checks are kept apart: one that breaks says so, and the others go on."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +19,7 @@ LEVELS = ("ok", "note", "warning", "error")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
-
-    Attributes:
-        level: One of `LEVELS`.
-        what: The thing looked at.
-        detail: What it is.
-        advice: What to do; empty where nothing is to be done.
-    """
+    """One line of the report: its level of `LEVELS`, the thing looked at, what it is, and what to do if anything is."""
 
     level: str
     what: str
@@ -39,29 +32,31 @@ Check = Callable[[], Iterable[Finding]]
 
 def run_checks(checks: Sequence[tuple[str, Check]]) -> list[Finding]:
     """All findings of all checks, in order; whatever a check raises becomes its finding."""
-    return [finding for name, check in checks for finding in _isolated(name, check)]
+    findings: list[Finding] = []
+    for name, check in checks:
+        try:
+            for finding in check():
+                findings.append(finding)  # one by one: those before an error count
+        except VoCoError as error:
+            findings.append(Finding("error", name, str(error)))
+        except Exception as error:  # a broken driver or library raises anything; that is what is to be reported
+            text = f"the check itself failed ({type(error).__name__}: {one_line(error)})"
+            findings.append(Finding("error", name, text, "repair it first"))
+    return findings
 
 
-def _isolated(name: str, check: Check) -> Iterator[Finding]:
-    try:
-        yield from check()
-    except VoCoError as error:
-        yield Finding("error", name, str(error))
-    except Exception as error:  # a broken driver or library raises anything; that is what is to be reported
-        yield Finding(
-            "error", name, f"the check itself failed ({type(error).__name__}: {one_line(error)})", "repair it first"
-        )
+def judged(is_fine: bool, what: str, detail: str, level: str, advice: str) -> Finding:
+    """`ok`, or of another level and with what to do."""
+    return Finding("ok", what, detail) if is_fine else Finding(level, what, detail, advice)
 
 
 def format_findings(findings: Sequence[Finding]) -> str:
     """A table: `level  what: detail; advice`."""
     width = max(map(len, LEVELS))
-    lines = [
-        f"{finding.level:<{width}}  {finding.what}: {finding.detail}"
-        + (f"; {finding.advice}" if finding.advice else "")
-        for finding in findings
-    ]
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(
+        f"{each.level:<{width}}  {each.what}: {each.detail}{'; ' if each.advice else ''}{each.advice}\n"
+        for each in findings
+    )
 
 
 def num_cores() -> int:

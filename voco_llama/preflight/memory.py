@@ -26,21 +26,6 @@ CONTEXT_BYTES = int(1.5 * 2**30)
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where states lie.
-
-    Attributes:
-        processes: GPUs.
-        half: Whether training is in bf16 or fp16.
-        sharding: How they are divided.
-    """
-
-    processes: int = 1
-    half: bool = True
-    sharding: Sharding = field(default_factory=Sharding)
-
-
-@dataclass(frozen=True)
 class Decoder:
     """Shape of the language model."""
 
@@ -115,14 +100,22 @@ class Pass:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the estimate depends on."""
+    """Everything that the estimate depends on.
+
+    Attributes:
+        processes: GPUs.
+        half: Whether training is in bf16 or fp16.
+        sharding: How states are divided over the processes.
+    """
 
     groups: tuple[Group, ...]
-    placement: Placement
     decoder: Decoder
     tower: Tower
     work: Pass
     adapters: Adapters | None = None
+    processes: int = 1
+    half: bool = True
+    sharding: Sharding = field(default_factory=Sharding)
 
 
 def adapter_parameters(decoder: Decoder, rank: int, targets: Sequence[str]) -> int:
@@ -150,14 +143,9 @@ class Estimate:
         return sum(term.bytes for term in self.terms if moment in term.moments)
 
     @property
-    def peak_moment(self) -> str:
-        """Where the peak is."""
-        return max(MOMENTS, key=self.at)
-
-    @property
     def peak(self) -> int:
         """Bytes on a GPU at the worst moment."""
-        return self.at(self.peak_moment)
+        return max(map(self.at, MOMENTS))
 
     def of(self, name: str) -> int:
         """Bytes of the term of that name; 0 if there is none."""
@@ -166,11 +154,11 @@ class Estimate:
 
 def estimate(plan: Plan) -> Estimate:
     """The memory of a training."""
-    place, decoder = plan.placement, plan.decoder
+    decoder = plan.decoder
     bucket = decoder.hidden**2 if any(group.trained for group in plan.groups) else 0
     largest = decoder.hidden * decoder.vocabulary if plan.work.weights_train else 0  # a table of words
-    terms, host_bytes = place.sharding.states(plan.groups, place.processes, place.half, bucket, largest)
-    terms += list(_activations(plan))
+    terms, host_bytes = plan.sharding.states(plan.groups, plan.processes, plan.half, bucket, largest)
+    terms += _activations(plan)
     terms.append(Term("CUDA context", CONTEXT_BYTES, MOMENTS, "context, cuBLAS, NCCL: about"))
     return Estimate(tuple(term for term in terms if term.bytes), host_bytes)
 
@@ -231,10 +219,9 @@ def _kept_by_adapters(adapters: Adapters, decoder: Decoder, element: int) -> int
     """Bytes a token: what each adapter reads (once where linear maps share it), and what lies between its two maps."""
     shared = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
     sizes, read = 0, {}
-    for name in adapters.targets:
-        if name not in decoder.linear():
-            continue
-        width, _ = decoder.linear()[name]
+    maps = decoder.linear()
+    for name in maps.keys() & set(adapters.targets):
+        width, _ = maps[name]
         sizes += adapters.rank * adapters.element
         if adapters.dropout or adapters.element != element:  # a copy of its own
             sizes += width * (adapters.element + (BOOL if adapters.dropout else 0))

@@ -8,10 +8,9 @@ them again with fewer and fewer rows.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
-from voco_llama.preflight.memory import Adapters, Pass, Placement, Plan, adapter_parameters, estimate, with_rows
+from voco_llama.preflight.memory import Adapters, Pass, Plan, adapter_parameters, estimate, with_rows
 from voco_llama.preflight.shapes import MetaModel
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import FLOAT32, HALF, Group, Sharding, Zero, sharding_of
@@ -26,11 +25,6 @@ COUNTED_OPTIMIZER = "adamw_torch"
 """The Trainer's default; the beginning of its variants' names."""
 
 
-def segment_tokens(settings: TrainSettings, meta: MetaModel) -> int:
-    """Tokens that a segment takes in a row."""
-    return meta.model.config.segment_shape().num_vision + settings.compression.num_voco
-
-
 def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
     """The plan at the longest rows, all of whose text is trained: nothing in training is larger.
 
@@ -38,14 +32,11 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
         SettingsError: The rows are too short for their segments.
     """
     trainer, rows = settings.trainer, GlobalBatch.of(settings).rows
-    text = tokens_for_text(settings, segment_tokens(settings, meta))
+    segment = meta.model.config.segment_shape().num_vision + settings.compression.num_voco
+    text = tokens_for_text(settings, segment)
     sharding, half = sharding_of(trainer), bool(trainer.get("bf16") or trainer.get("fp16"))
     groups = parameter_groups(meta.model)
-    element = groups[0].element
-    if half:
-        element = HALF
-    elif sharding.keeps_masters:
-        element = FLOAT32
+    element = HALF if half else FLOAT32 if sharding.keeps_masters else groups[0].element
     if settings.loss.teacher == "checkpoint":
         groups = (*groups, Group("teacher", 0, sum(group.all for group in groups), groups[0].element))
     lora = settings.model.lora
@@ -65,8 +56,7 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
         # Without masters, peft's own choice for adapters of 16-bit weights.
         adapter_element = element if sharding.keeps_masters else FLOAT32
         adapters = Adapters(lora.rank, lora.dropout, tuple(lora.targets), adapter_element)
-    placement = Placement(num_processes(settings), half, sharding)
-    return Plan(groups, placement, meta.decoder, meta.tower, work, adapters)
+    return Plan(groups, meta.decoder, meta.tower, work, adapters, num_processes(settings), half, sharding)
 
 
 def parameter_groups(model: nn.Module) -> tuple[Group, ...]:
@@ -82,71 +72,41 @@ def parameter_groups(model: nn.Module) -> tuple[Group, ...]:
 
 def uncounted(settings: TrainSettings) -> list[str]:
     """What the estimate takes for something else."""
-    trainer, notes = settings.trainer, []
-    unmodelled = sharding_of(trainer).unmodelled
-    if unmodelled is not None:
-        notes.append(unmodelled)
-    optimizer = "muon" if settings.optimizer == "muon" else str(trainer.get("optim") or COUNTED_OPTIMIZER)
+    unmodelled = sharding_of(settings.trainer).unmodelled
+    notes = [] if unmodelled is None else [unmodelled]
+    optimizer = "muon" if settings.optimizer == "muon" else str(settings.trainer.get("optim") or COUNTED_OPTIMIZER)
     if not optimizer.startswith(COUNTED_OPTIMIZER):
         notes.append(f"optimizer {optimizer} is not modelled: memory is counted as AdamW's")
     return notes
 
 
-def device_memory(settings: TrainSettings) -> int | None:
-    """Bytes of a GPU: what the settings plan for, else of the one that is here; None: neither."""
-    if settings.hardware.gpu_memory_gb is not None:
-        return int(settings.hardware.gpu_memory_gb * 1e9)
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    return None
-
-
 @dataclass(frozen=True)
 class Remedy:
-    """Overrides that make a training fit.
-
-    Attributes:
-        overrides: For the command line.
-        peak: Bytes on a GPU with them.
-        host_bytes: Bytes in the machine's memory for each process.
-    """
+    """Overrides that make a training fit, and its peak with them, in bytes on a GPU."""
 
     overrides: tuple[str, ...]
     peak: int
-    host_bytes: int
 
 
 def what_fits(settings: TrainSettings, plan: Plan, capacity: int) -> Remedy | None:
-    """The first remedy that fits, without overrides if the plan does already; None: not one of them does.
+    """The first remedy that fits into `capacity` bytes, without overrides if the plan does already; None: none does.
 
-    Args:
-        settings: Of the training.
-        plan: Its memory plan.
-        capacity: Bytes of a GPU.
+    The rows of a pass are halved as long as they divide what a process has of the global batch.
     """
-    for overrides, changed in _variants(settings, plan):
-        for rows in _row_counts(settings):
-            found = estimate(with_rows(changed, rows))
-            if found.peak <= capacity:
-                return Remedy((*_batch_overrides(settings, rows), *overrides), found.peak, found.host_bytes)
-    return None
-
-
-def _row_counts(settings: TrainSettings) -> list[int]:
-    """The rows of a pass and their halves, as far as they divide what a process has of the global batch."""
-    rows = GlobalBatch.of(settings).rows
-    return [rows // 2**power for power in range(rows.bit_length()) if rows % 2**power == 0]
-
-
-def _batch_overrides(settings: TrainSettings, rows: int) -> tuple[str, ...]:
     batch = GlobalBatch.of(settings)
-    if rows == batch.rows:
-        return ()
-    overrides = (f"trainer.per_device_train_batch_size={rows}",)
-    if settings.global_batch_size is None:
-        steps = batch.accumulation * batch.rows // rows
-        overrides += (f"trainer.gradient_accumulation_steps={steps}",)
-    return overrides
+    factors = [2**power for power in range(batch.rows.bit_length()) if batch.rows % 2**power == 0]
+    for overrides, changed in _variants(settings, plan):
+        for factor in factors:
+            rows = batch.rows // factor
+            peak = estimate(with_rows(changed, rows)).peak
+            if peak > capacity:
+                continue
+            if factor > 1 and settings.global_batch_size is None:
+                overrides = (f"trainer.gradient_accumulation_steps={batch.accumulation * factor}", *overrides)
+            if factor > 1:
+                overrides = (f"trainer.per_device_train_batch_size={rows}", *overrides)
+            return Remedy(overrides, peak)
+    return None
 
 
 def _variants(settings: TrainSettings, plan: Plan) -> Iterator[tuple[tuple[str, ...], Plan]]:
@@ -158,9 +118,9 @@ def _variants(settings: TrainSettings, plan: Plan) -> Iterator[tuple[tuple[str, 
         yield kept, plan
     if settings.optimizer == "muon":  # needs whole matrices
         return
-    now, has_adapters = plan.placement.sharding, plan.adapters is not None
+    now, has_adapters = plan.sharding, plan.adapters is not None
     levels = [Zero(level) for level in (2, 3) if level > now.level and not (level == 3 and has_adapters)]
-    for sharding in levels if plan.placement.processes > 1 else ():
+    for sharding in levels if plan.processes > 1 else ():
         yield (*sharding.overrides(now), *kept), _divided(plan, sharding)
     if plan.work.weights_train:
         lora = (f"model.lora.rank={LORA_RANK}", f"model.lora.alpha={LORA_ALPHA}")
@@ -175,7 +135,7 @@ def _variants(settings: TrainSettings, plan: Plan) -> Iterator[tuple[tuple[str, 
 def _divided(plan: Plan, sharding: Sharding) -> Plan:
     """In bf16 and with checkpointing, as trainer=zero2 and zero3 have it."""
     work = replace(plan.work, element=HALF, checkpointing=True)
-    return replace(plan, work=work, placement=Placement(plan.placement.processes, True, sharding))
+    return replace(plan, work=work, half=True, sharding=sharding)
 
 
 def _with_adapters(plan: Plan, targets: Sequence[str]) -> Plan:

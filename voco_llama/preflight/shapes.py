@@ -1,4 +1,4 @@
-"""The model of a training on the meta device: shapes without weights, network or GPU.
+"""The model of a training on the meta device, and a pass through it: shapes without weights, network or GPU.
 
 The language model's shape comes from the checkpoint that the training starts from, else from the folder or the hub's
 cache, else from the published shapes that ship in `configs/model_shapes`.
@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
 from voco_llama.composition import CONFIG_DIR
 from voco_llama.configuration import Heads, VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError, one_line
+from voco_llama.layout import SegmentMark, TextSpan, lay_out
+from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.preflight.memory import Decoder, Tower
 from voco_llama.settings import TrainSettings
-from voco_llama.tokens import add_special_tokens
+from voco_llama.tokens import IGNORE_INDEX, add_special_tokens
 from voco_llama.training.build import compression_config
 from voco_llama.training.lora import add_adapters, trained_by
 from voco_llama.training.stages import ModuleCount, set_trainable
+from voco_llama.visibility import TokenFacts
 from voco_llama.vision_config import MLP_RATIO, read_vision_config
 
 SHAPES_DIR = CONFIG_DIR / "model_shapes"
@@ -31,13 +35,7 @@ ADDED_TOKENS = 2
 
 @dataclass(frozen=True)
 class MetaModel:
-    """A model without weights.
-
-    Attributes:
-        model: On the meta device, of the types of its weights, `requires_grad` as in training.
-        table: What trains.
-        notes: What had to be assumed.
-    """
+    """A model on the meta device with types and `requires_grad` as in training, what trains, what had to be assumed."""
 
     model: VoCoLlama
     table: list[ModuleCount]
@@ -131,3 +129,53 @@ def _vocabulary(settings: TrainSettings, num_rows: int, notes: list[str]) -> int
         return num_rows + ADDED_TOKENS
     add_special_tokens(tokenizer)
     return max(num_rows, len(tokenizer))
+
+
+def walk(model: VoCoLlama, rows: int, segments: int, text: int, chunk_size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a training pass whose text is all trained, by name, in the order in which they come up.
+
+    `VoCoLlama.forward` itself counts image tokens and picks trained ones, which takes contents; so its parts are called
+    here in its order, with the counts taken from a row laid out on the CPU: its segments and tokens of text. Logits
+    exist of `chunk_size` tokens at the same time.
+    """
+    config, objective = model.config, Objective(chunk_size=chunk_size)
+    text_id = 0
+    spans = [*[SegmentMark()] * segments, TextSpan((text_id,) * text, (True,) * text)]
+    row = lay_out(spans, config.added_tokens, config.segment_shape(), config.condition)
+    batch = row.repeated(rows)
+    trained = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+    meta = {name: values.to("meta") for name, values in batch.items()}
+    with torch.no_grad():
+        shapes, embeddings = _embed(model, meta["input_ids"], rows * segments)
+        facts = TokenFacts.of_batch(meta)
+        mask = model.mask(facts, facts, config.condition, embeddings.dtype)
+        hidden_states = model.decoder(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
+        ).last_hidden_state
+        kept = hidden_states.flatten(0, 1)[:trained]
+        targets = meta["labels"].flatten()[:trained]
+        shapes |= {"mask": mask.shape, "hidden states": hidden_states.shape, "trained tokens": kept.shape}
+        head = model.get_output_embeddings()
+        logits = head(kept[:chunk_size])
+        shapes |= {"logits of a chunk": logits.shape, "loss": objective(head, kept, targets, trained).total.shape}
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _embed(model: VoCoLlama, input_ids: Tensor, images: int) -> tuple[dict[str, torch.Size], Tensor]:
+    """Shapes of what images become, and the embeddings of the row with them."""
+    embeddings = model.get_input_embeddings()(input_ids)
+    shapes = {"token ids": input_ids.shape}
+    if images:
+        size = model.config.image_size
+        pixel_values = torch.empty(images, 3, size, size, device="meta", dtype=embeddings.dtype)
+        features = model.vision(pixel_values)
+        shapes |= {"images": pixel_values.shape, "patch features": features.shape}
+        if model.compressor is not None:
+            features = model.compressor(features)
+            shapes["compressed"] = features.shape
+        features = model.projector(features).to(embeddings.dtype)
+        shapes["projected"] = features.shape
+        outside = model.config.compresses_outside
+        places = input_ids == (model.config.voco_token_id if outside else model.config.image_token_id)
+        embeddings = embeddings.masked_scatter(places[..., None], features)
+    return shapes | {"embeddings": embeddings.shape}, embeddings

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +15,9 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from voco_llama.errors import SettingsError, one_line
 from voco_llama.preflight.dry_run import Memory, count_saved, plan_memory, verdict
-from voco_llama.preflight.finding import GB, SECONDS, SHARED_MEMORY, Check, Finding, num_cores
+from voco_llama.preflight.finding import GB, SECONDS, SHARED_MEMORY, Check, Finding, judged, num_cores
 from voco_llama.preflight.plan import uncounted
-from voco_llama.preflight.shapes import MetaModel, meta_model
+from voco_llama.preflight.shapes import meta_model
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import sharding_of
 from voco_llama.training.batch import GlobalBatch, num_processes, world_size
@@ -29,17 +30,18 @@ PREFETCHED = 2
 
 def training_checks(settings: TrainSettings) -> list[tuple[str, Check]]:
     """Name and function of each check, the cheap ones first; none reads data, weights or more than a file's name."""
-    checks: list[tuple[str, Check]] = [
-        ("settings", lambda: check_combination(settings)),
-        ("data", lambda: check_inputs(settings, "data")),
-        ("model", lambda: check_inputs(settings, "model")),
-        ("processes", lambda: check_processes(settings)),
-        ("precision", lambda: check_precision(settings)),
-        ("reports", lambda: check_reports(settings)),
-    ]
-    if settings.stage.name != "clip":
-        checks.append(("memory estimate", lambda: check_sizes(settings)))
-    return checks
+    checks = {
+        "settings": check_combination,
+        "data": partial(check_inputs, what="data"),
+        "model": partial(check_inputs, what="model"),
+        "processes": check_processes,
+        "precision": check_precision,
+        "reports": check_reports,
+        "memory estimate": check_sizes,
+    }
+    if settings.stage.name == "clip":
+        del checks["memory estimate"]
+    return [(name, partial(check, settings)) for name, check in checks.items()]
 
 
 def check_combination(settings: TrainSettings) -> Iterator[Finding]:
@@ -51,16 +53,14 @@ def check_combination(settings: TrainSettings) -> Iterator[Finding]:
 def check_inputs(settings: TrainSettings, what: str) -> Iterator[Finding]:
     """Files and folders that are named, of the `data` or the `model`, must be there; names of the hub, to be had."""
     inputs = [entry for entry in list_inputs(settings) if entry.is_read and (entry.part == "data") == (what == "data")]
-    here = [entry for entry in inputs if entry.is_here]
-    if here:
-        yield Finding("ok", what, f"{len(here)} of {len(inputs)} here")
-    for entry in inputs:
-        if entry.is_here:
-            continue
+    missing = [entry for entry in inputs if not entry.is_here]
+    if len(missing) < len(inputs):
+        yield Finding("ok", what, f"{len(inputs) - len(missing)} of {len(inputs)} here")
+    otherwise = "voco-llama data prepare says where it comes from" if what == "data" else "name another"
+    for entry in missing:
         if entry.is_hub:
             yield _ask_hub(entry)
         else:
-            otherwise = "voco-llama data prepare says where it comes from" if what == "data" else "name another"
             advice = entry.hint.removeprefix("; ") or otherwise
             problem = "holds no such files" if Path(entry.name).is_dir() else f"is not here (from {Path.cwd()})"
             yield Finding("error", entry.key, f"{entry.name} {problem}", advice)
@@ -71,12 +71,8 @@ def _ask_hub(entry: Input) -> Finding:
     name, kind = entry.repository, "dataset" if entry.hub == "dataset" else "model"
     download = f"hf download {name}" + (" --repo-type dataset" if kind == "dataset" else "")
     if constants.HF_HUB_OFFLINE:
-        return Finding(
-            "error",
-            entry.key,
-            f"{name} is not in the cache, and HF_HUB_OFFLINE is set",
-            f"unset it, or on a machine with a network: {download}",
-        )
+        text = f"{name} is not in the cache, and HF_HUB_OFFLINE is set"
+        return Finding("error", entry.key, text, f"unset it, or on a machine with a network: {download}")
     try:
         get_hf_file_metadata(hf_hub_url(name, PROBES[entry.hub], repo_type=kind), timeout=SECONDS)
     except (GatedRepoError, RepositoryNotFoundError):
@@ -114,7 +110,8 @@ def check_processes(settings: TrainSettings) -> Iterator[Finding]:
 
 def _processes_here(settings: TrainSettings) -> int:
     """Of this machine: no more than it has GPUs, if it has any."""
-    return min(num_processes(settings), torch.cuda.device_count() or num_processes(settings))
+    processes = num_processes(settings)
+    return min(processes, torch.cuda.device_count() or processes)
 
 
 def _workers_here(settings: TrainSettings) -> int:
@@ -144,11 +141,10 @@ def check_reports(settings: TrainSettings) -> Iterator[Finding]:
             continue
         if importlib.util.find_spec(name) is None:
             yield Finding("error", "reports", f"{name} is not installed", "change trainer.report_to")
-        elif name == "wandb" and not _wandb_is_set_up():
-            advice = "run wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline"
-            yield Finding("error", "reports", "wandb would ask who you are", advice)
         else:
-            yield Finding("ok", "reports", name)
+            asks = name == "wandb" and not _wandb_is_set_up()
+            advice = "run wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline"
+            yield judged(not asks, "reports", "wandb would ask who you are" if asks else name, "error", advice)
 
 
 def _wandb_is_set_up() -> bool:
@@ -163,7 +159,11 @@ def _wandb_is_set_up() -> bool:
 def check_sizes(settings: TrainSettings) -> Iterator[Finding]:
     """Memory of a GPU, of the machine where something is offloaded, and the disk."""
     meta = meta_model(settings)
-    memory = _memory(settings, meta)
+    planned = settings
+    if torch.cuda.is_available():  # the smallest GPU that is here, else what the settings plan for
+        sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+        planned = replace(settings, hardware=replace(settings.hardware, gpu_memory_gb=min(sizes) / GB))
+    memory = plan_memory(planned, meta)
     for note in (*meta.notes, *uncounted(settings)):
         yield Finding("note", "shapes", note)
     level = {True: "ok", False: "error", None: "note"}[memory.fits]
@@ -187,14 +187,6 @@ def check_workers(settings: TrainSettings, memory: Memory, folder: Path = SHARED
         yield Finding("error", "shared memory", text, "enlarge it (--shm-size), or use fewer workers")
 
 
-def _memory(settings: TrainSettings, meta: MetaModel) -> Memory:
-    """On the smallest GPU that is here, else on what the settings plan for."""
-    if torch.cuda.is_available():
-        sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
-        settings = replace(settings, hardware=replace(settings.hardware, gpu_memory_gb=min(sizes) / GB))
-    return plan_memory(settings, meta)
-
-
 def _check_disk(settings: TrainSettings, memory: Memory) -> Finding:
     folder = Path(settings.output_dir).absolute()
     if folder.is_file():
@@ -207,6 +199,5 @@ def _check_disk(settings: TrainSettings, memory: Memory) -> Finding:
     )
     if not os.access(existing, os.W_OK):
         return Finding("error", "disk", f"{existing} cannot be written to", "set output_dir or paths.runs elsewhere")
-    if free >= saved.total:
-        return Finding("ok", "disk", text)
-    return Finding("error", "disk", text, "set paths.runs to a larger disk, or lower trainer.save_total_limit")
+    advice = "set paths.runs to a larger disk, or lower trainer.save_total_limit"
+    return judged(free >= saved.total, "disk", text, "error", advice)

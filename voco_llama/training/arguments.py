@@ -1,7 +1,5 @@
 """From settings to `transformers.TrainingArguments`, and with them the processes and their device."""
 
-from typing import Any
-
 from transformers import TrainingArguments
 
 from voco_llama.errors import SettingsError, one_line
@@ -24,7 +22,10 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
     Raises:
         SettingsError: A value that TrainingArguments refuses, or a launch that does not fit the settings.
     """
-    values = _renamed(settings.trainer)
+    known = TrainingArguments.__dataclass_fields__
+    values = {
+        new if (new := _NEW_NAMES.get(key, key)) in known else key: value for key, value in settings.trainer.items()
+    }
     if settings.global_batch_size is not None:
         values["gradient_accumulation_steps"] = GlobalBatch.of(settings, world_size() or 1).accumulation
     sharding_of(values).prepare(on_cpu=bool(values.get("use_cpu")))
@@ -42,8 +43,3 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
             f" {arguments.n_gpu} -m voco_llama.cli train ..., or set CUDA_VISIBLE_DEVICES to one"
         )
     return arguments
-
-
-def _renamed(trainer: dict[str, Any]) -> dict[str, Any]:
-    known = TrainingArguments.__dataclass_fields__
-    return {new if (new := _NEW_NAMES.get(key, key)) in known else key: value for key, value in trainer.items()}

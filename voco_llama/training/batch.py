@@ -45,11 +45,7 @@ class GlobalBatch:
 
     @classmethod
     def of(cls, settings: TrainSettings, processes: int | None = None) -> "GlobalBatch":
-        """That of a training.
-
-        Args:
-            settings: Of the training.
-            processes: Those that are there; None: those of `num_processes`.
+        """That of a training over the processes that are there; None: over those of `num_processes`.
 
         Raises:
             SettingsError: The rows of a pass are no positive whole number, or the global batch cannot be divided.

@@ -20,7 +20,7 @@ from voco_llama.model.language import build_language_model
 from voco_llama.model.layouts import projector_weights
 from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
-from voco_llama.model.weights import Weights, read_weights
+from voco_llama.model.weights import read_weights
 from voco_llama.settings import CompressionSettings, DataSettings, SourceSettings, TrainSettings
 from voco_llama.tokens import add_special_tokens, check_tokenizer, check_vocabulary
 from voco_llama.vision_config import num_patches, read_vision_config
@@ -106,9 +106,11 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     check_vocabulary(
         processor.tokenizer, language_model.get_input_embeddings().num_embeddings, "model.tokenizer and model.language"
     )
-    vision_weights = None
+    vision_weights = projector = None
     if not model.vision.name.endswith(".json"):
         vision_weights = read_vision_weights(model.vision.name, model.vision.pretrained)
+    if (path := model.projector_weights) is not None:
+        projector = projector_weights(read_weights(path), f"model.projector_weights: {path}")
     built = VoCoLlama.from_parts(
         language_model,
         read_vision_config(model.vision.name),
@@ -119,7 +121,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         projector=model.projector,
         vision_layer=model.vision.layer,
         condition=settings.compression.condition,
-        projector_weights=_projector(model.projector_weights),
+        projector_weights=projector,
         **compression_config(settings.compression),
     )
     return built.to(dtype), processor
@@ -149,19 +151,10 @@ def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
     return model.to(dtype)
 
 
-def _projector(path: str | None) -> Weights | None:
-    return None if path is None else projector_weights(read_weights(path), f"model.projector_weights: {path}")
-
-
 def compression_config(compression: CompressionSettings) -> dict[str, Any]:
     """The entries of the model's configuration that say how it compresses."""
-    uses_q_former = compression.compressor == "q_former"
-    return {
-        "segment_attention": compression.segment_attention,
-        "voco_embeddings": compression.voco_embeddings,
-        "compressor": compression.compressor,
-        "q_former": asdict(compression.q_former) if uses_q_former else None,
-    }
+    copied = {name: getattr(compression, name) for name in ("segment_attention", "voco_embeddings", "compressor")}
+    return copied | {"q_former": asdict(compression.q_former) if compression.compressor == "q_former" else None}
 
 
 def _set_compression(model: VoCoLlama, wanted: dict[str, Any], folder: str) -> None:

@@ -15,6 +15,13 @@ from voco_llama.training.inputs import list_inputs
 CARD_FILE = "README.md"
 TAGS = ["voco-llama", "vision-language", "image-text-to-text"]
 
+USE = """```python
+from voco_llama import VoCoLlama, VoCoProcessor
+
+model, processor = VoCoLlama.from_pretrained("."), VoCoProcessor.from_pretrained(".")
+```
+"""
+
 
 def write_card(
     folder: Path,
@@ -23,54 +30,34 @@ def write_card(
     result: dict[str, Any],
     starts: list[dict[str, Any]],
 ) -> None:
-    """Write the card beside the model.
-
-    Args:
-        folder: Of the trained model.
-        settings: Of the run.
-        num_records: Seen of each source in an epoch.
-        result: What `result.json` will hold.
-        starts: `RunFolder.starts`.
-    """
+    """Write the card into the folder of a trained model: what its run saw of each source in an epoch, how it went."""
     head = {"library_name": "voco-llama", "pipeline_tag": "image-text-to-text", "tags": TAGS}
     start = {entry.key: entry.name for entry in list_inputs(settings) if entry.part == "start"}
     if all(not Path(name).exists() for name in start.values()):
         head["base_model"] = sorted(set(start.values()))
-    sections = (
-        _opening(folder, settings),
-        ["## Data", "", *_data(settings, num_records)],
-        ["## Recipe", "", *_recipe(settings, start, result, starts[-1])],
-        ["## Results", "", *_results(result)],
-    )
-    body = "\n".join(line for section in sections for line in (*section, ""))
-    (folder / CARD_FILE).write_text(f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{body}", encoding="utf-8")
-
-
-def _opening(folder: Path, settings: TrainSettings) -> list[str]:
-    compression = settings.compression
-    what = f"{compression.num_voco} VoCo tokens an image" if compression.condition == "voco" else "images seen in full"
-    return [
-        f"# {folder.parent.name}",
-        "",
-        f"A model of voco-llama (VoCo-LLaMA, arXiv 2406.12275): condition `{compression.condition}`, {what}, stage"
-        f" `{settings.stage.name}`.",
-        "",
-        "```python",
-        "from voco_llama import VoCoLlama, VoCoProcessor",
-        "",
-        'model, processor = VoCoLlama.from_pretrained("."), VoCoProcessor.from_pretrained(".")',
-        "```",
-    ]
-
-
-def _data(settings: TrainSettings, num_records: list[int]) -> Iterator[str]:
-    yield markdown(
-        ("file", "format", "weight", "records an epoch"),
-        (
-            (f"`{source.file}`", source.format, source.weight, f"{count:,}")
-            for source, count in zip(settings.data.sources, num_records, strict=True)
+    curve, compression = result["loss_curve"], settings.compression
+    seen = f"{compression.num_voco} VoCo tokens an image" if compression.condition == "voco" else "images seen in full"
+    sources = zip(settings.data.sources, num_records, strict=True)
+    lines = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        f"# {folder.parent.name}\n",
+        f"A model of voco-llama (VoCo-LLaMA, arXiv 2406.12275): condition `{compression.condition}`, {seen}, stage"
+        f" `{settings.stage.name}`.\n",
+        USE,
+        "## Data\n",
+        markdown(
+            ("file", "format", "weight", "records an epoch"),
+            ((f"`{source.file}`", source.format, source.weight, f"{count:,}") for source, count in sources),
         ),
-    )
+        "\n## Recipe\n",
+        *_recipe(settings, start, result, starts[-1]),
+        "\nAll settings stand in `settings.yaml` of the run.\n",
+        "## Results\n",
+        *(f"Training loss at step {last.get('step', result['steps'])}: {last['loss']:.4f}." for last in curve[-1:]),
+        f"Records that could not be used: {len(result['bad_records'])}. Benchmarks: `voco-llama evaluate row=NAME"
+        " checkpoint=FOLDER`.\n",
+    ]
+    (folder / CARD_FILE).write_text("\n".join(lines), encoding="utf-8")
 
 
 def _recipe(
@@ -95,12 +82,3 @@ def _recipe(
         "versions": ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version),
     }
     yield from (f"- {name}: {value}" for name, value in rows.items())
-    yield ""
-    yield "All settings stand in `settings.yaml` of the run."
-
-
-def _results(result: dict[str, Any]) -> Iterator[str]:
-    curve, bad = result["loss_curve"], len(result["bad_records"])
-    if curve:
-        yield f"Training loss at step {curve[-1].get('step', result['steps'])}: {curve[-1]['loss']:.4f}."
-    yield f"Records that could not be used: {bad}. Benchmarks: `voco-llama evaluate row=NAME checkpoint=FOLDER`."

@@ -4,12 +4,13 @@ All of them run before any weight is loaded, the cheap ones first, and each ends
 to change.
 """
 
-import importlib.util
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from voco_llama.choices import PARTS
+from voco_llama.composition import flatten, to_plain
 from voco_llama.data.media.roots import list_archives
 from voco_llama.data.readers import check_streamed
 from voco_llama.errors import SettingsError, did_you_mean, require
@@ -17,6 +18,7 @@ from voco_llama.settings import CompressionSettings, ModelSettings, StageSetting
 from voco_llama.sharding import sharding_of
 from voco_llama.training.inputs import check_inputs
 from voco_llama.training.loss_checks import check_losses
+from voco_llama.vision_config import num_patches, read_vision_config
 
 OWNED_KEYS = {
     "output_dir": "output_dir",
@@ -37,20 +39,34 @@ FIXED_KEYS = (
 )
 """Keys of TrainingArguments that make no sense here: rows are laid out by us, and evaluation is its own command."""
 
+POSITIVE = (
+    "compression.q_former.*",
+    "data.sources.*.weight",
+    "data.sources.*.limit",
+    "data.max_length",
+    "data.num_frames",
+    "data.shuffle_buffer",
+    "loss.temperature",
+    "loss.chunk_size",
+    "model.lora.alpha",
+    "hardware.*",
+    "projector_learning_rate",
+    "k",
+    "records_per_file",
+)
+"""Settings that are above 0 where they are not null; `*` stands for anything."""
+
 LEAST_TEXT = 2
 """Tokens of a row: one that is read, and one that is learned."""
 
 
 def check_settings(settings: TrainSettings, paths: bool = True) -> None:
-    """Refuse settings that contradict each other or name something that is not there.
-
-    Args:
-        settings: From `voco_llama.composition.compose`.
-        paths: Whether files and folders must be there; False checks a configuration on any machine.
+    """Refuse settings that contradict each other or, with `paths`, name a file or folder that is not there.
 
     Raises:
         SettingsError: The first contradiction found.
     """
+    _check_ranges(settings)
     _check_compression(settings)
     _check_stage(settings.stage, settings)
     _check_model(settings.model, settings)
@@ -63,32 +79,35 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     _check_trainer(settings)
 
 
+def _check_ranges(settings: TrainSettings) -> None:
+    for key, value in flatten(to_plain(settings)):
+        if value is not None and any(fnmatchcase(key, pattern) for pattern in POSITIVE):
+            least = "1 or more" if isinstance(value, int) else "a number above 0"
+            require(value > 0, f"{key} is {value}: give {least}")
+
+
 def _check_compression(settings: TrainSettings) -> None:
-    condition, num_voco = settings.compression.condition, settings.compression.num_voco
+    compression = settings.compression
+    condition, num_voco, choices = compression.condition, compression.num_voco, compression.num_voco_choices
     require(
-        num_voco >= (1 if condition == "voco" else 0),
-        f"compression.num_voco is {num_voco}, but under condition {condition} it must be at least"
-        f" {1 if condition == 'voco' else 0}"
-        + (": text sees an image through them alone" if condition == "voco" else ""),
+        num_voco >= 1 or condition == "full",
+        f"compression.num_voco is {num_voco}, but under condition voco it must be at least 1: text sees an image"
+        " through them alone",
     )
-    _check_elastic(settings.compression)
-    if settings.compression.compressor != "language_model":
-        _check_external(settings.compression)
-
-
-def _check_elastic(compression: CompressionSettings) -> None:
-    choices, num_voco = compression.num_voco_choices, compression.num_voco
-    if choices is None:
-        return
-    require(
-        bool(choices) and all(1 <= n <= num_voco for n in choices) and max(choices) == num_voco,
-        f"compression.num_voco_choices is {choices}: give numbers from 1 to compression.num_voco ({num_voco}), and"
-        " that number among them",
-    )
-    require(
-        compression.condition == "voco",
-        "compression.num_voco_choices is for condition voco: text that sees the image does not read it through them",
-    )
+    require(num_voco >= 0, f"compression.num_voco is {num_voco}: give 0 or more")
+    if choices is not None:
+        require(
+            bool(choices) and min(choices) >= 1 and max(choices) == num_voco,
+            f"compression.num_voco_choices is {choices}: give numbers from 1 to compression.num_voco ({num_voco}), and"
+            " that number among them",
+        )
+        require(
+            condition == "voco",
+            "compression.num_voco_choices is for condition voco: text that sees the image does not read it through"
+            " them",
+        )
+    if compression.compressor != "language_model":
+        _check_external(compression)
 
 
 def _check_external(compression: CompressionSettings) -> None:
@@ -100,9 +119,6 @@ def _check_external(compression: CompressionSettings) -> None:
         f"{name}, which sees no vision tokens: leave segment_attention=causal and voco_embeddings=shared",
     )
     shape = compression.q_former
-    for key in ("layers", "width", "heads", "cross_attention_every"):
-        value = getattr(shape, key)
-        require(value > 0, f"compression.q_former.{key} is {value}: give 1 or more")
     require(
         shape.width % shape.heads == 0,
         f"compression.q_former: {shape.heads} heads do not divide a width of {shape.width}: change one",
@@ -162,23 +178,13 @@ def _check_data(settings: TrainSettings) -> None:
     data = settings.data
     require(bool(data.sources), "data.sources is empty: choose a data=... group or list a source")
     for index, source in enumerate(data.sources):
-        require(source.weight > 0, f"data.sources.{index}.weight is {source.weight}: give a number above 0")
-        require(
-            source.limit is None or source.limit > 0, f"data.sources.{index}.limit is {source.limit}: give 1 or more"
-        )
         list_archives(source.archives, f"data.sources.{index}.archives")
     require(
         not data.keep_in_memory or not settings.trainer.get("dataloader_num_workers"),
         "data.keep_in_memory keeps rows in the training process: set trainer.dataloader_num_workers=0",
     )
-    if data.streaming:
-        _check_streaming(settings)
-    for name in ("max_length", "num_frames", "shuffle_buffer"):
-        require(getattr(data, name) > 0, f"data.{name} is {getattr(data, name)}: give 1 or more")
-
-
-def _check_streaming(settings: TrainSettings) -> None:
-    data = settings.data
+    if not data.streaming:
+        return
     for source in data.sources:
         check_streamed(source.format, source.file)
     require(
@@ -200,10 +206,9 @@ def _check_run(settings: TrainSettings) -> None:
 
 
 def _check_segments_fit(settings: TrainSettings) -> None:
-    vision = _vision_config(settings.model)
-    if vision is None or settings.stage.name == "clip":
+    if settings.stage.name == "clip" or (config := _vision_config(settings.model)) is None:
         return
-    available = (vision["image_size"] // vision["patch_size"]) ** 2
+    available = num_patches(config)
     require(
         settings.compression.num_voco <= available,
         f"compression.num_voco is {settings.compression.num_voco}, but an image has only {available} vision tokens:"
@@ -214,55 +219,39 @@ def _check_segments_fit(settings: TrainSettings) -> None:
 
 
 def _vision_config(model: ModelSettings) -> dict[str, Any] | None:
-    """`vision_cfg` of the tower, read without importing it; None where it is not known that way."""
-    package = importlib.util.find_spec("open_clip").submodule_search_locations[0]
-    name = Path(model.vision.name)
-    if model.checkpoint is not None:
-        file = Path(model.checkpoint) / "config.json"
-    elif name.is_dir():
-        file = name / "open_clip_config.json"
-    else:
-        file = name if name.suffix == ".json" else Path(package) / "model_configs" / f"{name}.json"
+    """Of the tower, in open_clip's form; None where a checkpoint in another layout than ours does not say it so."""
+    if model.checkpoint is None:
+        return read_vision_config(model.vision.name)
+    file = Path(model.checkpoint) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+        config = json.loads(file.read_text(encoding="utf-8")).get("vision_config") or {}
     except json.JSONDecodeError as error:
-        raise SettingsError(f"model: {file} is not JSON ({error})") from error
-    config = config.get("vision_config") or config.get("model_cfg") or config
-    vision = config.get("vision_cfg", {})
-    return vision if {"image_size", "patch_size"} <= vision.keys() else None
+        raise SettingsError(f"model.checkpoint: {file} is not JSON ({error})") from error
+    return config if "vision_cfg" in config else None
 
 
 def _check_trainer(settings: TrainSettings) -> None:
-    trainer = settings.trainer
+    from transformers.training_args import TrainingArguments
+
+    trainer, known = settings.trainer, list(TrainingArguments.__dataclass_fields__)
     for key in trainer:
         if key in OWNED_KEYS:
             raise SettingsError(f"trainer.{key} is decided by the setting {OWNED_KEYS[key]}: set that")
         if key in FIXED_KEYS:
-            raise SettingsError(
-                f"trainer.{key} cannot be set: training lays out its own rows and has no evaluation set"
-            )
+            raise SettingsError(f"trainer.{key} cannot be set: rows are laid out here, and there is no evaluation set")
+        if key not in known:
+            raise SettingsError(f"unknown setting 'trainer.{key}'{did_you_mean(key, known)} (TrainingArguments' keys)")
     require(
         settings.global_batch_size is None or "gradient_accumulation_steps" not in trainer,
         "trainer.gradient_accumulation_steps is decided by the setting global_batch_size: set that, or set it to null",
     )
-    for key in ("num_processes", "gpu_memory_gb"):
-        value = getattr(settings.hardware, key)
-        require(value is None or value > 0, f"hardware.{key} is {value}: give a number above 0, or null")
     require(
         not (trainer.get("bf16") and trainer.get("fp16")), "trainer.bf16 and trainer.fp16 are both true: choose one"
     )
-    from transformers.training_args import TrainingArguments
-
-    known = list(TrainingArguments.__dataclass_fields__)
-    for key in trainer:
-        if key not in known:
-            raise SettingsError(f"unknown setting 'trainer.{key}'{did_you_mean(key, known)} (TrainingArguments' keys)")
     rate = settings.projector_learning_rate
     require(
-        rate is None or (rate > 0 and "projector" in settings.stage.trains),
-        f"projector_learning_rate is {rate}: give a number above 0, in a stage that trains the projector, or null",
+        rate is None or "projector" in settings.stage.trains,
+        f"projector_learning_rate is {rate}: set it in a stage that trains the projector, or null",
     )
     sharding = sharding_of(trainer)
     if settings.optimizer == "muon":
@@ -282,11 +271,7 @@ def segments_a_row(settings: TrainSettings) -> int:
 
 
 def tokens_for_text(settings: TrainSettings, segment_tokens: int) -> int:
-    """Tokens that a row of full length has left for its text.
-
-    Args:
-        settings: Of the training.
-        segment_tokens: What one segment takes in a row.
+    """Tokens that a row of full length has left for its text, where one segment takes `segment_tokens`.
 
     Raises:
         SettingsError: None are left.

@@ -30,16 +30,7 @@ class ElasticDraw:
     seed: int
 
     def __call__(self, step: int, first: int, count: int) -> Tensor:
-        """Numbers for some rows of a step's global batch.
-
-        Args:
-            step: Optimizer steps done before.
-            first: Place of the first of these rows in the global batch.
-            count: Rows.
-
-        Returns:
-            int64 `[count]`.
-        """
+        """Numbers for `count` rows of a global batch from its `first`-th on, after `step` steps: int64 `[count]`."""
         random = np.random.default_rng([self.seed, step])
         drawn = random.choice(np.asarray(self.choices), size=1 if self.draw == "batch" else self.group_size)
         return torch.from_numpy(np.broadcast_to(drawn, self.group_size)[first : first + count].astype(np.int64))

@@ -22,10 +22,7 @@ ADAPTERS_FOLDER = "adapters"
 
 
 def add_adapters(model: VoCoLlama, settings: LoraSettings) -> "PeftModel":
-    """Put adapters into the language model of `model`; they start as the identity.
-
-    Returns:
-        peft's handle: it switches them off, merges and saves them. Its `base_model.model` is the language model.
+    """Put adapters into the language model of `model`; they start as the identity. peft's handle of them is returned.
 
     Raises:
         SettingsError: There is no layer of a name in `targets`.
@@ -60,9 +57,7 @@ def trained_by(adapters: "PeftModel | None") -> list[nn.Parameter] | None:
 def save_and_merge(adapters: "PeftModel", folder: Path | None) -> None:
     """At the end of training: write the adapters alone, and make them part of the language model's weights.
 
-    Args:
-        adapters: Useless afterwards; the language model is a plain one again.
-        folder: Of the model that will be saved; None in processes that write nothing.
+    `folder` is that of the model that will be saved; None in processes that write nothing.
     """
     if folder is not None:
         adapters.save_pretrained(folder / ADAPTERS_FOLDER, save_embedding_layers=False)  # the row is among them

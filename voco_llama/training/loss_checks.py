@@ -10,6 +10,12 @@ from voco_llama.sharding import sharding_of
 DISTILLED_STAGES = ("voco", "video")
 """Stages in which a student that reads through VoCo tokens learns."""
 
+NEEDED = {
+    "checkpoint": ("teacher_checkpoint", "the folder of the upper bound"),
+    "top_k": ("top_k_folder", "what voco-llama teacher wrote"),
+}
+"""Teacher -> what of `loss` it needs, and what that names."""
+
 
 def check_losses(settings: TrainSettings) -> None:
     """Refuse losses, a teacher or adapters that contradict each other or the stage; nothing is read from disk."""
@@ -36,8 +42,6 @@ def check_losses(settings: TrainSettings) -> None:
 
 
 def _check_numbers(loss: LossSettings) -> None:
-    require(loss.temperature > 0, f"loss.temperature is {loss.temperature}: give a number above 0")
-    require(loss.chunk_size > 0, f"loss.chunk_size is {loss.chunk_size}: give 1 or more")
     points = loss.schedule
     if points is None:
         _check_weights("loss", loss)
@@ -66,7 +70,6 @@ def _check_lora(settings: TrainSettings) -> None:
     require(lora.rank >= 0, f"model.lora.rank is {lora.rank}: give 0 (no adapters) or more")
     if lora.rank == 0:
         return
-    require(lora.alpha > 0, f"model.lora.alpha is {lora.alpha}: give a number above 0")
     require(0 <= lora.dropout < 1, f"model.lora.dropout is {lora.dropout}: give a number from 0 to below 1")
     require(bool(lora.targets), "model.lora.targets is empty: name linear layers, such as q_proj")
     require(
@@ -102,22 +105,16 @@ def _check_student(settings: TrainSettings) -> None:
 
 def _check_teacher(settings: TrainSettings) -> None:
     loss = settings.loss
-    if loss.teacher == "checkpoint":
-        require(
-            loss.teacher_checkpoint is not None,
-            "loss.teacher=checkpoint, but loss.teacher_checkpoint is not set: name the folder of the upper bound",
-        )
+    if loss.teacher in NEEDED:
+        key, what = NEEDED[loss.teacher]
+        missing = f"loss.teacher={loss.teacher}, but loss.{key} is not set: name {what}"
+        require(getattr(loss, key) is not None, missing)
     if loss.teacher_checkpoint is not None:
         inside = Path(loss.teacher_checkpoint).resolve().is_relative_to(Path(settings.output_dir).resolve())
         require(
             not inside,
             f"loss.teacher_checkpoint: {loss.teacher_checkpoint} is this run's own output, the student itself: name"
             " another model",
-        )
-    if loss.teacher == "top_k":
-        require(
-            loss.top_k_folder is not None,
-            "loss.teacher=top_k, but loss.top_k_folder is not set: name what voco-llama teacher wrote",
         )
     if loss.teacher == "adapters_off":
         require(

@@ -19,12 +19,7 @@ LOGGED = tuple(f"loss_{name}" for name in LOSSES)
 
 @dataclass(frozen=True)
 class ScheduledLoss:
-    """The weighted losses of a training.
-
-    Attributes:
-        settings: Weights or their schedule, temperature, size of a chunk.
-        teacher: None if there is no KL term.
-    """
+    """The weighted losses of a training; there is no teacher without a KL term."""
 
     settings: LossSettings
     teacher: Teacher | None
@@ -43,12 +38,9 @@ class ScheduledLoss:
         return {name: float(np.interp(done, at, [getattr(point, name) for point in points])) for name in LOSSES}
 
     def objective(self, done: float, student: VoCoLlama, batch: dict[str, Tensor]) -> Objective:
-        """The objective of one batch; the teacher reads it, unless its term has weight 0 now.
+        """The objective when `done` of the training is done; the teacher reads the batch, unless its term is 0 now.
 
-        Args:
-            done: Fraction of the training.
-            student: Unwrapped.
-            batch: What the student will read. Entries that are the teacher's alone are taken out.
+        The student is unwrapped; from what it will read, entries that are the teacher's alone are taken out.
         """
         weights = self.weights(done)
         teacher = None
@@ -68,12 +60,9 @@ class LossLog:
         self._first_step: int | None = None
 
     def add(self, step: int, outputs: VoCoOutput, scale: int) -> None:
-        """Add one forward pass.
+        """Add one forward pass of the student, after `step` optimizer steps.
 
-        Args:
-            step: Optimizer steps done before.
-            outputs: Of the student.
-            scale: What the Trainer multiplied the loss by, so that its mean over processes is that of the batch.
+        The Trainer multiplied the loss by `scale`, so that its mean over processes is that of the batch.
         """
         if self._first_step is None:
             self._first_step = step

@@ -73,14 +73,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 def muon(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> MuonAdamW:
     """The optimizer of what trains in `model`: Muon for the matrices between the layers, AdamW for all else.
 
-    Embeddings and the head are tables of words rather than maps between features, so AdamW has them.
-
-    Args:
-        model: A transformers model; parameters that do not require a gradient are left out.
-        lr: Learning rate of both.
-        weight_decay: Decoupled, of the matrices alone.
-        betas: AdamW's.
-        eps: AdamW's.
+    Embeddings and the head are tables of words rather than maps between features, so AdamW has them. Weight decay is
+    decoupled and of the matrices alone.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     if model.get_output_embeddings() is not None:

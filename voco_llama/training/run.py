@@ -1,5 +1,6 @@
 """`train`: one stage from settings to a saved model. It reads as a story; the chapters are the modules beside it."""
 
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
 from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.run_folder import RunFolder
-from voco_llama.training.sampling import GroupedSampler, StreamSampler
+from voco_llama.training.sampling import EpochSampler, GroupedSampler, StreamSampler
 from voco_llama.training.stages import set_trainable
 from voco_llama.training.teachers.teacher import build_teacher, check_teacher
-from voco_llama.training.teachers.top_k import TopKRows, open_top_k
+from voco_llama.training.teachers.top_k import open_top_k
 from voco_llama.training.trainer import VoCoTrainer, loss_curve
 
 logger = logging.getLogger(__name__)
@@ -35,12 +36,7 @@ CHARACTERS_PER_TOKEN = 4
 
 
 def train(settings: TrainSettings) -> Path:
-    """Train one stage, or go on with it; a finished run is left as it is.
-
-    Under torchrun every process calls this.
-
-    Args:
-        settings: From `voco_llama.composition.compose`.
+    """Train one stage, or go on with it; a finished run is left as it is. Under torchrun every process calls this.
 
     Returns:
         The folder of the trained model and its processor.
@@ -68,12 +64,15 @@ def train(settings: TrainSettings) -> Path:
     model, processor = build_or_load(settings)
     rows = LoadedMixture(mixture, processor.row)
     if settings.loss.teacher == "top_k":
-        rows = TopKRows(rows, open_top_k(settings, mixture, processor))
+        rows = open_top_k(settings, mixture, processor, rows)
     adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     batch = GlobalBatch.of(settings, arguments.world_size)
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
-    choices, draw = settings.compression.num_voco_choices, settings.compression.draw
+    compression = settings.compression
+    elastic = None
+    if (choices := compression.num_voco_choices) is not None:
+        elastic = ElasticDraw(choices, compression.draw, batch.size, settings.seed)
     if arguments.should_save:
         run.begin()
 
@@ -82,7 +81,7 @@ def train(settings: TrainSettings) -> Path:
         use_muon=settings.optimizer == "muon",
         projector_learning_rate=settings.projector_learning_rate,
         scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
-        elastic=None if choices is None else ElasticDraw(choices, draw, batch.size, settings.seed),
+        elastic=elastic,
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
@@ -119,21 +118,17 @@ class KeptRows(Sequence[dict[str, Tensor]]):
     """Rows that are prepared when first asked for, and kept."""
 
     def __init__(self, rows: Sequence[dict[str, Tensor]]) -> None:
-        self._rows = rows
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        self._num = len(rows)
+        self._row = functools.cache(rows.__getitem__)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._num
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if index not in self._kept:
-            self._kept[index] = self._rows[index]
-        return self._kept[index]
+        return self._row(index)
 
 
-def order_of(
-    mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, batch: GlobalBatch
-) -> GroupedSampler | StreamSampler:
+def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, batch: GlobalBatch) -> EpochSampler:
     """The order of samples.
 
     Raises:

@@ -56,11 +56,7 @@ FREE_KEYS = (
 
 
 class RunFolder:
-    """See the module.
-
-    Args:
-        settings: Of the run; `output_dir` is the folder.
-    """
+    """See the module; `output_dir` of the settings is the folder."""
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings

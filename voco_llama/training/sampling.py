@@ -11,6 +11,7 @@ Either way all processes go by one order, whatever their number, and each takes 
 skips indices, not records.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,11 +24,34 @@ MEGABATCH = 50
 """Groups among which samples are sorted by length: larger is tidier, smaller is more random (LLaVA's value)."""
 
 
-class GroupedSampler(Sampler[int]):
-    """Indices of one epoch after the other.
+class EpochSampler(Sampler[int]):
+    """Indices of one epoch after the other; `set_epoch` chooses the one that the next iteration is."""
 
-    The Trainer's loop calls `set_epoch` before each epoch. Consecutive runs of `group_size` indices are what one
-    optimizer step sees, whatever the number of processes and accumulation steps among which they are divided.
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer's loop, and its callback, say it before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order(self.epoch).tolist())
+
+    @abstractmethod
+    def order(self, epoch: int) -> np.ndarray:
+        """Every index once, `[samples]` int64, in the order of that epoch."""
+
+
+class GroupedSampler(EpochSampler):
+    """Samples of like length or kind together.
+
+    Consecutive runs of `group_size` indices are what one optimizer step sees, whatever the number of processes and
+    accumulation steps among which they are divided.
 
     Args:
         grouping: One of `voco_llama.choices.GROUPINGS`.
@@ -40,26 +64,14 @@ class GroupedSampler(Sampler[int]):
     def __init__(
         self, grouping: str, lengths: np.ndarray, is_text_only: np.ndarray, group_size: int, seed: int
     ) -> None:
+        super().__init__(len(lengths), seed)
         require_choice("data.grouping", grouping, GROUPINGS)
         self.grouping = grouping
         self.lengths = np.asarray(lengths)
         self.is_text_only = np.asarray(is_text_only, dtype=bool)
         self.group_size = group_size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order(self.epoch).tolist())
 
     def order(self, epoch: int) -> np.ndarray:
-        """Every index once, `[samples]` int64, in the order of that epoch."""
         generator = np.random.default_rng([self.seed, epoch])
         everything = np.arange(len(self))
         if self.grouping == "none":
@@ -90,8 +102,8 @@ class GroupedSampler(Sampler[int]):
         return groups, rest
 
 
-class StreamSampler(Sampler[int]):
-    """Indices of one epoch after the other, in an order for which few row groups need to be held at a time.
+class StreamSampler(EpochSampler):
+    """An order for which few row groups need to be held at a time.
 
     The row groups of each source are shuffled, and cut into blocks of about `buffer` rows (whole row groups); rows are
     shuffled in each block. Sources are mixed at random, evenly over the epoch. A record that a weight has several times
@@ -105,27 +117,14 @@ class StreamSampler(Sampler[int]):
     """
 
     def __init__(self, mixture: Mixture, buffer: int, seed: int) -> None:
+        super().__init__(len(mixture), seed)
         self.buffer = buffer
-        self.seed = seed
-        self.epoch = 0
-        self._num = len(mixture)
         self._sources = [
             _passes(entries, records, reader.group_starts)
             for (entries, records), reader in zip(mixture.entries_of_sources(), mixture.readers, strict=True)
         ]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self._num
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order(self.epoch).tolist())
-
     def order(self, epoch: int) -> np.ndarray:
-        """Every index once, `[samples]` int64, in the order of that epoch."""
         generator = np.random.default_rng([self.seed, epoch])
         sources = [
             np.concatenate([self._order_of_pass(groups, generator) for groups in passes]) for passes in self._sources

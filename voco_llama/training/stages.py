@@ -45,13 +45,7 @@ def set_trainable(
 ) -> list[ModuleCount]:
     """Let the parts that `trains` names train, freeze all else, and log the table.
 
-    Args:
-        model: A `VoCoLlama`; every parameter's `requires_grad` is set.
-        trains: Parts, keys of `MODULES`.
-        adapters: Of the language model, these alone may train; None: all of it.
-
-    Returns:
-        One entry a module, in the model's order.
+    Of the language model its adapters alone train, if there are any.
     """
     trained_modules = {module for part in trains for module in MODULES[part]}
     for name, module in model.named_children():
@@ -87,18 +81,10 @@ def give_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter],
 
 def count_parameters(model: nn.Module) -> list[ModuleCount]:
     """Trained and frozen parameters of each child of `model`; of the whole where a process holds a piece."""
-    seen: set[int] = set()
-    counts = []
-    for name, module in model.named_children():
-        trained = frozen = 0
-        for parameter in module.parameters():
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            size = num_elements(parameter)
-            trained, frozen = (trained + size, frozen) if parameter.requires_grad else (trained, frozen + size)
-        counts.append(ModuleCount(name, trained, frozen))
-    return counts
+    counts = {name: [0, 0] for name, _ in model.named_children()}
+    for name, parameter in model.named_parameters():
+        counts[name.partition(".")[0]][0 if parameter.requires_grad else 1] += num_elements(parameter)
+    return [ModuleCount(name, *numbers) for name, numbers in counts.items()]
 
 
 def format_table(counts: Sequence[ModuleCount]) -> str:

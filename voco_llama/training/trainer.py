@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from voco_llama.errors import SettingsError
 from voco_llama.layout import truncate_voco
@@ -23,7 +23,7 @@ from voco_llama.text import duration
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.losses import LOGGED, LossLog, ScheduledLoss
-from voco_llama.training.sampling import GroupedSampler, StreamSampler
+from voco_llama.training.sampling import EpochSampler
 from voco_llama.training.stages import give_learning_rate, part_parameters
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class VoCoTrainer(Trainer):
     def __init__(
         self,
         *,
-        order: GroupedSampler | StreamSampler,
+        order: EpochSampler,
         use_muon: bool = False,
         projector_learning_rate: float | None = None,
         elastic: ElasticDraw | None = None,
@@ -72,10 +72,9 @@ class VoCoTrainer(Trainer):
         self.tokens_seen: Tensor | int = 0
         """Tokens of this process since training began, padding left out; summed on the device without waiting."""
         self.remove_callback(PrinterCallback)
-        self.add_callback(_ProgressLines(self))
-        self.add_callback(_EpochOfOrder(order))
+        self.add_callback(_Progress(self))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler | StreamSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
@@ -153,48 +152,28 @@ class VoCoTrainer(Trainer):
             )
 
 
-class _EpochOfOrder(TrainerCallback):
-    """Tells the sampler the epoch; the loop itself does not reach it after a resume with several processes."""
-
-    def __init__(self, order: GroupedSampler | StreamSampler) -> None:
-        self.order = order
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.order.set_epoch(int(state.epoch or 0))
-
-
-class _ProgressLines(TrainerCallback):
+class _Progress(TrainerCallback):
     """`step 40/700  loss 3.214  lr 9.8e-04  12,300 tokens/s  data 3 %  3m12s left`, a limited number of times."""
 
     def __init__(self, trainer: VoCoTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter()
         self.trainer.data_wait.start()
         self.first_step = self.last_line = state.global_step
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        control.should_log |= state.global_step >= state.max_steps  # so that the loss curve has its end
-        return control
+    def on_epoch_begin(self, args: Any, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        # The loop itself does not reach the sampler after a resume with several processes.
+        self.trainer.order.set_epoch(int(state.epoch or 0))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log |= state.global_step >= state.max_steps  # so that the loss curve has its end
+
+    def on_log(self, args: Any, state: TrainerState, *rest: Any, logs: dict[str, float], **kwargs: Any) -> None:
         step = state.global_step
         is_due = step == state.max_steps or step - self.last_line >= state.max_steps / MAX_LINES
-        if not state.is_world_process_zero or not logs or "loss" not in logs or not is_due:
+        if not state.is_world_process_zero or "loss" not in logs or not is_due:
             return
         self.last_line = step
         seconds = time.perf_counter() - self.started
@@ -212,8 +191,7 @@ class _ProgressLines(TrainerCallback):
 class DataWait:
     """Measures the time between asking for a batch and getting it, against all time that passes.
 
-    Args:
-        device: That the model trains on; work that it still has to do counts as training, not as waiting.
+    Work that the device still has to do counts as training, not as waiting.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -241,19 +219,18 @@ class DataWait:
 
     def take(self) -> float:
         """The share since the last call, from 0 to 1."""
-        now = time.perf_counter()
-        share = _share(self._waited - self._waited_before, now - self._last)
-        self._last, self._waited_before = now, self._waited
+        share = self._share_since(self._last, self._waited_before)
+        self._last, self._waited_before = time.perf_counter(), self._waited
         return share
 
     @property
     def share(self) -> float:
         """The share since `start`, from 0 to 1."""
-        return _share(self._waited, time.perf_counter() - self._begun)
+        return self._share_since(self._begun, 0.0)
 
-
-def _share(waited: float, passed: float) -> float:
-    return waited / passed if passed else 0.0
+    def _share_since(self, begun: float, waited_before: float) -> float:
+        passed = time.perf_counter() - begun
+        return (self._waited - waited_before) / passed if passed else 0.0
 
 
 def loss_curve(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from voco_llama.training.build import build_processor, open_mixture
 from voco_llama.training.run import train
 from voco_llama.training.teachers import write_top_k as command_module
 from voco_llama.training.teachers.teacher import load_teacher, read_uncompressed
-from voco_llama.training.teachers.top_k import TopKRows, open_top_k, read_manifest
+from voco_llama.training.teachers.top_k import open_top_k, read_manifest
 from voco_llama.training.teachers.write_top_k import write_top_k
 
 K, RECORDS, PER_FILE = 5, 42, 16
@@ -77,7 +77,8 @@ def training(world, upper, folder: Path, tmp_path, *overrides: str):
 
 def opened(settings):
     mixture, processor = open_mixture(settings), build_processor(settings)
-    return LoadedMixture(mixture, processor.row), processor, open_top_k(settings, mixture, processor)
+    rows = LoadedMixture(mixture, processor.row)
+    return rows, processor, open_top_k(settings, mixture, processor, rows)
 
 
 def test_what_the_files_hold(files, world, upper, tmp_path):
@@ -113,7 +114,7 @@ def test_what_the_files_hold(files, world, upper, tmp_path):
 
 def test_rows_bring_their_words_and_batches_join_them(files, world, upper, tmp_path):
     rows, processor, reader = opened(training(world, upper, files, tmp_path))
-    with_words = TopKRows(rows, pickle.loads(pickle.dumps(reader)))  # as a spawned worker gets it
+    with_words = pickle.loads(pickle.dumps(reader))  # as a spawned worker gets it
     batch = Collator(processor.tokens)([with_words[index] for index in (20, 3, 40)])
     expected = torch.cat([reader.words(index, rows[index]["labels"])["teacher_ids"] for index in (20, 3, 40)])
     assert torch.equal(batch["teacher_ids"], expected)

@@ -11,7 +11,8 @@ token of the teacher's rows is the i-th of the student's.
 """
 
 import functools
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -36,41 +37,32 @@ TOP_K_ENTRIES = ("teacher_ids", "teacher_log_probs")
 """Of a batch whose rows bring a teacher's words: `[tokens, k]`, int32 and float32."""
 
 
-class Teacher(Protocol):
-    """See the module.
+class Teacher(ABC):
+    """See the module."""
 
-    Attributes:
-        batch_entries: What its batches hold for it alone.
-    """
-
-    batch_entries: tuple[str, ...]
+    batch_entries: ClassVar[tuple[str, ...]] = ()
+    """What its batches hold for it alone."""
 
     def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
         """Go to the device, divided as the student is; every process calls it once, before training."""
+        self.accelerator = accelerator
 
+    @abstractmethod
     def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherTokens:
         """What it predicts for the trained tokens of a batch, without gradient."""
 
 
-class CheckpointTeacher:
-    """A frozen model beside the student.
-
-    Args:
-        model: It is put into evaluation mode, and none of its parameters takes a gradient.
-        pad_token_id: Of the rows.
-    """
-
-    batch_entries = ()
+class CheckpointTeacher(Teacher):
+    """A model beside the student; it is put into evaluation mode, and none of its parameters takes a gradient."""
 
     def __init__(self, model: VoCoLlama, pad_token_id: int) -> None:
         self.model = model.requires_grad_(False).eval()
         self.num_voco = model.config.num_voco
         self.pad_token_id = pad_token_id
         self.head: Any = model.get_output_embeddings()
-        self.accelerator: Accelerator | None = None
 
     def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
-        self.accelerator = accelerator
+        super().prepare(accelerator, arguments)
         self.model = place_frozen(self.model, accelerator, arguments)
         if weights_are_divided():
             # The head runs once a chunk, in the backward pass too: whole, so that no call has to gather it.
@@ -85,29 +77,18 @@ class CheckpointTeacher:
         return TeacherStates(hidden_states, self.head)
 
 
-class AdaptersOffTeacher:
+class AdaptersOffTeacher(Teacher):
     """The student without its adapters: the model that training started from, at no memory of its own.
 
     Adapters and VoCo's embedding, which peft keeps beside the table of embeddings, are all that differs between the
     two: the checks refuse what else would move the teacher while the student learns (a projector that trains, offsets
-    of distinct VoCo embeddings).
-
-    Args:
-        adapters: Of the student's language model.
-        num_voco: VoCo tokens that the model was trained with before.
-        pad_token_id: Of the rows.
+    of distinct VoCo embeddings). `num_voco` are the tokens that the model was trained with before.
     """
-
-    batch_entries = ()
 
     def __init__(self, adapters: "PeftModel", num_voco: int, pad_token_id: int) -> None:
         self.adapters = adapters
         self.num_voco = num_voco
         self.pad_token_id = pad_token_id
-        self.accelerator: Accelerator | None = None
-
-    def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
-        self.accelerator = accelerator
 
     @torch.no_grad()
     def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherStates:
@@ -124,13 +105,10 @@ class AdaptersOffTeacher:
         return TeacherStates(hidden_states, head)
 
 
-class TopKTeacher:
+class TopKTeacher(Teacher):
     """A teacher that spoke before: each row of the batch brings its words."""
 
     batch_entries = TOP_K_ENTRIES
-
-    def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
-        """Nothing: there are no weights."""
 
     def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherTopK:
         ids, log_probs = (batch[name] for name in TOP_K_ENTRIES)
@@ -167,14 +145,7 @@ def contiguous_positions(document: Tensor) -> Tensor:
 
 
 def check_teacher(folder: str, processor: VoCoProcessor) -> VoCoLlamaConfig:
-    """Refuse a teacher that cannot read the student's rows, before any weight is loaded.
-
-    Args:
-        folder: Of the teacher.
-        processor: The student's.
-
-    Returns:
-        The teacher's configuration.
+    """The configuration of the teacher in a folder, if it can read the rows of the student's processor.
 
     Raises:
         CheckpointError: It has another tokenizer, sees images otherwise, or sees none itself.
@@ -204,11 +175,9 @@ def check_teacher(folder: str, processor: VoCoProcessor) -> VoCoLlamaConfig:
 
 
 def load_teacher(settings: TrainSettings, vocab_size: int | None = None) -> VoCoLlama:
-    """The model that `loss.teacher_checkpoint` names.
+    """The model that `loss.teacher_checkpoint` names, with the student's attention and dtype.
 
-    Args:
-        settings: Attention and dtype are those of the student.
-        vocab_size: Rows of the student's table of words; None does not compare them.
+    `vocab_size` are the rows of the student's table of words; None does not compare them.
 
     Raises:
         CheckpointError: It cannot be loaded, or its table has another size.
@@ -227,13 +196,7 @@ def load_teacher(settings: TrainSettings, vocab_size: int | None = None) -> VoCo
 def build_teacher(
     settings: TrainSettings, student: VoCoLlama, processor: VoCoProcessor, adapters: "PeftModel | None"
 ) -> Teacher | None:
-    """The teacher that `loss.teacher` names; None if it names none.
-
-    Args:
-        settings: Of the run.
-        student: Before training.
-        processor: The student's.
-        adapters: The student's.
+    """The teacher that `loss.teacher` names; None if it names none. Processor and adapters are the student's.
 
     Raises:
         CheckpointError: The teacher cannot be loaded or does not fit the student.

@@ -36,21 +36,14 @@ FORMAT_VERSION = 1
 
 
 def made_from(settings: TrainSettings, mixture: Mixture, processor: VoCoProcessor, teacher_num_voco: int) -> dict:
-    """All that decides which tokens are trained, in which order, and what the teacher reads before them.
+    """All that decides which tokens of a training count, in which order, and what the teacher reads before them.
 
-    Args:
-        settings: Of the training that the files are for.
-        mixture: Its data.
-        processor: Its processor.
-        teacher_num_voco: VoCo tokens that the teacher was trained with.
-
-    Returns:
-        Nested dictionaries that JSON can hold.
+    A set on the hub has but its name. What is returned are nested dictionaries that JSON can hold.
     """
-    sources = [
-        to_plain(source) | {"file": _data_fingerprint(source.file), "media_folder": None, "archives": None}
-        for source in settings.data.sources
-    ]
+    sources = []
+    for source in settings.data.sources:
+        file = sampled_fingerprint(Path(source.file)) if Path(source.file).exists() else source.file
+        sources.append(to_plain(source) | {"file": file, "media_folder": None, "archives": None})
     return {
         "loss": {"temperature": settings.loss.temperature},
         "tokenizer": fingerprint_data(processor.tokenizer.get_vocab()),
@@ -66,11 +59,6 @@ def made_from(settings: TrainSettings, mixture: Mixture, processor: VoCoProcesso
         "records": len(mixture),
         "order": mixture.order_fingerprint,
     }
-
-
-def _data_fingerprint(file: str) -> str:
-    """Of a file or folder; a set on the hub has but its name."""
-    return sampled_fingerprint(Path(file)) if Path(file).exists() else file
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -106,8 +94,10 @@ def check_same(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> Non
         )
 
 
-def open_top_k(settings: TrainSettings, mixture: Mixture, processor: VoCoProcessor) -> "TopKFiles":
-    """The files that `loss.top_k_folder` names, if they are those of this training.
+def open_top_k(
+    settings: TrainSettings, mixture: Mixture, processor: VoCoProcessor, rows: Sequence[dict[str, Tensor]]
+) -> "TopKRows":
+    """Rows with the words of the files that `loss.top_k_folder` names, if those are of this training.
 
     Raises:
         CheckpointError: They are missing, incomplete, or made from something else.
@@ -122,7 +112,7 @@ def open_top_k(settings: TrainSettings, mixture: Mixture, processor: VoCoProcess
     check_same(folder, there, here)
     if not manifest["complete"]:
         raise CheckpointError(f"{folder}: its top-k files are incomplete: let voco-llama teacher finish")
-    return TopKFiles(folder, manifest["records_per_file"])
+    return TopKRows(rows, folder, manifest["records_per_file"])
 
 
 def top_k_file(folder: Path, number: int) -> Path:
@@ -136,21 +126,24 @@ def answer_checksum(labels: Tensor) -> tuple[int, int]:
     return len(answers), zlib.crc32(answers.numpy().astype("<i8").tobytes())
 
 
-class TopKFiles:
-    """Memory-mapped files; each process opens them for itself when it first reads.
+class TopKRows(Sequence[dict[str, Tensor]]):
+    """Rows of a mixture with what a teacher predicts for them; each process maps the files when it first reads."""
 
-    Args:
-        folder: Of the files.
-        records_per_file: Entries of the mixture in each.
-    """
-
-    def __init__(self, folder: Path, records_per_file: int) -> None:
+    def __init__(self, rows: Sequence[dict[str, Tensor]], folder: Path, records_per_file: int) -> None:
+        self._rows = rows
         self.folder = folder
         self.records_per_file = records_per_file
         self._opened: dict[int, tuple[Any, Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}  # a mapping does not travel to a spawned worker
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._rows[index]
+        return row | self.words(index, row["labels"])
 
     def _open(self, number: int) -> tuple[Any, Tensor, Tensor]:
         if number not in self._opened:
@@ -166,11 +159,7 @@ class TopKFiles:
         return self._opened[number]
 
     def words(self, index: int, labels: Tensor) -> dict[str, Tensor]:
-        """What the teacher predicts for one row.
-
-        Args:
-            index: Of the entry in the mixture.
-            labels: The row's, `[length]`.
+        """What the teacher predicts for entry `index` of the mixture, whose labels are `[length]`.
 
         Returns:
             `teacher_ids` int32 and `teacher_log_probs` float32, both `[trained tokens, k]`.
@@ -181,27 +170,12 @@ class TopKFiles:
         number, place = divmod(index, self.records_per_file)
         opened, offsets, checksums = self._open(number)
         start, stop = offsets[place].item(), offsets[place + 1].item()
-        if (stop - start, checksums[place].item()) != answer_checksum(labels):
+        count, checksum = answer_checksum(labels)
+        if (stop - start, checksums[place].item()) != (count, checksum):
             raise DataError(
                 f"{top_k_file(self.folder, number)}: entry {place} is about other answer tokens ({stop - start}) than"
-                f" record {index} of the data now has ({answer_checksum(labels)[0]}): make the files again, with"
-                " voco-llama teacher"
+                f" record {index} of the data now has ({count}): make the files again, with voco-llama teacher"
             )
         # Copied: a view would drag the whole file along when the row goes to another process.
         tensors = (opened.get_slice(name)[start:stop].clone() for name in ("token_ids", "log_probs"))
         return dict(zip(TOP_K_ENTRIES, tensors, strict=True))
-
-
-class TopKRows(Sequence[dict[str, Tensor]]):
-    """Rows of the data with what a teacher predicts for them."""
-
-    def __init__(self, rows: Sequence[dict[str, Tensor]], files: TopKFiles) -> None:
-        self._rows = rows
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self._rows[index]
-        return row | self._files.words(index, row["labels"])

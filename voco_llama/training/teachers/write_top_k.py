@@ -7,6 +7,7 @@ folder made from anything else is refused.
 import dataclasses
 import json
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -46,13 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_top_k(settings: TeacherSettings) -> Path:
-    """Write the top-k files of one training's data, or go on with them.
-
-    Args:
-        settings: From `voco_llama.composition.compose`.
-
-    Returns:
-        The folder, `loss.top_k_folder`.
+    """Write the top-k files of one training's data into `loss.top_k_folder`, or go on with them.
 
     Raises:
         VoCoError: Settings, data, or the teacher cannot be used, or the folder holds files made from something else.
@@ -79,15 +74,14 @@ def write_top_k(settings: TeacherSettings) -> Path:
 
     teacher = load_teacher(settings).to(arguments.device).eval()
     rows = LoadedMixture(mixture, processor.row)
-    count = -(-len(rows) // settings.records_per_file)
+    count = math.ceil(len(rows) / settings.records_per_file)
     started = time.perf_counter()
     for number in range(count):
         if top_k_file(folder, number).is_file():
             continue
         first = number * settings.records_per_file
-        part = Subset(rows, range(first, min(first + settings.records_per_file, len(rows))))
         loader = DataLoader(
-            part,
+            Subset(rows, range(first, min(first + settings.records_per_file, len(rows)))),
             batch_size=arguments.per_device_train_batch_size,
             collate_fn=Collator(processor.tokens),
             num_workers=arguments.dataloader_num_workers,
@@ -107,9 +101,6 @@ def _settings_of_the_command(settings: TeacherSettings) -> TeacherSettings:
     for name in ("teacher_checkpoint", "top_k_folder"):
         if getattr(settings.loss, name) is None:
             raise SettingsError(f"loss.{name} is not set: name the {'teacher' if 'check' in name else 'output folder'}")
-    for name in ("k", "records_per_file"):
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"{name} is {getattr(settings, name)}: give 1 or more")
     if (world_size() or 1) > 1:
         raise SettingsError("voco-llama teacher runs in one process: start it without torchrun")
     loss = dataclasses.replace(settings.loss, teacher="checkpoint", lm=0.0, kl=1.0, schedule=None)
@@ -145,16 +136,7 @@ def write_file(
     settings: TeacherSettings,
     num_voco: int,
 ) -> None:
-    """Write one file, whole or not at all.
-
-    Args:
-        file: Its path.
-        teacher: On its device, in evaluation mode.
-        loader: Of batches of this file's entries, in order.
-        arguments: Device and mixed precision.
-        settings: k, temperature, size of a chunk.
-        num_voco: VoCo tokens that the teacher is shown.
-    """
+    """Write one file, whole or not at all: what a teacher, shown `num_voco` VoCo tokens, says of a loader's entries."""
     device, loss = arguments.device, settings.loss
     dtype = torch.float16 if arguments.fp16 else torch.bfloat16
     parts: dict[str, list[Tensor]] = {"token_ids": [], "log_probs": []}
@@ -186,17 +168,7 @@ def _finish(folder: Path, manifest: dict, count: int) -> None:
             metadata = opened.metadata()
         tokens += int(metadata["tokens"])
         mass += float(metadata["mass"])
-    manifest = manifest | {
-        "complete": True,
-        "trained_tokens": tokens,
-        "coverage": mass / max(tokens, 1),
-        "environment": provenance(),
-    }
-    write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
-    logger.info(
-        "%s: %d records, %d trained tokens, coverage %.4f",
-        folder,
-        manifest["made_from"]["records"],
-        tokens,
-        manifest["coverage"],
-    )
+    records, coverage = manifest["made_from"]["records"], mass / max(tokens, 1)
+    found = {"complete": True, "trained_tokens": tokens, "coverage": coverage, "environment": provenance()}
+    write_atomically(folder / MANIFEST_FILE, json.dumps(manifest | found, indent=2) + "\n")
+    logger.info("%s: %d records, %d trained tokens, coverage %.4f", folder, records, tokens, coverage)
