@@ -117,26 +117,23 @@ def answer_clips(
 ) -> dict[str, list[str]]:
     """Answers by order of frames, `in_order` and `shuffled`; both read the same entries of a clip compressed once."""
     texts: dict[str, list[str]] = {IN_ORDER: [""] * len(records), SHUFFLED: [""] * len(records)}
-    by_clip = sorted(
-        range(len(records)), key=lambda i: str(records[i].video)
-    )  # compressed once, however many there are
+    by_clip = sorted(range(len(records)), key=lambda i: str(records[i].video))  # a clip is compressed once for all
     asked = [(i, order) for i in by_clip for order in texts]
-    questions = []
-    for i, order in asked:
-        record = records[i]
+
+    def question(record: Record, order: str) -> Question:
         steps = shuffled(num_frames, f"{seed}/{record.video.name}") if order == SHUFFLED else None
         clip = Clip(record.video, num_frames, steps)
         prompt = record.turns[0].text.removeprefix(f"{IMAGE_MARK}\n")
-        questions.append(Question(record.source, prompt, lambda c=clip: [c], {"max_new_tokens": max_new_tokens}))
-    for (i, order), text in zip(asked, answerer.answer(questions), strict=True):
+        return Question(record.source, prompt, lambda: [clip], {"max_new_tokens": max_new_tokens})
+
+    answers = answerer.answer([question(records[i], order) for i, order in asked])
+    for (i, order), text in zip(asked, answers, strict=True):
         texts[order][i] = text
     return texts
 
 
 def shuffled(count: int, seed: str) -> tuple[int, ...]:
-    """A permutation of `range(count)` that is not the identity, decided by the seed."""
-    if count < 2:
-        raise ValueError(f"{count} frame cannot be put in another order")
+    """A permutation of `range(count)`, at least 2, that is not the identity, decided by the seed."""
     order, generator = list(range(count)), random.Random(seed)
     while order == list(range(count)):
         generator.shuffle(order)

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from voco_llama.data.media.stored import MediaFile, StoredFile
+from voco_llama.data.media.stored import MediaFile, StoredFile, content_key
 from voco_llama.data.media.video import read_frames
 from voco_llama.data.records import IMAGE_MARK
 from voco_llama.errors import DataError
@@ -82,14 +82,10 @@ class Visual:
 
 
 def see(looked_at: Image.Image | Clip | MediaFile | str, num_frames: int) -> Visual:
-    """An image, or a clip, whose frames are read when they are needed.
-
-    Args:
-        looked_at: An image, a clip, or the path of one.
-        num_frames: Frames taken from a clip that does not say.
+    """An image, or a clip, whose frames (`num_frames`, if it does not say) are read when they are needed.
 
     Raises:
-        DataError: It is none of these.
+        DataError: It is neither of these.
         OSError: The clip's file cannot be read.
     """
     if isinstance(looked_at, Image.Image):
@@ -104,17 +100,6 @@ def see(looked_at: Image.Image | Clip | MediaFile | str, num_frames: int) -> Vis
         raise DataError(f"a question looks at a {kind}: images and paths of clips can be answered on")
     file, count = looked_at.file, looked_at.num_frames or num_frames
     return Visual(f"{content_key(file)} {count}", lambda: read_frames(file, count), count, looked_at.order)
-
-
-def content_key(file: MediaFile) -> str:
-    """A hash of a file's bytes: equal for equal content wherever it lies.
-
-    Raises:
-        OSError: A `Path` cannot be read.
-        DataError: A `StoredFile` cannot.
-    """
-    with file.open() if isinstance(file, StoredFile) else file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def with_marks(prompt: str, visuals: Sequence[Visual]) -> str:

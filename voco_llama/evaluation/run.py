@@ -77,15 +77,16 @@ def evaluate(settings: EvaluateSettings) -> Path:
         return file
     described = _describe_columns(suite, results, data)
     scored = {column: d for column, d in described.items() if "value" in d}  # the others are files for a server
+    accuracies = [d["accuracy"] for d in scored.values()]
     result = {
         "condition": settings.condition,
         "num_voco": adapter.answerer.num_voco if settings.condition == "voco" else None,
         "model": _describe_model(adapter.answerer.inference.model),
         "limit": settings.limit,
-        "failures": [dataclasses.asdict(failure) for failure in counts.failures],
+        "failures": [{"id": id, "error": error} for id, error in counts.failures.items()],
         "benchmarks": scored,
         "submissions": {column: d for column, d in described.items() if column not in scored},
-        "mean_accuracy": _mean([d["accuracy"] for d in scored.values()]),
+        "mean_accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
         **_cost(adapter),
         **_throughput(counts, seconds, adapter),
         "suite": {name: value for name, value in dataclasses.asdict(suite).items() if name != "rows"},
@@ -199,7 +200,3 @@ def _throughput(counts: Counts, seconds: float, adapter: "VoCoLlamaAdapter") -> 
         "answers_per_second": round(counts.answers / counts.seconds, 3) if counts.answers else None,
         "first_token_seconds": adapter.first_token_seconds,
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -26,7 +26,7 @@ class Task:
 
     Attributes:
         metric: The one that goes into tables.
-        full: What a perfect answerer gets; given the samples, as MME's depends on the categories that are there.
+        full: What a perfect answerer gets; MME's depends on the categories that are among the samples.
         points: A question's points, 0 to 1; None where the score is not a sum over questions.
         is_unreadable: The answer is none of those the scorer knows: POPE's leaves it out of precision, recall and F1
             silently, MME's takes it for wrong.
@@ -34,7 +34,7 @@ class Task:
     """
 
     metric: str
-    full: Callable[[Sequence[Sample]], float] = lambda samples: 1.0
+    full: float | Callable[[Sequence[Sample]], float] = 1.0
     points: Callable[[Sample], float] | None = None
     is_unreadable: Callable[[Sample], bool] = lambda sample: False
     needs_judge: bool = False
@@ -72,8 +72,7 @@ def _judged(metric: str) -> Callable[[Sample], float]:
     return lambda sample: float("yes" in str(sample[metric]["Correctness"]).lower())
 
 
-_PER_CENT = lambda samples: 100.0  # noqa: E731
-_OUT_OF_FIVE = lambda samples: 5.0  # noqa: E731
+_PER_CENT, _OUT_OF_FIVE = 100.0, 5.0
 _MATCH = Task("exact_match", points=_entry("exact_match"))
 _POPE = Task(
     "pope_f1_score", points=lambda sample: float(sample["pope_accuracy"]["score"]), is_unreadable=_is_neither_yes_nor_no
@@ -133,16 +132,12 @@ def judge_of(tasks: Sequence[str], environment: Mapping[str, str]) -> str | None
     if not judged:
         return None
     kind = environment.get("API_TYPE", "openai")
-    missing = [name for name in JUDGE_VARIABLES.get(kind, ("API_TYPE",)) if not environment.get(name)]
+    missing = [name for name in (*JUDGE_VARIABLES.get(kind, ()), "MODEL_VERSION") if not environment.get(name)]
     if kind not in JUDGE_VARIABLES or missing:
         wrong = f"API_TYPE={kind} is unknown" if kind not in JUDGE_VARIABLES else f"{' and '.join(missing)} not set"
         raise SettingsError(
             f"task {judged[0]} is scored by a judge and there is none ({wrong}): set the judge's address, key and"
             " MODEL_VERSION in the environment, or choose a task without a judge"
-        )
-    if not environment.get("MODEL_VERSION"):
-        raise SettingsError(
-            f"task {judged[0]} is scored by a judge of no stated name: set MODEL_VERSION in the environment"
         )
     return environment["MODEL_VERSION"]
 
@@ -166,7 +161,7 @@ def describe(name: str, metrics: Mapping[str, Any], samples: Sequence[Sample]) -
         )
     described: dict[str, Any] = {"task": name, "metric": task.metric, "questions": len(samples)}
     if task.metric in numbers:
-        value, full = numbers[task.metric], task.full(samples)
+        value, full = numbers[task.metric], task.full(samples) if callable(task.full) else task.full
         accuracy = value / full if task.points is None else sum(map(task.points, samples)) / len(samples)
         described |= {"value": value, "full": full, "accuracy": accuracy}
     unreadable = sum(task.is_unreadable(sample) for sample in samples)

@@ -8,7 +8,7 @@ import yaml
 
 from voco_llama.composition import EVAL_DIR, did_you_mean
 from voco_llama.errors import SettingsError
-from voco_llama.report.aggregate import mean_over, retention
+from voco_llama.report.aggregate import PERCENT, mean_over, retention
 
 PAPER_FILE = EVAL_DIR / "paper_tables.yaml"
 UPPER, LOWER = "upper", "lower"
@@ -25,8 +25,7 @@ class PaperRow:
         scores: Column to raw score, in the paper's units.
         retentions: Column to retention, computed from the scores; 1 is the upper bound.
         average: Mean of the retentions over all columns.
-        printed: Column to retention in %, as the paper prints it; empty where it prints none.
-        printed_average: As the paper prints it, in %; None where it prints none.
+        printed: Column, or `average`, to retention in %, where the paper prints one.
     """
 
     label: str
@@ -36,7 +35,6 @@ class PaperRow:
     retentions: Mapping[str, float]
     average: float
     printed: Mapping[str, float]
-    printed_average: float | None
 
 
 @dataclass(frozen=True)
@@ -94,16 +92,11 @@ def _row(
 ) -> PaperRow:
     scores = dict(zip(columns, entry["scores"], strict=True))
     kept = {column: retention(score, upper[column], lower[column]) for column, score in scores.items()}
-    return PaperRow(
-        entry["label"],
-        entry["row"],
-        entry["num_voco"],
-        scores,
-        kept,
-        mean_over(kept, columns),
-        dict(zip(columns, entry["retention"], strict=True)) if "retention" in entry else {},
-        entry.get("average"),
-    )
+    printed = dict(zip(columns, entry["retention"], strict=True)) if "retention" in entry else {}
+    if "average" in entry:
+        printed["average"] = entry["average"]
+    average = mean_over(kept.values())
+    return PaperRow(entry["label"], entry["row"], entry["num_voco"], scores, kept, average, printed)
 
 
 def disagreements(table: PaperTable, tolerance: float) -> list[tuple[str, str, float, float]]:
@@ -118,11 +111,8 @@ def disagreements(table: PaperTable, tolerance: float) -> list[tuple[str, str, f
     """
     found = []
     for row in table.rows:
-        printed = dict(row.printed) | ({} if row.printed_average is None else {"average": row.printed_average})
-        computed = dict(row.retentions) | {"average": row.average}
-        found += [
-            (row.label, column, figure, 100 * computed[column])
-            for column, figure in printed.items()
-            if abs(figure - 100 * computed[column]) > tolerance
-        ]
+        for column, figure in row.printed.items():
+            computed = PERCENT * {**row.retentions, "average": row.average}[column]
+            if abs(figure - computed) > tolerance:
+                found.append((row.label, column, figure, computed))
     return found
