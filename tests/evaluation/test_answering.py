@@ -18,7 +18,7 @@ from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation import answering
 from voco_llama.evaluation.answering import Answerer, first_token_seconds
-from voco_llama.evaluation.questions import Clip, Question, cut
+from voco_llama.evaluation.questions import Question, cut, see_clip
 from voco_llama.inference import Inference
 
 NUM_FRAMES = 3
@@ -173,7 +173,7 @@ def clip(tmp_path):
 def test_any_order_of_a_clips_frames_reads_the_same_entries(model, processor, clip, condition):
     """In order of time, in another order, and a part of the frames; all are compressed in one go, once."""
     orders = [(0, 1, 2), (2, 0, 1), (1, 1), None]
-    asked = [Question(str(o), "What happens?", lambda o=o: [Clip(clip, order=o)], SHORT) for o in orders]
+    asked = [Question(str(o), "What happens?", lambda o=o: [see_clip(clip, NUM_FRAMES, o)], SHORT) for o in orders]
     given, counts = answer(model, processor, asked, condition=condition)
     assert counts.compressed == (3 if condition == "voco" else 0)
     frames = read_frames(clip, NUM_FRAMES)
@@ -201,7 +201,7 @@ def test_a_clip_is_told_by_its_content(model, processor, clip):
     replaced, other = answerer.answer(asked)
     assert (replaced, other) == (by_hand(model, processor, asked[0]), first[1])
     assert answerer.counts.compressed == 2 * NUM_FRAMES
-    list(answerer.answer([replace(asked[0], look=lambda: [Clip(clip, num_frames=2)])]))
+    list(answerer.answer([replace(asked[0], look=lambda: [see_clip(clip, 2)])]))
     assert answerer.counts.compressed == 2 * NUM_FRAMES + 2
     clip.unlink()
     with pytest.raises(DataError, match=r"cannot be answered \(FileNotFoundError: .*c.mp4"):

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
-from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.errors import DataError, one_line, require
 from voco_llama.evaluation.questions import Question, Visual, cut, see, with_marks
 from voco_llama.inference import Inference
 from voco_llama.model.cache import VoCoCache
@@ -90,15 +90,16 @@ class Answerer:
         require_choice("condition", self.condition, ANSWER_CONDITIONS)
         config = self.inference.model.config
         self.num_voco = self.num_voco or config.num_voco
-        if self.condition == "voco" and not self.num_voco:
-            raise SettingsError(
+        if self.condition == "voco":
+            require(
+                bool(self.num_voco),
                 "the checkpoint was made without VoCo tokens (a LLaVA): set condition=full, or num_voco for the lower"
-                " bound"
+                " bound",
             )
-        if self.condition == "voco" and config.compressor != "language_model" and self.num_voco != config.num_voco:
-            raise SettingsError(
+            require(
+                config.compressor == "language_model" or self.num_voco == config.num_voco,
                 f"num_voco={self.num_voco}: a {config.compressor} was made for {config.num_voco} tokens an image and"
-                " cannot be cut short: leave num_voco out"
+                " cannot be cut short: leave num_voco out",
             )
         self._kept: OrderedDict[str, VoCoCache] = OrderedDict()
 

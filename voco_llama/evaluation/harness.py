@@ -57,9 +57,7 @@ def quiet() -> None:
 def surroundings(harness: Harness, run_id: str) -> Iterator[None]:
     """What a local hub needs while lmms-eval runs; put back afterwards.
 
-    Args:
-        harness: Folders.
-        run_id: Names the store of answers: the same for a run and the one that goes on with it.
+    `run_id` names the store of answers: it is the same for a run and the one that goes on with it.
     """
     import datasets
 

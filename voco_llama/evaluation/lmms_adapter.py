@@ -143,11 +143,9 @@ class VoCoLlamaAdapter(lmms):
 
 
 def read_generation(gen_kwargs: Mapping[str, Any], limit: int | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A task's generation keywords as those of `generate`, and where answers end.
+    """A task's generation keywords as those of `generate`, of at most `limit` new tokens, and where answers end.
 
-    Args:
-        gen_kwargs: As the task has them; not changed, for lmms-eval keys its store by them.
-        limit: At most so many new tokens; None: as the task says.
+    The task's own are not changed, for lmms-eval keys its store by them.
 
     Raises:
         SettingsError: A keyword is not understood.

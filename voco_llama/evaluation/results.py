@@ -54,10 +54,6 @@ def find_results(folder: Path) -> list[Path]:
 
 
 def check_row_name(row: str) -> None:
-    """Refuse a row's name that could not be a file's.
-
-    Raises:
-        SettingsError: It is empty or holds anything but letters, digits, `.`, `_` and `-`.
-    """
+    """Refuse a row's name that could not be a file's (`SettingsError`)."""
     if not re.fullmatch(r"\w[\w.-]*", row):
         raise SettingsError(f"row {row!r} names a file: use letters, digits, '.', '_' and '-' only")

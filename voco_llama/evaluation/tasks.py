@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError, SettingsError, require
 
 Sample = Mapping[str, Any]
 """A scored question as lmms-eval logs it: its answer, and an entry for each metric."""
@@ -40,10 +40,6 @@ class Task:
     needs_judge: bool = False
 
 
-def _entry(metric: str) -> Callable[[Sample], float]:
-    return lambda sample: float(sample[metric])
-
-
 def _mme_entry(sample: Sample) -> Mapping[str, Any]:
     return sample.get("mme_perception_score") or sample["mme_cognition_score"]
 
@@ -68,12 +64,13 @@ def _seed_points(sample: Sample) -> float:
     return float(entry["pred"].lower().strip() == entry["answer"].lower().strip())
 
 
-def _judged(metric: str) -> Callable[[Sample], float]:
-    return lambda sample: float("yes" in str(sample[metric]["Correctness"]).lower())
+def _judged(sample: Sample) -> float:
+    return float("yes" in str(sample["gpt_eval_accuracy"]["Correctness"]).lower())
 
 
 _PER_CENT, _OUT_OF_FIVE = 100.0, 5.0
-_MATCH = Task("exact_match", points=_entry("exact_match"))
+_MATCH = Task("exact_match", points=lambda sample: float(sample["exact_match"]))
+_JUDGED = Task("gpt_eval_accuracy", _PER_CENT, _judged, needs_judge=True)
 _POPE = Task(
     "pope_f1_score", points=lambda sample: float(sample["pope_accuracy"]["score"]), is_unreadable=_is_neither_yes_nor_no
 )
@@ -95,14 +92,14 @@ TASKS: dict[str, Task] = {
     "mmbench_en_dev_static": Task("gpt_eval_score", _PER_CENT),
     "mmbench_llava": Task("gpt_eval_score", _PER_CENT),
     "seedbench": Task("seed_all", points=_seed_points),
-    "activitynetqa": Task("gpt_eval_accuracy", _PER_CENT, _judged("gpt_eval_accuracy"), needs_judge=True),
+    "activitynetqa": _JUDGED,
     "videochatgpt_gen": Task("gpt_eval_score_correctness", _OUT_OF_FIVE, needs_judge=True),
     "videochatgpt_temporal": Task("gpt_eval_score_temporal", _OUT_OF_FIVE, needs_judge=True),
     "videochatgpt_consistency": Task("gpt_eval_score_consistency", _OUT_OF_FIVE, needs_judge=True),
     "msvd_qa": _MATCH,
     "msrvtt_qa": _MATCH,
-    "msvd_qa_judge": Task("gpt_eval_accuracy", _PER_CENT, _judged("gpt_eval_accuracy"), needs_judge=True),
-    "msrvtt_qa_judge": Task("gpt_eval_accuracy", _PER_CENT, _judged("gpt_eval_accuracy"), needs_judge=True),
+    "msvd_qa_judge": _JUDGED,
+    "msrvtt_qa_judge": _JUDGED,
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "pope_full": ("pope_adv", "pope_pop", "pope_random"),
@@ -111,15 +108,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """Names for several tasks: each becomes a column of its own."""
 
 
-def check_task(name: str) -> Task:
-    """Look a task up.
-
-    Raises:
-        SettingsError: It is not one of those whose scores are understood here.
-    """
-    if name not in TASKS:
-        raise SettingsError(f"task {name!r} is not known here: choose from {', '.join([*TASKS, *GROUPS])}")
-    return TASKS[name]
+def check_task(name: str) -> None:
+    """Refuse a task whose scores are not understood here (`SettingsError`)."""
+    require(name in TASKS, f"task {name!r} is not known here: choose from {', '.join([*TASKS, *GROUPS])}")
 
 
 def judge_of(tasks: Sequence[str], environment: Mapping[str, str]) -> str | None:

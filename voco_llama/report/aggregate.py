@@ -26,12 +26,10 @@ FACTS = {
 
 
 def retention(result: float, upper: float, lower: float) -> float:
-    """`(result - lower) / (upper - lower)`: 1 at the upper bound, 0 at the lower; NaN where the bounds are equal.
+    """`(result - lower) / (upper - lower)` of scores in one unit; NaN where the bounds are equal.
 
-    Args:
-        result: A row's score on one benchmark, in any unit that the three share.
-        upper: The model whose text sees vision.
-        lower: The same weights under the VoCo mask, never trained to compress.
+    It is 1 at the upper bound, the model whose text sees vision, and 0 at the lower: the same weights under the VoCo
+    mask, never trained to compress.
     """
     return (result - lower) / (upper - lower) if upper != lower else math.nan
 
@@ -211,11 +209,7 @@ def paired_difference(first: Row, second: Row, columns: Sequence[str]) -> Estima
 
 
 def check_results(results: Mapping[Path, Result], allow_limited: bool) -> None:
-    """Refuse files that cannot stand in one table.
-
-    Args:
-        results: File to what it holds.
-        allow_limited: Take rows that were evaluated on a part of the questions.
+    """Refuse files that cannot stand in one table; `allow_limited` takes rows on a part of the questions.
 
     Raises:
         DataError: Two files are of one row and seed; a row is limited or incomplete; within a seed, rows were asked

@@ -20,7 +20,6 @@ class PaperRow:
 
     Attributes:
         label: What to print.
-        row: The name of our row that is its counterpart.
         num_voco: Tokens that stand for an image when it is read; None: the upper bound.
         scores: Column to raw score, in the paper's units.
         retentions: Column to retention, computed from the scores; 1 is the upper bound.
@@ -29,7 +28,6 @@ class PaperRow:
     """
 
     label: str
-    row: str
     num_voco: int | None
     scores: Mapping[str, float]
     retentions: Mapping[str, float]
@@ -45,24 +43,20 @@ class PaperTable:
         name: Its key in the file: `table_1`.
         title: What it is about.
         columns: The paper's names of benchmarks.
-        rows: Bounds first.
+        rows: The name of our row that is a counterpart, to the paper's row; bounds first.
         counterparts: Our name of a benchmark to the paper's column, for the columns of this table.
     """
 
     name: str
     title: str
     columns: tuple[str, ...]
-    rows: tuple[PaperRow, ...]
+    rows: Mapping[str, PaperRow]
     counterparts: Mapping[str, str]
 
     @property
     def number(self) -> str:
         """How the paper names it: `Table 1`."""
         return self.name.replace("_", " ").capitalize()
-
-    def of_row(self, row: str) -> PaperRow | None:
-        """The counterpart of our row."""
-        return next((found for found in self.rows if found.row == row), None)
 
 
 def read_paper_table(name: str) -> PaperTable:
@@ -82,7 +76,7 @@ def read_paper_table(name: str) -> PaperTable:
         {"label": label, "row": row, "num_voco": count, "scores": [bound[column] for column in columns]}
         for label, row, count, bound in (("upper bound", UPPER, None, upper), ("lower bound", LOWER, 1, lower))
     ]
-    rows = tuple(_row(entry, columns, upper, lower) for entry in (*ends, *table["rows"]))
+    rows = {entry["row"]: _row(entry, columns, upper, lower) for entry in (*ends, *table["rows"])}
     ours = {our: column for our, column in data["benchmarks"].items() if column in columns}
     return PaperTable(name, table["title"], columns, rows, ours)
 
@@ -96,21 +90,17 @@ def _row(
     if "average" in entry:
         printed["average"] = entry["average"]
     average = mean_over(kept.values())
-    return PaperRow(entry["label"], entry["row"], entry["num_voco"], scores, kept, average, printed)
+    return PaperRow(entry["label"], entry["num_voco"], scores, kept, average, printed)
 
 
 def disagreements(table: PaperTable, tolerance: float) -> list[tuple[str, str, float, float]]:
-    """Figures that do not follow from the paper's own scores.
-
-    Args:
-        table: Of the paper.
-        tolerance: In points of retention; printed figures are rounded to 0.1.
+    """Figures further than `tolerance` points of retention from what the paper's own scores give.
 
     Returns:
-        Label, column (or `average`), the printed and the computed retention in %, where they are further apart.
+        Label, column (or `average`), the printed and the computed retention in %.
     """
     found = []
-    for row in table.rows:
+    for row in table.rows.values():
         for column, figure in row.printed.items():
             computed = PERCENT * {**row.retentions, "average": row.average}[column]
             if abs(figure - computed) > tolerance:

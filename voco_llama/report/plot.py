@@ -51,12 +51,8 @@ def series_name(row: str, num_voco: int) -> str:
 def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[Series]:
     """Rows that read an image through VoCo tokens, but for the lower bound, as series of average retention.
 
-    Args:
-        comparison: Rows and bounds.
-        labels: Series name to what the legend calls it; a series that is not there keeps its name.
-
-    Returns:
-        Series by `series_name`; one whose name is a row too (`voco_16` of `voco_16_at_4`) has that row's point besides.
+    They are grouped by `series_name`; a series whose name is a row too (`voco_16` of `voco_16_at_4`) has that row's
+    point besides. A name that is among `labels` is replaced.
     """
     lower = comparison.bounds[1].name
     points = {
@@ -79,7 +75,8 @@ def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[
 
 def paper_series(table: PaperTable) -> Series:
     """The rows of a table of the paper, but for its bounds, over all of its columns."""
-    points = [(row.num_voco, Estimate(row.average, math.nan, 1)) for row in table.rows if row.row not in (UPPER, LOWER)]
+    rows = [row for name, row in table.rows.items() if name not in (UPPER, LOWER)]
+    points = [(row.num_voco, Estimate(row.average, math.nan, 1)) for row in rows]
     label = f"paper, {table.number} (mean of {', '.join(table.columns)})"
     return Series(label, tuple(sorted(points, key=lambda point: point[0])), from_paper=True)
 

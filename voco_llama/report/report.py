@@ -18,6 +18,7 @@ from voco_llama.report.paper import PaperTable, disagreements, read_paper_table
 from voco_llama.report.plot import paper_series, plot_benchmarks, plot_retention, retention_series
 from voco_llama.report.sections import TextTable
 from voco_llama.report.selection import Selection, read_selection
+from voco_llama.text import latex, markdown
 
 REPORT, SUMMARY, RETENTION_PLOT, BENCHMARKS_PLOT = "report", "summary", "retention", "benchmarks"
 PRINTED_TOLERANCE = 0.1
@@ -99,7 +100,7 @@ def _paper_report(table: PaperTable, output: Path) -> str:
     stem = f"paper_{table.name}"
     rows = [
         (row.label, row.num_voco, column, row.scores[column], row.retentions[column], row.printed.get(column, ""))
-        for row in table.rows
+        for row in table.rows.values()
         for column in table.columns
     ]
     head = ("row", "num_voco", "benchmark", "score", "retention", "printed_retention_percent")
@@ -149,10 +150,11 @@ def _write(
     output: Path, stem: str, title: str, tables: Sequence[TextTable], notes: Sequence[str], pictures: Sequence[str]
 ) -> str:
     listed = "\n".join(f"- {note}" for note in notes)
-    text = "\n\n".join([f"# {title}", *(table.markdown() for table in tables), listed, *pictures]) + "\n"
+    shown = (f"## {table.title}\n\n{markdown(table.head, table.body)}" for table in tables)
+    text = "\n\n".join([f"# {title}", *shown, listed, *pictures]) + "\n"
     write_atomically(output / f"{stem}.md", text)
     comments = "\n".join(f"% {note}" for note in notes)
-    write_atomically(output / f"{stem}.tex", "\n\n".join([*(table.latex() for table in tables), comments]) + "\n")
+    write_atomically(output / f"{stem}.tex", "\n\n".join([*(latex(*table) for table in tables), comments]) + "\n")
     return text
 
 

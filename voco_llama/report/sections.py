@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voco_llama.errors import DataError
 from voco_llama.evaluation.results import IN_ORDER, SHUFFLED
-from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row, estimate, paired_difference
-from voco_llama.report.paper import PaperRow, PaperTable
+from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row, mean_over, paired_difference
+from voco_llama.report.paper import PaperTable
 from voco_llama.report.selection import Selection
-from voco_llama.text import latex, markdown
 
 MISSING = "–"
 PLUS_MINUS = "±"
@@ -25,27 +24,12 @@ UNITS = {
 """Metric to what its scores are in; another metric is called by its own name."""
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A table whose cells are plain text.
-
-    Attributes:
-        title: What stands above it.
-        head: Names of the columns.
-        body: Rows, as long as the head.
-    """
+class TextTable(NamedTuple):
+    """A table whose cells are plain text: a title, names of the columns, and rows as long as these."""
 
     title: str
     head: Sequence[str]
     body: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        """A heading, and the table padded to be read as text."""
-        return f"## {self.title}\n\n{markdown(self.head, self.body)}"
-
-    def latex(self) -> str:
-        """With the title as caption."""
-        return latex(self.title, self.head, self.body)
 
 
 def cell(value: Estimate, scale: float = PERCENT, digits: int = 1, expected: int | None = None) -> str:
@@ -117,15 +101,11 @@ def differences_table(comparison: Comparison, selection: Selection) -> TextTable
         if first in rows and second in rows:
             difference = paired_difference(rows[first], rows[second], comparison.shared)
             name = f"{selection.label(first)} minus {selection.label(second)}"
-            body.append([name, str(difference.count), cell(difference), _in_errors(difference)])
+            mean, error, count = difference
+            in_errors = f"{mean / error:.1f}" if error > ROUNDING else MISSING
+            body.append([name, str(count), cell(difference), in_errors])
     head = ["Difference", "Seeds", "Points", "In standard errors"]
     return TextTable("Differences of average retention, paired by seed", head, body) if body else None
-
-
-def _in_errors(difference: Estimate) -> str:
-    if not math.isfinite(difference.error) or math.isclose(difference.error, 0, abs_tol=ROUNDING):
-        return MISSING
-    return f"{difference.mean / difference.error:.1f}"
 
 
 def reference_tables(comparison: Comparison, selection: Selection, paper: PaperTable) -> list[TextTable]:
@@ -145,7 +125,7 @@ def reference_tables(comparison: Comparison, selection: Selection, paper: PaperT
     theirs = [paper.counterparts[benchmark] for benchmark in both]
     scores, kept = [], []
     for row in comparison.rows:
-        counterpart = paper.of_row(selection.paper(row.name))
+        counterpart = paper.rows.get(selection.paper(row.name))
         if counterpart is None:
             continue
         ours, label = selection.label(row.name), f"paper: {counterpart.label}"
@@ -153,19 +133,14 @@ def reference_tables(comparison: Comparison, selection: Selection, paper: PaperT
         scores.append([label, *(f"{counterpart.scores[column]:.1f}" for column in theirs)])
         cells = [cell(row.of("retention", benchmark), expected=len(row.results)) for benchmark in both]
         kept.append([ours, *cells, cell(row.average("retention", both)), ""])
-        kept.append([label, *_paper_retentions(counterpart, theirs)])
+        shares = [counterpart.retentions[column] for column in theirs]
+        kept.append([label, *(f"{PERCENT * share:.1f}" for share in (*shares, mean_over(shares), counterpart.average))])
     title = f"beside the paper's {paper.number}"
     over = f"All {len(paper.columns)} of the paper"
     return [
         TextTable(f"Scores {title}", ["Row", *both], scores),
         TextTable(f"Retention in % {title}", ["Row", *both, "Average", over], kept),
     ]
-
-
-def _paper_retentions(row: PaperRow, columns: Sequence[str]) -> list[str]:
-    average = estimate([sum(row.retentions[column] for column in columns) / len(columns)])
-    cells = [f"{PERCENT * row.retentions[column]:.1f}" for column in columns]
-    return [*cells, cell(average), f"{PERCENT * row.average:.1f}"]
 
 
 def clips_table(rows: Sequence[Row], selection: Selection) -> TextTable:
@@ -183,7 +158,7 @@ def clips_table(rows: Sequence[Row], selection: Selection) -> TextTable:
 def paper_table(table: PaperTable) -> TextTable:
     """A table of the paper by itself: raw scores, retentions computed from them, and the average it prints."""
     body = []
-    for row in table.rows:
+    for row in table.rows.values():
         cells = [f"{row.scores[column]:.1f} ({PERCENT * row.retentions[column]:.1f})" for column in table.columns]
         printed = f"{row.printed['average']:.1f}" if "average" in row.printed else MISSING
         body.append([row.label, *cells, f"{PERCENT * row.average:.1f}", printed])
@@ -251,13 +226,9 @@ def _seed_notes(comparison: Comparison, selection: Selection) -> list[str]:
         f"Means over {len(seeds)} seeds ({', '.join(map(str, seeds))}) {PLUS_MINUS} standard error (sample standard"
         " deviation / sqrt(n)); each seed is measured against its own bounds."
     ]
-    few = [
-        f"{selection.label(row.name)}: {', '.join(map(str, row.results))}"
-        for row in comparison.rows
-        if len(row.results) < len(seeds)
-    ]
+    few = [row for row in comparison.rows if len(row.results) < len(seeds)]
     if few:
-        listed = "; ".join(few)
+        listed = "; ".join(f"{selection.label(row.name)}: {', '.join(map(str, row.results))}" for row in few)
         found.append(f"Rows that lack some of the seeds ({listed}) are means over fewer seeds than the others.")
     return found
 
