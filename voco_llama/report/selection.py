@@ -79,10 +79,10 @@ def read_selection(name: str) -> Selection:
     require(selection != Selection(), f"{file}: selects nothing: name rows, pairs or series")
     names = [row.row for row in selection.rows]
     for what, found in (("row", names), ("label", [row.label or row.row for row in selection.rows])):
-        for name in found:
-            require(found.count(name) == 1, f"{file}: {what} {name!r} stands there twice: keep one")
+        for one in found:
+            require(found.count(one) == 1, f"{file}: {what} {one!r} stands there twice: keep one")
     for pair in selection.pairs:
         require(len(pair) == 2, f"{file}: a pair is of two rows, not {pair!r}")
-        for name in pair:
-            require(not names or name in names, f"{file}: a pair names {name!r}, which is not among its rows")
+        for one in pair:
+            require(not names or one in names, f"{file}: a pair names {one!r}, which is not among its rows")
     return dataclasses.replace(selection, title=selection.title or file.stem)
