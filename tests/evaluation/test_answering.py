@@ -356,4 +356,4 @@ def test_kv_bytes_are_those_of_the_cache(model, processor, images):
         assert model.config.kv_bytes(num_voco, torch.float32) == cache.bytes_per_entry
     from transformers import LlamaConfig
 
-    assert VoCoLlamaConfig(LlamaConfig()).kv_bytes(1, torch.float16) == 524_288  # a 7B Llama, paper.md
+    assert VoCoLlamaConfig(text_config=LlamaConfig()).kv_bytes(1, torch.float16) == 524_288  # a 7B Llama, paper.md

@@ -70,11 +70,11 @@ def surroundings(harness: Harness, run_id: str) -> Iterator[None]:
         cache = str(harness.datasets_cache)
         replace(datasets.config, "HF_DATASETS_CACHE", cache)
         replace(datasets.Dataset, "map", _by_as_many_processes_as_cores(datasets.Dataset.map))
-        for name in ("LMMS_EVAL_DATASETS_CACHE", "HF_DATASETS_CACHE", "LMMS_CACHE_RUN_ID"):
-            before = {name: os.environ[name]} if name in os.environ else {}
-            stack.callback(os.environ.update, before)
-            stack.callback(os.environ.pop, name, None)
-            os.environ[name] = run_id if name == "LMMS_CACHE_RUN_ID" else cache
+        changed = {"LMMS_EVAL_DATASETS_CACHE": cache, "HF_DATASETS_CACHE": cache, "LMMS_CACHE_RUN_ID": run_id}
+        stack.callback(os.environ.update, {name: os.environ[name] for name in changed if name in os.environ})
+        for name, value in changed.items():
+            stack.callback(os.environ.pop, name, None)  # before the update above
+            os.environ[name] = value
         if not datasets.are_progress_bars_disabled():
             stack.callback(datasets.enable_progress_bars)
             datasets.disable_progress_bars()
