@@ -157,9 +157,9 @@ def compare(results: Sequence[Result], upper: str, lower: str, names: Collection
         return rank, -(row.fact("num_voco") or 0), row.name
 
     found = rows_of(results)
-    taken = (
-        [row.name for row in sorted(found.values(), key=order)] if names is None else [n for n in names if n in found]
-    )
+    if names is None:
+        names = [row.name for row in sorted(found.values(), key=order)]
+    taken = [name for name in names if name in found]
     for name in taken or (upper,):
         _check_bounds(name, found, upper, lower)
     rows = {name: _measured(found[name], found[upper], found[lower]) for name in dict.fromkeys((*taken, upper, lower))}
