@@ -35,11 +35,11 @@ class Inference:
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None, dtype: str = "auto") -> "Inference":
-        """A saved model, ready to answer.
+        """What `save_pretrained` of model and processor wrote, ready to answer.
 
         Args:
-            folder: What `save_pretrained` of model and processor wrote.
-            device: Where to put it; None: the GPU if there is one, else the CPU.
+            folder: Of the checkpoint.
+            device: None: the GPU if there is one, else the CPU.
             dtype: Of the weights and the caches; `auto`: as saved.
 
         Raises:
@@ -57,12 +57,9 @@ class Inference:
     def compress(
         self, images: Sequence[Image.Image], num_voco: int | None = None, batch_size: int | None = None
     ) -> VoCoCache:
-        """A cache with one entry an image.
+        """A cache with one entry an image, of `num_voco` tokens (by default the model's own number).
 
-        Args:
-            images: At least one.
-            num_voco: VoCo tokens an image; the model's own number by default.
-            batch_size: Images at a time; all by default.
+        At least one image is given; `batch_size` are compressed at a time, by default all.
         """
         size = batch_size or len(images)
         chunks = (self.processor.pixels(images[i : i + size]) for i in range(0, len(images), size))
@@ -101,11 +98,7 @@ class Inference:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder without a saved model.
-
-    Raises:
-        CheckpointError: It has no config.json.
-    """
+    """Refuse a folder without a saved model (`CheckpointError`)."""
     if not (Path(folder) / "config.json").is_file():
         raise CheckpointError(f"{folder}: holds no saved model (no config.json): name a folder that training wrote")
 

@@ -72,7 +72,7 @@ def test_a_judge_is_asked_and_named(settings_for, judge, monkeypatch):
     judged = [task for task in JUDGED if task.startswith("ms")]
     for name, value in {"OPENAI_API_URL": "", "OPENAI_API_KEY": "", "MODEL_VERSION": "", "API_TYPE": "openai"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match="OPENAI_API_URL and OPENAI_API_KEY not set"):
+    with pytest.raises(SettingsError, match="OPENAI_API_URL and OPENAI_API_KEY and MODEL_VERSION not set"):
         evaluate(settings_for(tasks=judged))
     monkeypatch.setenv("OPENAI_API_URL", judge.address)
     monkeypatch.setenv("OPENAI_API_KEY", "key")

@@ -75,7 +75,7 @@ def test_judges():
     for lost, message in (
         ("OPENAI_API_URL", "OPENAI_API_URL not set"),
         ("OPENAI_API_KEY", "OPENAI_API_KEY not set"),
-        ("MODEL_VERSION", "of no stated name"),
+        ("MODEL_VERSION", "MODEL_VERSION not set"),
     ):
         with pytest.raises(SettingsError, match=f"task mmbench_en_dev .*{message}"):
             judge_of(["mmbench_en_dev"], {name: value for name, value in whole.items() if name != lost})

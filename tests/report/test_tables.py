@@ -7,15 +7,13 @@ import pytest
 from voco_llama.report.aggregate import Estimate
 from voco_llama.report.report import to_csv
 from voco_llama.report.sections import TextTable, cell
-from voco_llama.text import latex_text
+from voco_llama.text import latex, latex_text, markdown
 
 TABLE = TextTable("A title", ["Row", "N"], [["a", "10"], ["a_|b", "-4.0 ± 1.0"]])
 
 
 def test_markdown_is_aligned():
-    assert TABLE.markdown().splitlines() == [
-        "## A title",
-        "",
+    assert markdown(TABLE.head, TABLE.body).splitlines() == [
         r"| Row   |          N |",
         r"|:------|-----------:|",
         r"| a     |         10 |",
@@ -24,7 +22,7 @@ def test_markdown_is_aligned():
 
 
 def test_latex_is_booktabs():
-    assert TABLE.latex().splitlines() == [
+    assert latex(*TABLE).splitlines() == [
         r"\begin{table}",
         r"\centering",
         r"\caption{A title}",

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
-from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.errors import DataError, one_line, require
 from voco_llama.evaluation.questions import Question, Visual, cut, see, with_marks
 from voco_llama.inference import Inference
 from voco_llama.model.cache import VoCoCache
@@ -33,14 +33,6 @@ FAILURES = (RuntimeError, OSError, DataError, Image.DecompressionBombError)
 """What a question can fail with: running out of memory is a RuntimeError, a damaged image file an OSError."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A question that could not be answered, and why."""
-
-    id: str
-    error: str
-
-
 @dataclass
 class Counts:
     """What answering took.
@@ -51,7 +43,7 @@ class Counts:
         visuals: Images and frames that the questions looked at, each counted as often as it was asked about.
         seconds: Time spent on answering, by the wall clock: decoding images, compressing, generating.
         model_seconds: The part of it in the model, its processor's layout and pixels included.
-        failures: Questions that were given up, where the settings allow it.
+        failures: Ids of questions that were given up, where the settings allow it, and why.
     """
 
     answers: int = 0
@@ -59,7 +51,7 @@ class Counts:
     visuals: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,15 +90,16 @@ class Answerer:
         require_choice("condition", self.condition, ANSWER_CONDITIONS)
         config = self.inference.model.config
         self.num_voco = self.num_voco or config.num_voco
-        if self.condition == "voco" and not self.num_voco:
-            raise SettingsError(
+        if self.condition == "voco":
+            require(
+                bool(self.num_voco),
                 "the checkpoint was made without VoCo tokens (a LLaVA): set condition=full, or num_voco for the lower"
-                " bound"
+                " bound",
             )
-        if self.condition == "voco" and config.compressor != "language_model" and self.num_voco != config.num_voco:
-            raise SettingsError(
+            require(
+                config.compressor == "language_model" or self.num_voco == config.num_voco,
                 f"num_voco={self.num_voco}: a {config.compressor} was made for {config.num_voco} tokens an image and"
-                " cannot be cut short: leave num_voco out"
+                " cannot be cut short: leave num_voco out",
             )
         self._kept: OrderedDict[str, VoCoCache] = OrderedDict()
 
@@ -123,11 +116,9 @@ class Answerer:
             texts = self._window(window)
             self.counts.seconds += time.perf_counter() - started
             self.counts.answers += len(window)
+            done = start + len(window)
             logger.info(
-                "%d of %d questions answered, %d images compressed",
-                start + len(window),
-                len(questions),
-                self.counts.compressed,
+                "%d of %d questions answered, %d images compressed", done, len(questions), self.counts.compressed
             )
             yield from texts
 
@@ -236,9 +227,9 @@ class Answerer:
                     " go on"
                 ) from error
             for question in questions:
-                if question.id not in {failure.id for failure in self.counts.failures}:
+                if question.id not in self.counts.failures:
                     logger.warning("%s: given up (%s)", question.id, _line(error))
-                    self.counts.failures.append(Failure(question.id, _line(error)))
+                    self.counts.failures[question.id] = _line(error)
             return [None]
 
 
@@ -261,10 +252,8 @@ def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> di
             torch.accelerator.synchronize()  # a device works on after the call has returned
         compressed = time.perf_counter()
         shown = "full" if condition == "full" else "voco"
-        inference.answer(
-            [prompt], cache, images, shown, answerer.num_voco, max_new_tokens=1
-        )  # text: the device is done
-        ended = time.perf_counter()
+        inference.answer([prompt], cache, images, shown, answerer.num_voco, max_new_tokens=1)
+        ended = time.perf_counter()  # the answer is text: the device is done
         times["image"].append(ended - started)
         if cache is not None:
             times["cache"].append(ended - compressed)

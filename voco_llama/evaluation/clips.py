@@ -16,11 +16,11 @@ import torch
 
 from voco_llama.data.readers.video_chatgpt import VideoChatGpt
 from voco_llama.data.records import IMAGE_MARK, Record
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import SettingsError
 from voco_llama.evaluation.answering import Answerer
-from voco_llama.evaluation.questions import Clip, Question
+from voco_llama.evaluation.questions import Question, see_clip
 from voco_llama.evaluation.results import CLIPS_KIND, IN_ORDER, SHUFFLED, check_row_name, write_result
-from voco_llama.evaluation.run import describe_run
+from voco_llama.evaluation.run import cost_of, describe_run
 from voco_llama.evaluation.settings import check_counts
 from voco_llama.inference import Inference, checkpoint_fingerprint
 
@@ -92,7 +92,6 @@ def evaluate_clips(settings: EvaluateClipsSettings) -> Path:
     logger.info(
         "row %s: exact match %.4f in order, %.4f shuffled", settings.row, accuracy[IN_ORDER], accuracy[SHUFFLED]
     )
-    model, tokens = inference.model, num_frames * answerer.num_voco
     result = {
         "condition": "voco",
         "num_voco": answerer.num_voco,
@@ -103,9 +102,7 @@ def evaluate_clips(settings: EvaluateClipsSettings) -> Path:
         "questions": len(records),
         "clips": len({record.video for record in records}),
         "num_compressed": answerer.counts.compressed,
-        "tokens_per_clip": tokens,
-        "kv_bytes_per_clip": model.config.kv_bytes(tokens, model.dtype),
-        "kv_dtype": str(model.dtype).removeprefix("torch."),
+        **cost_of(answerer, "clip", num_frames),
         "checkpoint_fingerprint": checkpoint_fingerprint(settings.checkpoint),
         **describe_run(settings, started),
     }
@@ -117,26 +114,23 @@ def answer_clips(
 ) -> dict[str, list[str]]:
     """Answers by order of frames, `in_order` and `shuffled`; both read the same entries of a clip compressed once."""
     texts: dict[str, list[str]] = {IN_ORDER: [""] * len(records), SHUFFLED: [""] * len(records)}
-    by_clip = sorted(
-        range(len(records)), key=lambda i: str(records[i].video)
-    )  # compressed once, however many there are
+    by_clip = sorted(range(len(records)), key=lambda i: str(records[i].video))  # a clip is compressed once for all
     asked = [(i, order) for i in by_clip for order in texts]
-    questions = []
-    for i, order in asked:
-        record = records[i]
+
+    def question(record: Record, order: str) -> Question:
         steps = shuffled(num_frames, f"{seed}/{record.video.name}") if order == SHUFFLED else None
-        clip = Clip(record.video, num_frames, steps)
         prompt = record.turns[0].text.removeprefix(f"{IMAGE_MARK}\n")
-        questions.append(Question(record.source, prompt, lambda c=clip: [c], {"max_new_tokens": max_new_tokens}))
-    for (i, order), text in zip(asked, answerer.answer(questions), strict=True):
+        look = lambda: [see_clip(record.video, num_frames, steps)]  # noqa: E731
+        return Question(record.source, prompt, look, {"max_new_tokens": max_new_tokens})
+
+    answers = answerer.answer([question(records[i], order) for i, order in asked])
+    for (i, order), text in zip(asked, answers, strict=True):
         texts[order][i] = text
     return texts
 
 
 def shuffled(count: int, seed: str) -> tuple[int, ...]:
-    """A permutation of `range(count)` that is not the identity, decided by the seed."""
-    if count < 2:
-        raise ValueError(f"{count} frame cannot be put in another order")
+    """A permutation of `range(count)`, at least 2, that is not the identity, decided by the seed."""
     order, generator = list(range(count)), random.Random(seed)
     while order == list(range(count)):
         generator.shuffle(order)
@@ -150,8 +144,6 @@ def normalize_exact(text: str) -> str:
 
 def score_clips(records: Sequence[Record], texts: dict[str, list[str]]) -> tuple[dict[str, float], list[dict]]:
     """Exact match (case and punctuation ignored) for each order of frames, and a line for each question."""
-    if not records:
-        raise DataError("there is no question on a clip to score")
     lines = []
     for index, record in enumerate(records):
         reference = record.turns[1].text

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,52 +57,42 @@ def quiet() -> None:
 def surroundings(harness: Harness, run_id: str) -> Iterator[None]:
     """What a local hub needs while lmms-eval runs; put back afterwards.
 
-    Args:
-        harness: Folders.
-        run_id: Names the store of answers: the same for a run and the one that goes on with it.
+    `run_id` names the store of answers: it is the same for a run and the one that goes on with it.
     """
     import datasets
 
-    cache = str(harness.datasets_cache)
-    changed = {"LMMS_EVAL_DATASETS_CACHE": cache, "HF_DATASETS_CACHE": cache, "LMMS_CACHE_RUN_ID": run_id}
-    before = {name: os.environ.get(name) for name in changed}
-    kept = datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE
-    bars = datasets.are_progress_bars_disabled()
-    os.environ |= changed
-    datasets.config.HF_DATASETS_CACHE = cache
-    datasets.disable_progress_bars()
     with contextlib.ExitStack() as stack:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
+        cache = str(harness.datasets_cache)
+        replace(datasets.config, "HF_DATASETS_CACHE", cache)
+        replace(datasets.Dataset, "map", _by_as_many_processes_as_cores(datasets.Dataset.map))
+        changed = {"LMMS_EVAL_DATASETS_CACHE": cache, "HF_DATASETS_CACHE": cache, "LMMS_CACHE_RUN_ID": run_id}
+        stack.callback(os.environ.update, {name: os.environ[name] for name in changed if name in os.environ})
+        for name, value in changed.items():
+            stack.callback(os.environ.pop, name, None)  # before the update above
+            os.environ[name] = value
+        if not datasets.are_progress_bars_disabled():
+            stack.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
         if harness.hub is not None:
-            datasets.config.HF_HUB_OFFLINE = True
+            replace(datasets.config, "HF_HUB_OFFLINE", True)
             stack.enter_context(contextlib.chdir(harness.hub))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # MMBench prints its categories
-        stack.enter_context(_mapping_by_as_many_processes_as_cores())
-        try:
-            yield
-        finally:
-            datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE = kept
-            if not bars:
-                datasets.enable_progress_bars()
-            for name, value in before.items():
-                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-
-
-@contextlib.contextmanager
-def _mapping_by_as_many_processes_as_cores() -> Iterator[None]:
-    """GQA's task forks eight processes of ours, whatever the machine: each counts as large as this one is by then."""
-    import datasets
-
-    original = datasets.Dataset.map
-
-    @functools.wraps(original)
-    def mapped(self: datasets.Dataset, *args: Any, num_proc: int | None = None, **kwargs: Any) -> datasets.Dataset:
-        return original(self, *args, num_proc=num_proc and min(num_proc, os.cpu_count() or 1), **kwargs)
-
-    datasets.Dataset.map = mapped
-    try:
         yield
-    finally:
-        datasets.Dataset.map = original
+
+
+def _by_as_many_processes_as_cores(function: Callable[..., Any]) -> Callable[..., Any]:
+    """GQA's task forks eight processes of ours, whatever the machine: each counts as large as this one is by then."""
+
+    @functools.wraps(function)
+    def mapped(*args: Any, num_proc: int | None = None, **kwargs: Any) -> Any:
+        return function(*args, num_proc=num_proc and min(num_proc, os.cpu_count() or 1), **kwargs)
+
+    return mapped
 
 
 def forget_empty_answers(responses: Path) -> None:

@@ -5,6 +5,7 @@ Through our command (`voco-llama evaluate`), or, where torchvision is whole, thr
     lmms_eval --model voco_llama --model_args pretrained=runs/voco_1/final,num_voco=1 --tasks gqa --batch_size 32
 """
 
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,19 +78,7 @@ class VoCoLlamaAdapter(lmms):
         max_new_tokens: int | None = None,
         **unknown: Any,
     ) -> None:
-        """Load the checkpoint.
-
-        Args:
-            pretrained: Folder of a saved model and its processor.
-            condition: `voco`, `full` or `blind`.
-            num_voco: VoCo tokens an image; None: as trained.
-            batch_size: Questions, or images to compress, at a time.
-            device: None: this process's GPU if there is one.
-            dtype: Of the weights and the cache; `auto`: as saved.
-            reuse: Compress an image once for all questions on it.
-            go_on: List questions that fail instead of stopping.
-            max_new_tokens: A limit below the tasks' own; None: as the task says.
-            **unknown: Refused.
+        """Load the checkpoint, the folder `pretrained`; arguments are settings of `evaluate`, others are refused.
 
         Raises:
             SettingsError: An argument is unknown, or the model cannot do what is asked.
@@ -154,11 +143,9 @@ class VoCoLlamaAdapter(lmms):
 
 
 def read_generation(gen_kwargs: Mapping[str, Any], limit: int | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A task's generation keywords as those of `generate`, and where answers end.
+    """A task's generation keywords as those of `generate`, of at most `limit` new tokens, and where answers end.
 
-    Args:
-        gen_kwargs: As the task has them; not changed, for lmms-eval keys its store by them.
-        limit: At most so many new tokens; None: as the task says.
+    The task's own are not changed, for lmms-eval keys its store by them.
 
     Raises:
         SettingsError: A keyword is not understood.
@@ -191,7 +178,7 @@ def find_tasks(tasks: Sequence[str], harness: Harness) -> dict[str, TaskFiles]:
     from lmms_eval import utils
 
     quiet()
-    index = _task_manager(harness).task_index
+    index = _task_manager(harness.task_folder).task_index
     found = {}
     for task in tasks:
         if task not in index:
@@ -213,14 +200,6 @@ def run_tasks(
 ) -> dict[str, Any] | None:
     """Have lmms-eval ask and score.
 
-    Args:
-        adapter: The model.
-        tasks: Names.
-        harness: Folders.
-        run_id: The same for a run and the one that goes on with it.
-        limit: Only the first so many documents of each task.
-        seed: Of Python, numpy and torch.
-
     Returns:
         What `simple_evaluate` gives; None in all processes but the first.
     """
@@ -235,7 +214,7 @@ def run_tasks(
         results = simple_evaluate(
             adapter,
             tasks=list(tasks),
-            task_manager=_task_manager(harness),
+            task_manager=_task_manager(harness.task_folder),
             use_cache=None if harness.responses is None else str(harness.responses),
             limit=limit,
             bootstrap_iters=0,
@@ -246,7 +225,7 @@ def run_tasks(
             process_docs_parallel=1,
             verbosity="WARNING",
         )
-        failed = {failure.id for failure in adapter.answerer.counts.failures}
+        failed = adapter.answerer.counts.failures
         timed = [question for question in adapter.timed_questions if question.id not in failed]
         try:
             adapter.first_token_seconds = first_token_seconds(adapter.answerer, timed)
@@ -269,17 +248,12 @@ def gathered_counts(adapter: VoCoLlamaAdapter) -> Counts:
         sum(c.visuals for c in counts),
         max(c.seconds for c in counts),
         max(c.model_seconds for c in counts),
-        [failure for c in counts for failure in c.failures],
+        {id: error for c in counts for id, error in c.failures.items()},
     )
 
 
-def _task_manager(harness: Harness) -> Any:
+@functools.cache  # reading all of lmms-eval's task files takes seconds
+def _task_manager(task_folder: Path) -> Any:
     from lmms_eval.tasks import TaskManager
 
-    key = str(harness.task_folder)
-    if key not in _TASK_MANAGERS:  # reading all of lmms-eval's task files takes seconds
-        _TASK_MANAGERS[key] = TaskManager("WARNING", include_path=key, model_name=MODEL_NAME)
-    return _TASK_MANAGERS[key]
-
-
-_TASK_MANAGERS: dict[str, Any] = {}
+    return TaskManager("WARNING", include_path=str(task_folder), model_name=MODEL_NAME)

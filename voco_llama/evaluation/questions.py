@@ -8,27 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from voco_llama.data.media.stored import MediaFile, StoredFile
+from voco_llama.data.media.stored import MediaFile, content_key
 from voco_llama.data.media.video import read_frames
 from voco_llama.data.records import IMAGE_MARK
 from voco_llama.errors import DataError
 from voco_llama.model.cache import VoCoCache
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip as a question looks at it.
-
-    Attributes:
-        file: Where it lies.
-        num_frames: Frames taken from it; None: as many as in training.
-        order: Those frames in the order to be read; None: in order of time. Whatever the order, a frame is compressed
-            once, alone, and each order reads the very same entries.
-    """
-
-    file: MediaFile
-    num_frames: int | None = None
-    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,15 +22,15 @@ class Question:
     Attributes:
         id: Names the question in messages.
         prompt: What the user says, without image marks.
-        look: What the question is about: images, clips (or their paths), or nothing. Called when the question's turn
-            comes.
+        look: What the question is about: images, paths of clips, what `see_clip` gives, or nothing. Called when the
+            question's turn comes.
         generation: Keywords of `generate`; `max_new_tokens` is among them.
         until: The answer ends before the first of these.
     """
 
     id: str
     prompt: str
-    look: Callable[[], Sequence[Image.Image | Clip | MediaFile | str]] = tuple
+    look: Callable[[], Sequence["Image.Image | MediaFile | str | Visual"]] = tuple
     generation: Mapping[str, Any] = field(default_factory=dict)
     until: tuple[str, ...] = ()
 
@@ -59,7 +43,8 @@ class Visual:
         key: Equal keys show the same, if perhaps in another order.
         read: The image, or the frames in order of time.
         count: How many these are.
-        order: Which of them are shown, in this order; None: all, as they are.
+        order: Which of them are shown, in this order; None: all, as they are. Whatever the order, a frame is compressed
+            once, alone, and each order reads the very same entries.
     """
 
     key: str
@@ -81,40 +66,30 @@ class Visual:
         return cache if self.order is None else cache[self.order]
 
 
-def see(looked_at: Image.Image | Clip | MediaFile | str, num_frames: int) -> Visual:
-    """An image, or a clip, whose frames are read when they are needed.
-
-    Args:
-        looked_at: An image, a clip, or the path of one.
-        num_frames: Frames taken from a clip that does not say.
+def see(looked_at: Image.Image | MediaFile | str | Visual, num_frames: int) -> Visual:
+    """An image, or so many frames of a clip that is named by its path.
 
     Raises:
-        DataError: It is none of these.
+        DataError: It is neither of these.
         OSError: The clip's file cannot be read.
     """
+    if isinstance(looked_at, Visual):
+        return looked_at
     if isinstance(looked_at, Image.Image):
         content = hashlib.sha256(f"{looked_at.mode} {looked_at.size} ".encode() + looked_at.tobytes())
         return Visual(content.hexdigest(), lambda: (looked_at,))
-    if isinstance(looked_at, str):
-        looked_at = Path(looked_at)
-    if isinstance(looked_at, Path | StoredFile):
-        looked_at = Clip(looked_at)
-    if not isinstance(looked_at, Clip):
-        kind = type(looked_at).__name__
-        raise DataError(f"a question looks at a {kind}: images and paths of clips can be answered on")
-    file, count = looked_at.file, looked_at.num_frames or num_frames
-    return Visual(f"{content_key(file)} {count}", lambda: read_frames(file, count), count, looked_at.order)
+    if isinstance(looked_at, str | MediaFile):
+        return see_clip(Path(looked_at) if isinstance(looked_at, str) else looked_at, num_frames)
+    raise DataError(f"a question looks at a {type(looked_at).__name__}: images and paths of clips can be answered on")
 
 
-def content_key(file: MediaFile) -> str:
-    """A hash of a file's bytes: equal for equal content wherever it lies.
+def see_clip(file: MediaFile, num_frames: int, order: tuple[int, ...] | None = None) -> Visual:
+    """Frames of a clip, which are read when they are needed; `order` as in `Visual`.
 
     Raises:
-        OSError: A `Path` cannot be read.
-        DataError: A `StoredFile` cannot.
+        OSError: The file cannot be read.
     """
-    with file.open() if isinstance(file, StoredFile) else file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return Visual(f"{content_key(file)} {num_frames}", lambda: read_frames(file, num_frames), num_frames, order)
 
 
 def with_marks(prompt: str, visuals: Sequence[Visual]) -> str:

@@ -20,13 +20,8 @@ def write_result(folder: Path, kind: str, row: str, result: Mapping[str, Any], a
     answers_file = folder / f"{row}.{kind}.answers.jsonl"
     write_atomically(answers_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answers))
     file = folder / f"{row}.{kind}.json"
-    described = {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "row": row,
-        **result,
-        "answers_file": answers_file.name,
-    }
+    head = {"format_version": FORMAT_VERSION, "kind": kind, "row": row}
+    described = {**head, **result, "answers_file": answers_file.name}
     write_atomically(file, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     return file
 
@@ -59,10 +54,6 @@ def find_results(folder: Path) -> list[Path]:
 
 
 def check_row_name(row: str) -> None:
-    """Refuse a row's name that could not be a file's.
-
-    Raises:
-        SettingsError: It is empty or holds anything but letters, digits, `.`, `_` and `-`.
-    """
+    """Refuse a row's name that could not be a file's (`SettingsError`)."""
     if not re.fullmatch(r"\w[\w.-]*", row):
         raise SettingsError(f"row {row!r} names a file: use letters, digits, '.', '_' and '-' only")

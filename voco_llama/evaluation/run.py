@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voco_llama.composition import EVAL_DIR
-from voco_llama.evaluation.answering import Counts
+from voco_llama.evaluation.answering import Answerer, Counts
 from voco_llama.evaluation.harness import Harness, fingerprint_data_set, forget_empty_answers, state_of_files
 from voco_llama.evaluation.results import BENCHMARKS_KIND, write_result
 from voco_llama.evaluation.settings import EvaluateSettings, Suite, rows_of
@@ -35,9 +35,8 @@ def evaluate_rows(settings: EvaluateSettings) -> list[Path]:
 def evaluate(settings: EvaluateSettings) -> Path:
     """Have lmms-eval ask and score the suite for one row, and write the result.
 
-    Under torchrun, processes share the questions.
-
-    A run that was cut off is gone on with by the same settings, where answers are kept as they come.
+    Under torchrun, processes share the questions. A run that was cut off is gone on with by the same settings, where
+    answers are kept as they come.
 
     Returns:
         The result file (written by the first process). The answers lie beside it, one JSON line a question.
@@ -77,16 +76,17 @@ def evaluate(settings: EvaluateSettings) -> Path:
         return file
     described = _describe_columns(suite, results, data)
     scored = {column: d for column, d in described.items() if "value" in d}  # the others are files for a server
+    accuracies = [d["accuracy"] for d in scored.values()]
     result = {
         "condition": settings.condition,
         "num_voco": adapter.answerer.num_voco if settings.condition == "voco" else None,
         "model": _describe_model(adapter.answerer.inference.model),
         "limit": settings.limit,
-        "failures": [dataclasses.asdict(failure) for failure in counts.failures],
+        "failures": [{"id": id, "error": error} for id, error in counts.failures.items()],
         "benchmarks": scored,
         "submissions": {column: d for column, d in described.items() if column not in scored},
-        "mean_accuracy": _mean([d["accuracy"] for d in scored.values()]),
-        **_cost(adapter),
+        "mean_accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
+        **cost_of(adapter.answerer),
         **_throughput(counts, seconds, adapter),
         "suite": {name: value for name, value in dataclasses.asdict(suite).items() if name != "rows"},
         "judge": judge,
@@ -171,15 +171,17 @@ def _answer_lines(column: str, task: str, results: Mapping[str, Any]) -> Iterato
         }
 
 
-def _cost(adapter: "VoCoLlamaAdapter") -> dict[str, Any]:
-    """What the language model keeps of an image while it answers: its VoCo tokens, the whole segment, or nothing."""
-    answerer = adapter.answerer
+def cost_of(answerer: Answerer, what: str = "image", num_images: int = 1) -> dict[str, Any]:
+    """What the language model keeps of an image, or a clip of so many, while it answers.
+
+    These are its VoCo tokens, the whole segment, or nothing.
+    """
     model, num_voco = answerer.inference.model, answerer.num_voco
     shape = model.config.segment_shape(num_voco)
-    tokens = {"voco": num_voco, "full": shape.num_compressed + num_voco, "blind": 0}[answerer.condition]
+    tokens = num_images * {"voco": num_voco, "full": shape.num_compressed + num_voco, "blind": 0}[answerer.condition]
     return {
-        "tokens_per_image": tokens,
-        "kv_bytes_per_image": model.config.kv_bytes(tokens, model.dtype),
+        f"tokens_per_{what}": tokens,
+        f"kv_bytes_per_{what}": model.config.kv_bytes(tokens, model.dtype),
         "kv_dtype": str(model.dtype).removeprefix("torch."),
     }
 
@@ -199,7 +201,3 @@ def _throughput(counts: Counts, seconds: float, adapter: "VoCoLlamaAdapter") -> 
         "answers_per_second": round(counts.answers / counts.seconds, 3) if counts.answers else None,
         "first_token_seconds": adapter.first_token_seconds,
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
 from voco_llama.composition import EVAL_DIR, did_you_mean, read_file
-from voco_llama.errors import SettingsError
+from voco_llama.errors import SettingsError, require
 from voco_llama.evaluation.results import check_row_name
 from voco_llama.evaluation.tasks import GROUPS, check_task
 from voco_llama.inference import check_checkpoint
@@ -22,13 +22,7 @@ SUITES_DIR = EVAL_DIR / "suites"
 
 @dataclass  # not frozen: OmegaConf does not fill frozen ones in a dictionary
 class SuiteRow:
-    """A row of a table.
-
-    Attributes:
-        checkpoint: Folder of a saved model, below the folder of runs.
-        condition: `voco`, `full` or `blind`.
-        num_voco: VoCo tokens an image; None: as trained.
-    """
+    """A row of a table: its checkpoint, below the folder of runs, and how it is asked (see `EvaluateSettings`)."""
 
     checkpoint: str
     condition: str = "voco"
@@ -63,8 +57,7 @@ def read_suite(name: str, folder: Path = SUITES_DIR) -> Suite:
     if name not in there:
         raise SettingsError(f"there is no suite {name!r}{did_you_mean(name, there)}: choose from {', '.join(there)}")
     suite = read_file(folder / f"{name}.yaml", Suite)
-    if not suite.columns:
-        raise SettingsError(f"{folder / name}.yaml: a suite has columns (column: task): name at least one")
+    require(bool(suite.columns), f"{folder / name}.yaml: a suite has columns (column: task): name at least one")
     for task in suite.columns.values():
         check_task(task)
     return suite
@@ -77,10 +70,8 @@ def columns_of(tasks: Sequence[str]) -> dict[str, str]:
         SettingsError: A task is unknown, or named twice.
     """
     names = [name for task in tasks for name in GROUPS.get(task, (task,))]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise SettingsError(f"task {twice[0]} is named twice: name it once")
     for name in names:
+        require(names.count(name) == 1, f"task {name} is named twice: name it once")
         check_task(name)
     return {name: name for name in names}
 
@@ -143,11 +134,7 @@ class EvaluateSettings:
         self.columns()
 
     def columns(self) -> Suite:
-        """The columns of the result.
-
-        Raises:
-            SettingsError: The suite or a task is unknown.
-        """
+        """The columns of the result; an unknown suite or task is a `SettingsError`."""
         suite = read_suite(self.suite)
         if self.tasks:
             suite = Suite(columns_of(self.tasks), rows=suite.rows)
@@ -156,15 +143,10 @@ class EvaluateSettings:
 
 
 def check_counts(settings: Any) -> None:
-    """Refuse a count below one.
-
-    Raises:
-        SettingsError: It names the setting.
-    """
+    """Refuse a count below one (`SettingsError`)."""
     for name in ("num_voco", "limit", "batch_size", "max_new_tokens"):
         value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise SettingsError(f"{name} must be at least 1, not {value}")
+        require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
 
 
 def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
@@ -192,8 +174,7 @@ def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
                 num_voco=settings.num_voco or row.num_voco,
             )
         )
-    if not found:
-        raise SettingsError(f"suite {suite} has no rows: give row=... and checkpoint=...")
+    require(bool(found), f"suite {suite} has no rows: give row=... and checkpoint=...")
     for one in found:
         check_checkpoint(one.checkpoint)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError, SettingsError, require
 
 Sample = Mapping[str, Any]
 """A scored question as lmms-eval logs it: its answer, and an entry for each metric."""
@@ -26,7 +26,7 @@ class Task:
 
     Attributes:
         metric: The one that goes into tables.
-        full: What a perfect answerer gets; given the samples, as MME's depends on the categories that are there.
+        full: What a perfect answerer gets; MME's depends on the categories that are among the samples.
         points: A question's points, 0 to 1; None where the score is not a sum over questions.
         is_unreadable: The answer is none of those the scorer knows: POPE's leaves it out of precision, recall and F1
             silently, MME's takes it for wrong.
@@ -34,14 +34,10 @@ class Task:
     """
 
     metric: str
-    full: Callable[[Sequence[Sample]], float] = lambda samples: 1.0
+    full: float | Callable[[Sequence[Sample]], float] = 1.0
     points: Callable[[Sample], float] | None = None
     is_unreadable: Callable[[Sample], bool] = lambda sample: False
     needs_judge: bool = False
-
-
-def _entry(metric: str) -> Callable[[Sample], float]:
-    return lambda sample: float(sample[metric])
 
 
 def _mme_entry(sample: Sample) -> Mapping[str, Any]:
@@ -68,13 +64,13 @@ def _seed_points(sample: Sample) -> float:
     return float(entry["pred"].lower().strip() == entry["answer"].lower().strip())
 
 
-def _judged(metric: str) -> Callable[[Sample], float]:
-    return lambda sample: float("yes" in str(sample[metric]["Correctness"]).lower())
+def _judged(sample: Sample) -> float:
+    return float("yes" in str(sample["gpt_eval_accuracy"]["Correctness"]).lower())
 
 
-_PER_CENT = lambda samples: 100.0  # noqa: E731
-_OUT_OF_FIVE = lambda samples: 5.0  # noqa: E731
-_MATCH = Task("exact_match", points=_entry("exact_match"))
+_PER_CENT, _OUT_OF_FIVE = 100.0, 5.0
+_MATCH = Task("exact_match", points=lambda sample: float(sample["exact_match"]))
+_JUDGED = Task("gpt_eval_accuracy", _PER_CENT, _judged, needs_judge=True)
 _POPE = Task(
     "pope_f1_score", points=lambda sample: float(sample["pope_accuracy"]["score"]), is_unreadable=_is_neither_yes_nor_no
 )
@@ -96,14 +92,14 @@ TASKS: dict[str, Task] = {
     "mmbench_en_dev_static": Task("gpt_eval_score", _PER_CENT),
     "mmbench_llava": Task("gpt_eval_score", _PER_CENT),
     "seedbench": Task("seed_all", points=_seed_points),
-    "activitynetqa": Task("gpt_eval_accuracy", _PER_CENT, _judged("gpt_eval_accuracy"), needs_judge=True),
+    "activitynetqa": _JUDGED,
     "videochatgpt_gen": Task("gpt_eval_score_correctness", _OUT_OF_FIVE, needs_judge=True),
     "videochatgpt_temporal": Task("gpt_eval_score_temporal", _OUT_OF_FIVE, needs_judge=True),
     "videochatgpt_consistency": Task("gpt_eval_score_consistency", _OUT_OF_FIVE, needs_judge=True),
     "msvd_qa": _MATCH,
     "msrvtt_qa": _MATCH,
-    "msvd_qa_judge": Task("gpt_eval_accuracy", _PER_CENT, _judged("gpt_eval_accuracy"), needs_judge=True),
-    "msrvtt_qa_judge": Task("gpt_eval_accuracy", _PER_CENT, _judged("gpt_eval_accuracy"), needs_judge=True),
+    "msvd_qa_judge": _JUDGED,
+    "msrvtt_qa_judge": _JUDGED,
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "pope_full": ("pope_adv", "pope_pop", "pope_random"),
@@ -112,15 +108,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """Names for several tasks: each becomes a column of its own."""
 
 
-def check_task(name: str) -> Task:
-    """Look a task up.
-
-    Raises:
-        SettingsError: It is not one of those whose scores are understood here.
-    """
-    if name not in TASKS:
-        raise SettingsError(f"task {name!r} is not known here: choose from {', '.join([*TASKS, *GROUPS])}")
-    return TASKS[name]
+def check_task(name: str) -> None:
+    """Refuse a task whose scores are not understood here (`SettingsError`)."""
+    require(name in TASKS, f"task {name!r} is not known here: choose from {', '.join([*TASKS, *GROUPS])}")
 
 
 def judge_of(tasks: Sequence[str], environment: Mapping[str, str]) -> str | None:
@@ -133,16 +123,12 @@ def judge_of(tasks: Sequence[str], environment: Mapping[str, str]) -> str | None
     if not judged:
         return None
     kind = environment.get("API_TYPE", "openai")
-    missing = [name for name in JUDGE_VARIABLES.get(kind, ("API_TYPE",)) if not environment.get(name)]
+    missing = [name for name in (*JUDGE_VARIABLES.get(kind, ()), "MODEL_VERSION") if not environment.get(name)]
     if kind not in JUDGE_VARIABLES or missing:
         wrong = f"API_TYPE={kind} is unknown" if kind not in JUDGE_VARIABLES else f"{' and '.join(missing)} not set"
         raise SettingsError(
             f"task {judged[0]} is scored by a judge and there is none ({wrong}): set the judge's address, key and"
             " MODEL_VERSION in the environment, or choose a task without a judge"
-        )
-    if not environment.get("MODEL_VERSION"):
-        raise SettingsError(
-            f"task {judged[0]} is scored by a judge of no stated name: set MODEL_VERSION in the environment"
         )
     return environment["MODEL_VERSION"]
 
@@ -166,7 +152,7 @@ def describe(name: str, metrics: Mapping[str, Any], samples: Sequence[Sample]) -
         )
     described: dict[str, Any] = {"task": name, "metric": task.metric, "questions": len(samples)}
     if task.metric in numbers:
-        value, full = numbers[task.metric], task.full(samples)
+        value, full = numbers[task.metric], task.full(samples) if callable(task.full) else task.full
         accuracy = value / full if task.points is None else sum(map(task.points, samples)) / len(samples)
         described |= {"value": value, "full": full, "accuracy": accuracy}
     unreadable = sum(task.is_unreadable(sample) for sample in samples)

@@ -7,15 +7,16 @@ computed within a seed and averaged afterwards.
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from voco_llama.errors import DataError
 from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND
 
-Result = Mapping[str, Any]
+Result = dict[str, Any]
 PERCENT = 100.0
 FACTS = {
     BENCHMARKS_KIND: ("condition", "num_voco", "tokens_per_image", "kv_bytes_per_image", "kv_dtype"),
@@ -25,12 +26,10 @@ FACTS = {
 
 
 def retention(result: float, upper: float, lower: float) -> float:
-    """`(result - lower) / (upper - lower)`: 1 at the upper bound, 0 at the lower; NaN where the bounds are equal.
+    """`(result - lower) / (upper - lower)` of scores in one unit; NaN where the bounds are equal.
 
-    Args:
-        result: A row's score on one benchmark, in any unit that the three share.
-        upper: The model whose text sees vision.
-        lower: The same weights under the VoCo mask, never trained to compress.
+    It is 1 at the upper bound, the model whose text sees vision, and 0 at the lower: the same weights under the VoCo
+    mask, never trained to compress.
     """
     return (result - lower) / (upper - lower) if upper != lower else math.nan
 
@@ -40,14 +39,13 @@ def plain_ratio(result: float, upper: float) -> float:
     return result / upper if upper else math.nan
 
 
-def mean_over(values: Mapping[str, float], columns: Sequence[str]) -> float:
-    """Mean of the finite values in these columns; NaN if there is none."""
-    finite = [values[name] for name in columns if math.isfinite(values[name])]
+def mean_over(values: Iterable[float]) -> float:
+    """Mean of the finite values; NaN if there is none."""
+    finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean over seeds.
 
     Attributes:
@@ -68,56 +66,49 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(statistics.fmean(finite) if finite else math.nan, error, len(finite))
 
 
-@dataclass(frozen=True)
-class SeedRow:
-    """One result file of the benchmarks and, by benchmark, what follows from it. NaN: undefined.
-
-    Attributes:
-        result: The file's content.
-        values: Scores, in the benchmarks' own units.
-        ratios: Plain ratios: 1 at the upper bound.
-        retentions: 1 at the upper bound, 0 at the lower.
-    """
-
-    result: Result
-    values: Mapping[str, float]
-    ratios: Mapping[str, float]
-    retentions: Mapping[str, float]
-
-    @property
-    def seed(self) -> int:
-        return self.result["seed"]
-
-
-Measure = Literal["values", "ratios", "retentions"]
+Measure = Literal["value", "accuracy", "plain_ratio", "retention"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """All seeds of one row, by rising seed."""
+    """All seeds of one row.
+
+    Attributes:
+        name: Of the row.
+        results: Seed to what its file holds, by rising seed. In a `Comparison`, each benchmark also has `plain_ratio`
+            and `retention` (1 at the upper bound; NaN: undefined).
+    """
 
     name: str
-    by_seed: tuple[SeedRow, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(one.seed for one in self.by_seed)
+    results: Mapping[int, Result]
 
     def fact(self, name: str) -> Any:
         """A value of the result files that is the same for all seeds (one of `FACTS`)."""
-        return self.by_seed[0].result[name]
+        return next(iter(self.results.values()))[name]
 
-    def over_seeds(self, measure: Callable[[SeedRow], float]) -> Estimate:
-        """Mean and standard error of a measure of one seed; NaN leaves a seed out."""
-        return estimate(measure(one) for one in self.by_seed)
+    def described(self, benchmark: str) -> list[dict[str, Any]]:
+        """What is known of a benchmark, for each seed that has it."""
+        found = (result["benchmarks"].get(benchmark) for result in self.results.values())
+        return [described for described in found if described is not None]
 
     def of(self, measure: Measure, benchmark: str) -> Estimate:
         """A measure of one benchmark over the seeds that have it."""
-        return self.over_seeds(lambda one: getattr(one, measure).get(benchmark, math.nan))
+        return estimate(described[measure] for described in self.described(benchmark))
+
+    def over_seeds(self, fact: str) -> Estimate:
+        """Mean and standard error of a number that the files state."""
+        return estimate(result[fact] for result in self.results.values())
+
+    def averages(self, measure: Measure, columns: Sequence[str]) -> dict[int, float]:
+        """Each seed's mean over benchmarks, NaN left out."""
+        return {
+            seed: mean_over(result["benchmarks"][name][measure] for name in columns)
+            for seed, result in self.results.items()
+        }
 
     def average(self, measure: Measure, columns: Sequence[str]) -> Estimate:
         """Each seed's mean over benchmarks, then the mean over seeds."""
-        return self.over_seeds(lambda one: mean_over(getattr(one, measure), columns))
+        return estimate(self.averages(measure, columns).values())
 
 
 @dataclass(frozen=True)
@@ -139,6 +130,14 @@ class Comparison:
     seeds: tuple[int, ...]
 
 
+def rows_of(results: Iterable[Result]) -> dict[str, Row]:
+    """Results grouped by row."""
+    by_row: dict[str, dict[int, Result]] = {}
+    for result in sorted(results, key=lambda result: result["seed"]):
+        by_row.setdefault(result["row"], {})[result["seed"]] = result
+    return {name: Row(name, by_seed) for name, by_seed in by_row.items()}
+
+
 def compare(results: Sequence[Result], upper: str, lower: str, names: Collection[str] | None = None) -> Comparison:
     """Group benchmark results by row, and measure each against the bounds of its seed.
 
@@ -152,37 +151,35 @@ def compare(results: Sequence[Result], upper: str, lower: str, names: Collection
     Raises:
         DataError: A bound is missing for a seed of one of the rows.
     """
-    by_row: dict[str, dict[int, Result]] = {}
-    for result in results:
-        by_row.setdefault(result["row"], {})[result["seed"]] = result
-    found = sorted(by_row, key=lambda name: _order(next(iter(by_row[name].values())), upper, lower))
-    taken = found if names is None else [name for name in names if name in by_row]
+
+    def order(row: Row) -> tuple[int, int, str]:
+        rank = 0 if row.name == upper else 2 if row.name == lower else 3 if row.fact("condition") == "blind" else 1
+        return rank, -(row.fact("num_voco") or 0), row.name
+
+    found = rows_of(results)
+    if names is None:
+        names = [row.name for row in sorted(found.values(), key=order)]
+    taken = [name for name in names if name in found]
     for name in taken or (upper,):
-        _check_bounds(name, by_row, upper, lower)
-    rows = {name: _row(name, by_row, upper, lower) for name in dict.fromkeys((*taken, upper, lower))}
-    measured = [one.values for row in rows.values() for one in row.by_seed]
+        _check_bounds(name, found, upper, lower)
+    rows = {name: _measured(found[name], found[upper], found[lower]) for name in dict.fromkeys((*taken, upper, lower))}
+    benchmarks = [result["benchmarks"] for row in rows.values() for result in row.results.values()]
     return Comparison(
         tuple(rows[name] for name in taken),
         (rows[upper], rows[lower]),
-        tuple(dict.fromkeys(name for values in measured for name in values)),
-        tuple(name for name in measured[0] if all(name in values for values in measured)),
-        tuple(sorted({seed for name in taken for seed in by_row[name]})),
+        tuple(dict.fromkeys(chain.from_iterable(benchmarks))),
+        tuple(name for name in benchmarks[0] if all(name in others for others in benchmarks)),
+        tuple(sorted({seed for name in taken for seed in rows[name].results})),
     )
 
 
-def _order(result: Result, upper: str, lower: str) -> tuple[int, int, str]:
-    name = result["row"]
-    rank = 0 if name == upper else 2 if name == lower else 3 if result["condition"] == "blind" else 1
-    return rank, -(result["num_voco"] or 0), name
-
-
-def _check_bounds(name: str, by_row: Mapping[str, Mapping[int, Result]], upper: str, lower: str) -> None:
+def _check_bounds(name: str, rows: Mapping[str, Row], upper: str, lower: str) -> None:
     for bound, row in (("upper", upper), ("lower", lower)):
-        if row not in by_row:
+        if row not in rows:
             raise DataError(
-                f"the {bound} bound {row!r} is not among the rows {', '.join(by_row) or '(none)'}: pass its file"
+                f"the {bound} bound {row!r} is not among the rows {', '.join(rows) or '(none)'}: pass its file"
             )
-        lacking = sorted(set(by_row[name]) - set(by_row[row]))
+        lacking = sorted(rows[name].results.keys() - rows[row].results.keys())
         if lacking:
             raise DataError(
                 f"row {name!r} has seed {lacking[0]}, the {bound} bound {row!r} has not: evaluate the bound with that"
@@ -190,36 +187,29 @@ def _check_bounds(name: str, by_row: Mapping[str, Mapping[int, Result]], upper: 
             )
 
 
-def _row(name: str, by_row: Mapping[str, Mapping[int, Result]], upper: str, lower: str) -> Row:
-    measured = []
-    for seed, result in sorted(by_row[name].items()):
-        values = _values(result)
-        uppers, lowers = (_values(by_row[bound].get(seed, {})) for bound in (upper, lower))
-        bounds = {key: (uppers.get(key, math.nan), lowers.get(key, math.nan)) for key in values}
-        ratios = {key: plain_ratio(value, bounds[key][0]) for key, value in values.items()}
-        kept = {key: retention(value, *bounds[key]) for key, value in values.items()}
-        measured.append(SeedRow(result, values, ratios, kept))
-    return Row(name, tuple(measured))
+def _measured(row: Row, upper: Row, lower: Row) -> Row:
+    def value(of: Row, seed: int, benchmark: str) -> float:
+        return of.results.get(seed, {"benchmarks": {}})["benchmarks"].get(benchmark, {"value": math.nan})["value"]
 
-
-def _values(result: Result) -> dict[str, float]:
-    return {name: described["value"] for name, described in result.get("benchmarks", {}).items()}
+    results = {}
+    for seed, result in row.results.items():
+        benchmarks = {}
+        for name, described in result["benchmarks"].items():
+            own, high, low = (value(of, seed, name) for of in (row, upper, lower))
+            measured = {"plain_ratio": plain_ratio(own, high), "retention": retention(own, high, low)}
+            benchmarks[name] = described | measured
+        results[seed] = result | {"benchmarks": benchmarks}
+    return Row(row.name, results)
 
 
 def paired_difference(first: Row, second: Row, columns: Sequence[str]) -> Estimate:
     """First minus second: the average retention over `columns`, seed by seed where both have one, then over seeds."""
-    others = {one.seed: mean_over(one.retentions, columns) for one in second.by_seed}
-    return estimate(
-        mean_over(one.retentions, columns) - others[one.seed] for one in first.by_seed if one.seed in others
-    )
+    minuend, subtrahend = (row.averages("retention", columns) for row in (first, second))
+    return estimate(minuend[seed] - subtrahend[seed] for seed in minuend if seed in subtrahend)
 
 
 def check_results(results: Mapping[Path, Result], allow_limited: bool) -> None:
-    """Refuse files that cannot stand in one table.
-
-    Args:
-        results: File to what it holds.
-        allow_limited: Take rows that were evaluated on a part of the questions.
+    """Refuse files that cannot stand in one table; `allow_limited` takes rows on a part of the questions.
 
     Raises:
         DataError: Two files are of one row and seed; a row is limited or incomplete; within a seed, rows were asked

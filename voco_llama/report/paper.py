@@ -8,7 +8,7 @@ import yaml
 
 from voco_llama.composition import EVAL_DIR, did_you_mean
 from voco_llama.errors import SettingsError
-from voco_llama.report.aggregate import mean_over, retention
+from voco_llama.report.aggregate import PERCENT, mean_over, retention
 
 PAPER_FILE = EVAL_DIR / "paper_tables.yaml"
 UPPER, LOWER = "upper", "lower"
@@ -20,23 +20,19 @@ class PaperRow:
 
     Attributes:
         label: What to print.
-        row: The name of our row that is its counterpart.
         num_voco: Tokens that stand for an image when it is read; None: the upper bound.
         scores: Column to raw score, in the paper's units.
         retentions: Column to retention, computed from the scores; 1 is the upper bound.
         average: Mean of the retentions over all columns.
-        printed: Column to retention in %, as the paper prints it; empty where it prints none.
-        printed_average: As the paper prints it, in %; None where it prints none.
+        printed: Column, or `average`, to retention in %, where the paper prints one.
     """
 
     label: str
-    row: str
     num_voco: int | None
     scores: Mapping[str, float]
     retentions: Mapping[str, float]
     average: float
     printed: Mapping[str, float]
-    printed_average: float | None
 
 
 @dataclass(frozen=True)
@@ -47,24 +43,20 @@ class PaperTable:
         name: Its key in the file: `table_1`.
         title: What it is about.
         columns: The paper's names of benchmarks.
-        rows: Bounds first.
+        rows: The name of our row that is a counterpart, to the paper's row; bounds first.
         counterparts: Our name of a benchmark to the paper's column, for the columns of this table.
     """
 
     name: str
     title: str
     columns: tuple[str, ...]
-    rows: tuple[PaperRow, ...]
+    rows: Mapping[str, PaperRow]
     counterparts: Mapping[str, str]
 
     @property
     def number(self) -> str:
         """How the paper names it: `Table 1`."""
         return self.name.replace("_", " ").capitalize()
-
-    def of_row(self, row: str) -> PaperRow | None:
-        """The counterpart of our row."""
-        return next((found for found in self.rows if found.row == row), None)
 
 
 def read_paper_table(name: str) -> PaperTable:
@@ -84,7 +76,7 @@ def read_paper_table(name: str) -> PaperTable:
         {"label": label, "row": row, "num_voco": count, "scores": [bound[column] for column in columns]}
         for label, row, count, bound in (("upper bound", UPPER, None, upper), ("lower bound", LOWER, 1, lower))
     ]
-    rows = tuple(_row(entry, columns, upper, lower) for entry in (*ends, *table["rows"]))
+    rows = {entry["row"]: _row(entry, columns, upper, lower) for entry in (*ends, *table["rows"])}
     ours = {our: column for our, column in data["benchmarks"].items() if column in columns}
     return PaperTable(name, table["title"], columns, rows, ours)
 
@@ -94,35 +86,23 @@ def _row(
 ) -> PaperRow:
     scores = dict(zip(columns, entry["scores"], strict=True))
     kept = {column: retention(score, upper[column], lower[column]) for column, score in scores.items()}
-    return PaperRow(
-        entry["label"],
-        entry["row"],
-        entry["num_voco"],
-        scores,
-        kept,
-        mean_over(kept, columns),
-        dict(zip(columns, entry["retention"], strict=True)) if "retention" in entry else {},
-        entry.get("average"),
-    )
+    printed = dict(zip(columns, entry["retention"], strict=True)) if "retention" in entry else {}
+    if "average" in entry:
+        printed["average"] = entry["average"]
+    average = mean_over(kept.values())
+    return PaperRow(entry["label"], entry["num_voco"], scores, kept, average, printed)
 
 
 def disagreements(table: PaperTable, tolerance: float) -> list[tuple[str, str, float, float]]:
-    """Figures that do not follow from the paper's own scores.
-
-    Args:
-        table: Of the paper.
-        tolerance: In points of retention; printed figures are rounded to 0.1.
+    """Figures further than `tolerance` points of retention from what the paper's own scores give.
 
     Returns:
-        Label, column (or `average`), the printed and the computed retention in %, where they are further apart.
+        Label, column (or `average`), the printed and the computed retention in %.
     """
     found = []
-    for row in table.rows:
-        printed = dict(row.printed) | ({} if row.printed_average is None else {"average": row.printed_average})
-        computed = dict(row.retentions) | {"average": row.average}
-        found += [
-            (row.label, column, figure, 100 * computed[column])
-            for column, figure in printed.items()
-            if abs(figure - 100 * computed[column]) > tolerance
-        ]
+    for row in table.rows.values():
+        for column, figure in row.printed.items():
+            computed = PERCENT * {**row.retentions, "average": row.average}[column]
+            if abs(figure - computed) > tolerance:
+                found.append((row.label, column, figure, computed))
     return found

@@ -1,4 +1,4 @@
-"""Plots of a report: retention against the number of tokens, and by benchmark; PNG and SVG.
+"""Plots of a report: retention against the number of tokens, and by benchmark; `stem` with `.png` and `.svg`.
 
 The same results give the same SVG, byte for byte: ids are salted with a constant, and no date is written.
 """
@@ -14,7 +14,6 @@ from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row
 from voco_llama.report.paper import LOWER, UPPER, PaperTable
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".svg")
@@ -52,16 +51,12 @@ def series_name(row: str, num_voco: int) -> str:
 def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[Series]:
     """Rows that read an image through VoCo tokens, but for the lower bound, as series of average retention.
 
-    Args:
-        comparison: Rows and bounds.
-        labels: Series name to what the legend calls it; a series that is not there keeps its name.
-
-    Returns:
-        Series by `series_name`; one whose name is a row too (`voco_16` of `voco_16_at_4`) has that row's point besides.
+    They are grouped by `series_name`; a series whose name is a row too (`voco_16` of `voco_16_at_4`) has that row's
+    point besides. A name that is among `labels` is replaced.
     """
     lower = comparison.bounds[1].name
     points = {
-        row.name: (row.fact("num_voco"), row.average("retentions", comparison.shared))
+        row.name: (row.fact("num_voco"), row.average("retention", comparison.shared))
         for row in comparison.rows
         if row.fact("condition") == "voco" and row.name != lower
     }
@@ -80,18 +75,14 @@ def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[
 
 def paper_series(table: PaperTable) -> Series:
     """The rows of a table of the paper, but for its bounds, over all of its columns."""
-    points = [(row.num_voco, Estimate(row.average, math.nan, 1)) for row in table.rows if row.row not in (UPPER, LOWER)]
+    rows = [row for name, row in table.rows.items() if name not in (UPPER, LOWER)]
+    points = [(row.num_voco, Estimate(row.average, math.nan, 1)) for row in rows]
     label = f"paper, {table.number} (mean of {', '.join(table.columns)})"
     return Series(label, tuple(sorted(points, key=lambda point: point[0])), from_paper=True)
 
 
 def plot_retention(series: Sequence[Series], stem: Path) -> None:
-    """Average retention against the number of tokens (log axis), with standard errors over seeds.
-
-    Args:
-        series: At least one.
-        stem: Path of the pictures without their endings.
-    """
+    """Average retention of at least one series against the number of tokens (log axis), with standard errors."""
     figure = _figure(7, 5.5)
     axes = figure.subplots()
     for index, one in enumerate(series):
@@ -120,29 +111,18 @@ def plot_retention(series: Sequence[Series], stem: Path) -> None:
 
 
 def plot_benchmarks(rows: Sequence[tuple[str, Row]], columns: Sequence[str], stem: Path) -> None:
-    """One panel a benchmark, one bar a row: its retention, with the standard error over seeds.
-
-    Args:
-        rows: Label and row, from top to bottom.
-        columns: Benchmarks, from left to right.
-        stem: Path of the pictures without their endings.
-    """
-    labels = [label for label, _ in rows]
+    """One panel a benchmark, one bar a labelled row: its retention, with the standard error over seeds."""
+    labels, colors = [label for label, _ in rows], [f"C{index}" for index in range(len(rows))]
     figure = _figure(2 + 1.6 * len(columns), 1 + 0.25 * len(rows))
     panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
     for benchmark, axes in zip(columns, panels, strict=True):
-        kept = [row.of("retentions", benchmark) for _, row in rows]
-        _bars(axes, labels, kept)
+        kept = [row.of("retention", benchmark) for _, row in rows]
+        axes.barh(labels, [PERCENT * value.mean for value in kept], xerr=_errors(kept), color=colors, capsize=2)
+        _bounds(axes.axvline)
         axes.set_title(benchmark, fontsize="medium")
     panels[0].invert_yaxis()
     figure.supxlabel("retention in %", fontsize="medium")
     _save(figure, stem)
-
-
-def _bars(axes: "Axes", labels: Sequence[str], kept: Sequence[Estimate]) -> None:
-    colors = [f"C{index}" for index in range(len(labels))]
-    axes.barh(labels, [PERCENT * value.mean for value in kept], xerr=_errors(kept), color=colors, capsize=2)
-    _bounds(axes.axvline)
 
 
 def _bounds(line: Callable[..., Any]) -> None:

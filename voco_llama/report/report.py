@@ -3,8 +3,9 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,19 @@ from voco_llama.errors import DataError
 from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND, IN_ORDER, SHUFFLED, find_results, read_result
 from voco_llama.files import write_atomically
 from voco_llama.report import sections
-from voco_llama.report.aggregate import Comparison, Estimate, Measure, Result, check_results, compare, estimate
+from voco_llama.report.aggregate import Comparison, Estimate, Measure, Result, Row, check_results, compare, rows_of
 from voco_llama.report.paper import PaperTable, disagreements, read_paper_table
 from voco_llama.report.plot import paper_series, plot_benchmarks, plot_retention, retention_series
 from voco_llama.report.sections import TextTable
 from voco_llama.report.selection import Selection, read_selection
+from voco_llama.text import latex, markdown
 
 REPORT, SUMMARY, RETENTION_PLOT, BENCHMARKS_PLOT = "report", "summary", "retention", "benchmarks"
 PRINTED_TOLERANCE = 0.1
 """Points of retention that a figure of the paper may differ from what its scores give."""
 CLIP_ORDERS = {IN_ORDER: "clips, in order", SHUFFLED: "clips, shuffled"}
-MEASURES: dict[Measure, str] = {"values": "value", "ratios": "plain_ratio", "retentions": "retention"}
-"""Of a row, and their columns in `summary.csv`."""
-PARTS = ("", "_standard_error", "_seeds")
-"""Columns of an estimate."""
+MEASURES: tuple[Measure, ...] = ("value", "plain_ratio", "retention")
+"""Of a row, in `summary.csv`."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,9 @@ def report(settings: ReportSettings) -> str:
     selection = Selection("Report") if settings.table is None else read_selection(settings.table)
     reference = None if settings.reference is None else read_paper_table(settings.reference)
     results = _read(settings, selection)
-    comparison = compare(
-        [result for result in results if result["kind"] == BENCHMARKS_KIND],
-        settings.upper,
-        settings.lower,
-        selection.names,
-    )
-    clips = _clips(results)
+    benchmarks, on_clips = ([r for r in results if r["kind"] == kind] for kind in (BENCHMARKS_KIND, CLIPS_KIND))
+    comparison = compare(benchmarks, settings.upper, settings.lower, selection.names)
+    clips = sorted(rows_of(on_clips).values(), key=lambda row: row.name)
     tables = [
         sections.scores_table(comparison, selection),
         sections.retention_table(comparison, selection),
@@ -104,7 +100,7 @@ def _paper_report(table: PaperTable, output: Path) -> str:
     stem = f"paper_{table.name}"
     rows = [
         (row.label, row.num_voco, column, row.scores[column], row.retentions[column], row.printed.get(column, ""))
-        for row in table.rows
+        for row in table.rows.values()
         for column in table.columns
     ]
     head = ("row", "num_voco", "benchmark", "score", "retention", "printed_retention_percent")
@@ -133,14 +129,6 @@ def _read(settings: ReportSettings, selection: Selection) -> list[Result]:
     return list(results.values())
 
 
-def _clips(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
-    """Results on clips by row, each by rising seed."""
-    by_row: dict[str, list[Result]] = {}
-    for result in sorted((one for one in results if one["kind"] == CLIPS_KIND), key=lambda one: one["seed"]):
-        by_row.setdefault(result["row"], []).append(result)
-    return sorted(by_row.items())
-
-
 def _plot(comparison: Comparison, selection: Selection, reference: PaperTable | None, output: Path) -> list[str]:
     """Draw what there is to draw, and return it as Markdown."""
     pictures = []
@@ -162,10 +150,11 @@ def _write(
     output: Path, stem: str, title: str, tables: Sequence[TextTable], notes: Sequence[str], pictures: Sequence[str]
 ) -> str:
     listed = "\n".join(f"- {note}" for note in notes)
-    text = "\n\n".join([f"# {title}", *(table.markdown() for table in tables), listed, *pictures]) + "\n"
+    shown = (f"## {table.title}\n\n{markdown(table.head, table.body)}" for table in tables)
+    text = "\n\n".join([f"# {title}", *shown, listed, *pictures]) + "\n"
     write_atomically(output / f"{stem}.md", text)
     comments = "\n".join(f"% {note}" for note in notes)
-    write_atomically(output / f"{stem}.tex", "\n\n".join([*(table.latex() for table in tables), comments]) + "\n")
+    write_atomically(output / f"{stem}.tex", "\n\n".join([*(latex(*table) for table in tables), comments]) + "\n")
     return text
 
 
@@ -175,38 +164,31 @@ def _seeds_csv(comparison: Comparison) -> str:
     head = ("row", "seed", *facts, "benchmark", *described, "unreadable", "plain_ratio", "retention")
     rows = (
         [
-            *(row.name, one.seed),
-            *(one.result[fact] for fact in facts),
+            *(row.name, seed),
+            *(result[fact] for fact in facts),
             benchmark,
             *(score[key] for key in described),
-            *(score["details"].get("unreadable", ""), one.ratios[benchmark], one.retentions[benchmark]),
+            *(score["details"].get("unreadable", ""), score["plain_ratio"], score["retention"]),
         ]
         for row in comparison.rows
-        for one in row.by_seed
-        for benchmark, score in one.result["benchmarks"].items()
+        for seed, result in row.results.items()
+        for benchmark, score in result["benchmarks"].items()
     )
     return to_csv(head, rows)
 
 
-def _summary_csv(comparison: Comparison, clips: Sequence[tuple[str, Sequence[Result]]]) -> str:
-    head = ("row", "benchmark", *(f"{what}{part}" for what in MEASURES.values() for part in PARTS))
-    return to_csv(head, _summary_rows(comparison, clips))
-
-
-def _summary_rows(comparison: Comparison, clips: Sequence[tuple[str, Sequence[Result]]]) -> Iterator[list[Any]]:
-    nothing = Estimate(math.nan, math.nan, 0)
-
-    def line(row: str, benchmark: str, *estimates: Estimate) -> list[Any]:
-        return [row, benchmark, *(part for one in estimates for part in (one.mean, one.error, one.count))]
-
+def _summary_csv(comparison: Comparison, clips: Sequence[Row]) -> str:
+    parts = [measure + part for measure in MEASURES for part in ("", "_standard_error", "_seeds")]
+    nothing, rows = Estimate(math.nan, math.nan, 0), []
     for row in comparison.rows:
         for benchmark in comparison.columns:
-            yield line(row.name, benchmark, *(row.of(measure, benchmark) for measure in MEASURES))
-        averages = (row.average(measure, comparison.shared) for measure in ("ratios", "retentions"))
-        yield line(row.name, "average", nothing, *averages)
-    for name, results in clips:
+            rows.append([row.name, benchmark, *chain(*(row.of(measure, benchmark) for measure in MEASURES))])
+        averages = (row.average(measure, comparison.shared) for measure in ("plain_ratio", "retention"))
+        rows.append([row.name, "average", *chain(nothing, *averages)])
+    for row in clips:
         for order, label in CLIP_ORDERS.items():
-            yield line(name, label, estimate(result[order] for result in results), nothing, nothing)
+            rows.append([row.name, label, *chain(row.over_seeds(order), nothing, nothing)])
+    return to_csv(("row", "benchmark", *parts), rows)
 
 
 def to_csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,15 +1,14 @@
 """The tables of a report, and the notes that say how to read them."""
 
 import math
-from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from voco_llama.errors import DataError
 from voco_llama.evaluation.results import IN_ORDER, SHUFFLED
-from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Result, Row, estimate, paired_difference
-from voco_llama.report.paper import PaperRow, PaperTable
+from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row, mean_over, paired_difference
+from voco_llama.report.paper import PaperTable
 from voco_llama.report.selection import Selection
-from voco_llama.text import latex, markdown
 
 MISSING = "–"
 PLUS_MINUS = "±"
@@ -25,27 +24,12 @@ UNITS = {
 """Metric to what its scores are in; another metric is called by its own name."""
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A table whose cells are plain text.
-
-    Attributes:
-        title: What stands above it.
-        head: Names of the columns.
-        body: Rows, as long as the head.
-    """
+class TextTable(NamedTuple):
+    """A table whose cells are plain text: a title, names of the columns, and rows as long as these."""
 
     title: str
     head: Sequence[str]
     body: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        """A heading, and the table padded to be read as text."""
-        return f"## {self.title}\n\n{markdown(self.head, self.body)}"
-
-    def latex(self) -> str:
-        """With the title as caption."""
-        return latex(self.title, self.head, self.body)
 
 
 def cell(value: Estimate, scale: float = PERCENT, digits: int = 1, expected: int | None = None) -> str:
@@ -69,9 +53,8 @@ def scores_table(comparison: Comparison, selection: Selection) -> TextTable:
     for row in comparison.rows:
         cost = [str(row.fact("tokens_per_image")), f"{row.fact('kv_bytes_per_image'):,}"]
         scores = [_score(row, benchmark) for benchmark in comparison.columns]
-        accuracy = row.over_seeds(lambda one: _mean_accuracy(one.result, comparison.shared))
-        first = [selection.label(row.name), *_of(row.seeds, seeds)]
-        body.append([*first, *cost, *scores, cell(accuracy, scale=1, digits=3)])
+        accuracy = cell(row.average("accuracy", comparison.shared), scale=1, digits=3)
+        body.append([selection.label(row.name), *_of(row, seeds), *cost, *scores, accuracy])
     head = [*_first_columns(seeds), "Tokens", "KV bytes/image", *comparison.columns, "Mean accuracy"]
     return TextTable("Scores", head, body)
 
@@ -80,36 +63,26 @@ def _first_columns(seeds: Sequence[int]) -> list[str]:
     return ["Row", "Seeds"] if len(seeds) > 1 else ["Row"]
 
 
-def _of(some: Sized, seeds: Sequence[int]) -> list[str]:
+def _of(row: Row, seeds: Sequence[int]) -> list[str]:
     """How many of the seeds a row has, where there are several."""
     if len(seeds) == 1:
         return []
-    return [str(len(some)) if len(some) == len(seeds) else f"{len(some)} of {len(seeds)}"]
+    count = len(row.results)
+    return [str(count) if count == len(seeds) else f"{count} of {len(seeds)}"]
 
 
 def _score(row: Row, benchmark: str) -> str:
-    described = _described([row], benchmark)
-    scale = PERCENT if described and described[0]["full"] == 1 else 1
-    return cell(row.of("values", benchmark), scale, expected=len(row.seeds))
-
-
-def _described(rows: Sequence[Row], benchmark: str) -> list[Result]:
-    """What the result files say of a benchmark, where they have it."""
-    return [one.result["benchmarks"][benchmark] for row in rows for one in row.by_seed if benchmark in one.values]
-
-
-def _mean_accuracy(result: Result, columns: Sequence[str]) -> float:
-    accuracies = [result["benchmarks"][name]["accuracy"] for name in columns]
-    return sum(accuracies) / len(accuracies) if accuracies else math.nan
+    in_percent = any(described["full"] == 1 for described in row.described(benchmark))
+    return cell(row.of("value", benchmark), PERCENT if in_percent else 1, expected=len(row.results))
 
 
 def retention_table(comparison: Comparison, selection: Selection) -> TextTable:
     """Retention with its standard error, the plain ratio in brackets; averages over shared benchmarks."""
     body = []
     for row in comparison.rows:
-        both = [(row.of("retentions", name), row.of("ratios", name)) for name in comparison.columns]
-        both.append((row.average("retentions", comparison.shared), row.average("ratios", comparison.shared)))
-        body.append([selection.label(row.name), *(_pair(kept, ratio, len(row.seeds)) for kept, ratio in both)])
+        both = [(row.of("retention", name), row.of("plain_ratio", name)) for name in comparison.columns]
+        both.append((row.average("retention", comparison.shared), row.average("plain_ratio", comparison.shared)))
+        body.append([selection.label(row.name), *(_pair(kept, ratio, len(row.results)) for kept, ratio in both)])
     return TextTable("Retention in % (plain ratio in %)", ["Row", *comparison.columns, "Average"], body)
 
 
@@ -128,15 +101,11 @@ def differences_table(comparison: Comparison, selection: Selection) -> TextTable
         if first in rows and second in rows:
             difference = paired_difference(rows[first], rows[second], comparison.shared)
             name = f"{selection.label(first)} minus {selection.label(second)}"
-            body.append([name, str(difference.count), cell(difference), _in_errors(difference)])
+            mean, error, count = difference
+            in_errors = f"{mean / error:.1f}" if error > ROUNDING else MISSING
+            body.append([name, str(count), cell(difference), in_errors])
     head = ["Difference", "Seeds", "Points", "In standard errors"]
     return TextTable("Differences of average retention, paired by seed", head, body) if body else None
-
-
-def _in_errors(difference: Estimate) -> str:
-    if not math.isfinite(difference.error) or math.isclose(difference.error, 0, abs_tol=ROUNDING):
-        return MISSING
-    return f"{difference.mean / difference.error:.1f}"
 
 
 def reference_tables(comparison: Comparison, selection: Selection, paper: PaperTable) -> list[TextTable]:
@@ -156,15 +125,16 @@ def reference_tables(comparison: Comparison, selection: Selection, paper: PaperT
     theirs = [paper.counterparts[benchmark] for benchmark in both]
     scores, kept = [], []
     for row in comparison.rows:
-        counterpart = paper.of_row(selection.paper(row.name))
+        counterpart = paper.rows.get(selection.paper(row.name))
         if counterpart is None:
             continue
         ours, label = selection.label(row.name), f"paper: {counterpart.label}"
         scores.append([ours, *(_score(row, benchmark) for benchmark in both)])
         scores.append([label, *(f"{counterpart.scores[column]:.1f}" for column in theirs)])
-        cells = [cell(row.of("retentions", benchmark), expected=len(row.seeds)) for benchmark in both]
-        kept.append([ours, *cells, cell(row.average("retentions", both)), ""])
-        kept.append([label, *_paper_retentions(counterpart, theirs)])
+        cells = [cell(row.of("retention", benchmark), expected=len(row.results)) for benchmark in both]
+        kept.append([ours, *cells, cell(row.average("retention", both)), ""])
+        shares = [counterpart.retentions[column] for column in theirs]
+        kept.append([label, *(f"{PERCENT * share:.1f}" for share in (*shares, mean_over(shares), counterpart.average))])
     title = f"beside the paper's {paper.number}"
     over = f"All {len(paper.columns)} of the paper"
     return [
@@ -173,26 +143,14 @@ def reference_tables(comparison: Comparison, selection: Selection, paper: PaperT
     ]
 
 
-def _paper_retentions(row: PaperRow, columns: Sequence[str]) -> list[str]:
-    average = estimate([sum(row.retentions[column] for column in columns) / len(columns)])
-    cells = [f"{PERCENT * row.retentions[column]:.1f}" for column in columns]
-    return [*cells, cell(average), f"{PERCENT * row.average:.1f}"]
-
-
-def clips_table(rows: Sequence[tuple[str, Sequence[Result]]], selection: Selection) -> TextTable:
-    """Exact match in both orders of the frames.
-
-    Args:
-        rows: Names, and the results of all seeds.
-        selection: Names rows.
-    """
-    seeds, body = sorted({result["seed"] for _, results in rows for result in results}), []
-    for name, results in rows:
-        cost = (results[0][fact] for fact in ("num_frames", "tokens_per_clip", "kv_bytes_per_clip"))
-        orders = (cell(estimate(result[order] for result in results)) for order in (IN_ORDER, SHUFFLED))
-        asked = sum(result["questions"] for result in results)
-        first = [selection.label(name), *_of(results, seeds)]
-        body.append([*first, *(f"{fact:,}" for fact in cost), *orders, str(asked)])
+def clips_table(rows: Sequence[Row], selection: Selection) -> TextTable:
+    """Exact match in both orders of the frames."""
+    seeds, body = sorted({seed for row in rows for seed in row.results}), []
+    for row in rows:
+        cost = (f"{row.fact(fact):,}" for fact in ("num_frames", "tokens_per_clip", "kv_bytes_per_clip"))
+        orders = (cell(row.over_seeds(order)) for order in (IN_ORDER, SHUFFLED))
+        asked = sum(result["questions"] for result in row.results.values())
+        body.append([selection.label(row.name), *_of(row, seeds), *cost, *orders, str(asked)])
     head = [*_first_columns(seeds), "Frames", "Tokens", "KV bytes/clip", "In order", "Shuffled", "Questions"]
     return TextTable("Clips, exact match in %", head, body)
 
@@ -200,9 +158,9 @@ def clips_table(rows: Sequence[tuple[str, Sequence[Result]]], selection: Selecti
 def paper_table(table: PaperTable) -> TextTable:
     """A table of the paper by itself: raw scores, retentions computed from them, and the average it prints."""
     body = []
-    for row in table.rows:
+    for row in table.rows.values():
         cells = [f"{row.scores[column]:.1f} ({PERCENT * row.retentions[column]:.1f})" for column in table.columns]
-        printed = MISSING if row.printed_average is None else f"{row.printed_average:.1f}"
+        printed = f"{row.printed['average']:.1f}" if "average" in row.printed else MISSING
         body.append([row.label, *cells, f"{PERCENT * row.average:.1f}", printed])
     head = ["Row", *table.columns, "Average", "As printed"]
     return TextTable(f"The paper's {table.number}: {table.title}; scores (retention in %)", head, body)
@@ -220,20 +178,20 @@ def notes(comparison: Comparison, selection: Selection, paper: PaperTable | None
         *_seed_notes(comparison, selection),
         *_missing_notes(comparison, selection),
     ]
-    for one, other in zip(upper.by_seed, _at_seeds(lower, upper.seeds), strict=True):
-        if other and one.result["checkpoint_fingerprint"] != other["checkpoint_fingerprint"]:
-            found.append(
-                f"{lower.name} was not measured on the weights of {upper.name} (seed {one.seed}): it is not the paper's"
-                " lower bound."
-            )
-    if any(one.result["limit"] for row in (*comparison.rows, *comparison.bounds) for one in row.by_seed):
+    found += [
+        f"{lower.name} was not measured on the weights of {upper.name} (seed {seed}): it is not the paper's lower"
+        " bound."
+        for seed, result in upper.results.items()
+        if lower.results.get(seed, result)["checkpoint_fingerprint"] != result["checkpoint_fingerprint"]
+    ]
+    results = [result for row in (*comparison.rows, *comparison.bounds) for result in row.results.values()]
+    if any(result["limit"] for result in results):
         found.append("Some rows were evaluated on a part of the questions only.")
     found += [
-        f"INCOMPLETE: {row.name} (seed {one.seed}) left {len(one.result['failures'])} questions unanswered, which count"
-        " as wrong."
-        for row in (*comparison.rows, *comparison.bounds)
-        for one in row.by_seed
-        if one.result.get("failures")
+        f"INCOMPLETE: {result['row']} (seed {result['seed']}) left {len(result['failures'])} questions unanswered,"
+        " which count as wrong."
+        for result in results
+        if result.get("failures")
     ]
     unreadable = _unreadable(comparison, selection)
     if unreadable:
@@ -254,15 +212,10 @@ def _units(comparison: Comparison) -> str:
     """What the scores of the columns at hand are in: known units first, each with its columns."""
     found: dict[str, list[str]] = {unit: [] for unit in UNITS.values()}
     for benchmark in comparison.columns:
-        described = _described([*comparison.rows, *comparison.bounds], benchmark)[0]
+        described = next(d for row in (*comparison.rows, *comparison.bounds) for d in row.described(benchmark))
         own = f"{described['metric']} {'in %' if described['full'] == 1 else 'of {:g}'.format(described['full'])}"
         found.setdefault(UNITS.get(described["metric"], own), []).append(benchmark)
     return "; ".join(f"{', '.join(names)}: {unit}" for unit, names in found.items() if names) + "."
-
-
-def _at_seeds(row: Row, seeds: Sequence[int]) -> list[Result | None]:
-    by_seed = {one.seed: one.result for one in row.by_seed}
-    return [by_seed.get(seed) for seed in seeds]
 
 
 def _seed_notes(comparison: Comparison, selection: Selection) -> list[str]:
@@ -273,9 +226,9 @@ def _seed_notes(comparison: Comparison, selection: Selection) -> list[str]:
         f"Means over {len(seeds)} seeds ({', '.join(map(str, seeds))}) {PLUS_MINUS} standard error (sample standard"
         " deviation / sqrt(n)); each seed is measured against its own bounds."
     ]
-    few = [row for row in comparison.rows if row.seeds != seeds]
+    few = [row for row in comparison.rows if len(row.results) < len(seeds)]
     if few:
-        listed = "; ".join(f"{selection.label(row.name)}: {', '.join(map(str, row.seeds))}" for row in few)
+        listed = "; ".join(f"{selection.label(row.name)}: {', '.join(map(str, row.results))}" for row in few)
         found.append(f"Rows that lack some of the seeds ({listed}) are means over fewer seeds than the others.")
     return found
 
@@ -292,10 +245,10 @@ def _missing_notes(comparison: Comparison, selection: Selection) -> list[str]:
             f" {', '.join(comparison.shared) or 'nothing'} only."
         )
     undefined = [
-        f"{benchmark} with seed {one.seed}"
-        for one in comparison.bounds[0].by_seed
+        f"{benchmark} with seed {seed}"
+        for seed, result in comparison.bounds[0].results.items()
         for benchmark in comparison.shared
-        if not math.isfinite(one.retentions[benchmark])
+        if not math.isfinite(result["benchmarks"][benchmark]["retention"])
     ]
     if undefined:
         found.append(f"The bounds are equal in {', '.join(undefined)}: no retention there, and averages leave it out.")
@@ -306,7 +259,7 @@ def _unreadable(comparison: Comparison, selection: Selection) -> list[str]:
     found = []
     for row in comparison.rows:
         for benchmark in comparison.columns:
-            described = _described([row], benchmark)
+            described = row.described(benchmark)
             count = sum(one["details"].get("unreadable", 0) for one in described)
             if count:
                 asked = sum(one["questions"] for one in described)

@@ -9,12 +9,11 @@ series: {voco: VoCo}
 """
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from voco_llama.composition import EVAL_DIR, did_you_mean, read_file
-from voco_llama.errors import SettingsError
+from voco_llama.errors import SettingsError, require
 
 TABLES_DIR = EVAL_DIR / "tables"
 
@@ -77,21 +76,13 @@ def read_selection(name: str) -> Selection:
         hint = f"{did_you_mean(name, known)} (choices: {', '.join(known)}, or the path of a .yaml)"
         raise SettingsError(f"there is no table {name!r}{hint}")
     selection = read_file(file, Selection)
-    _check(file, selection)
-    return dataclasses.replace(selection, title=selection.title or file.stem)
-
-
-def _check(file: Path, selection: Selection) -> None:
-    if selection == Selection():
-        raise SettingsError(f"{file}: selects nothing: name rows, pairs or series")
+    require(selection != Selection(), f"{file}: selects nothing: name rows, pairs or series")
     names = [row.row for row in selection.rows]
     for what, found in (("row", names), ("label", [row.label or row.row for row in selection.rows])):
-        repeated = [name for name, count in Counter(found).items() if count > 1]
-        if repeated:
-            raise SettingsError(f"{file}: {what} {repeated[0]!r} stands there twice: keep one")
+        for one in found:
+            require(found.count(one) == 1, f"{file}: {what} {one!r} stands there twice: keep one")
     for pair in selection.pairs:
-        if len(pair) != 2:
-            raise SettingsError(f"{file}: a pair is of two rows, not {pair!r}")
-        stranger = next((name for name in pair if names and name not in names), None)
-        if stranger is not None:
-            raise SettingsError(f"{file}: a pair names {stranger!r}, which is not among its rows")
+        require(len(pair) == 2, f"{file}: a pair is of two rows, not {pair!r}")
+        for one in pair:
+            require(not names or one in names, f"{file}: a pair names {one!r}, which is not among its rows")
+    return dataclasses.replace(selection, title=selection.title or file.stem)
