@@ -160,7 +160,7 @@ def test_too_small_a_world_is_refused() -> None:
         ({"choice_turns": 9}, "choice_turns=9"),
         ({"clips_train": 3}, "clips_train=3"),
         ({"vision_heads": 5}, "vision_heads=5"),
-        ({"val_images": -1}, "negative"),
+        ({"val_images": -1}, "val_images=-1 .use 0 or more"),
     ],
 )
 def test_settings_are_checked(values: dict, complaint: str) -> None:

@@ -45,11 +45,7 @@ class Runner:
 
 
 class Records:
-    """Reads, compares and writes the records.
-
-    Args:
-        runners: Command -> runner.
-    """
+    """Reads, compares and writes the records, by the commands that `runners` has."""
 
     def __init__(self, runners: Mapping[str, Runner]) -> None:
         self._runners = runners
@@ -87,7 +83,7 @@ class Records:
         """Refuse base stages that differ from those that the results of a seed were made on.
 
         Returns:
-            What each stage makes -> its settings, of then and now: for `write_base`.
+            What each stage makes -> its settings, of then and now.
         """
         file = plan.results / f"{BASE}.sweep.json"
         there = _read(file)["base"] if file.is_file() else {}
@@ -104,9 +100,9 @@ class Records:
             )
         return there | here
 
-    def write_base(self, plan: SeedPlan, base: Flat) -> None:
-        """Write what `check_base` returned."""
-        _write(plan.results / f"{BASE}.sweep.json", {"seed": plan.seed, "base": base})
+    def write_base(self, plan: SeedPlan) -> None:
+        """Record what the results of a seed stand on."""
+        _write(plan.results / f"{BASE}.sweep.json", {"seed": plan.seed, "base": self.check_base(plan)})
 
     def pending(self, job: Job) -> dict[str, Command]:
         """The evaluations of a job whose results are not there.
@@ -156,16 +152,9 @@ class Records:
         """
         return (job.run_folder / SETTINGS_FILE).is_file() and RunFolder(self.compose(job.train)).is_finished()
 
-    def pending_base(self, plan: SeedPlan, training: bool) -> tuple[Command, ...]:
-        """The base stages that are still to be run.
-
-        Args:
-            plan: Of the seed.
-            training: Whether rows will be trained; else only the data that they are evaluated on must be there.
-        """
-        return tuple(
-            command for command in plan.base if (training or command.name != TRAIN) and not self._is_made(command)
-        )
+    def pending_base(self, plan: SeedPlan, training: bool) -> list[Command]:
+        """The base stages still to be run; where no row will be trained, only those that make data to evaluate on."""
+        return [command for command in plan.base if (training or command.name != TRAIN) and not self._is_made(command)]
 
     def _is_made(self, command: Command) -> bool:
         settings = self.compose(command)
