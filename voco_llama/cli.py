@@ -41,7 +41,6 @@ class Command:
 
     @property
     def help(self) -> str:
-        """A line."""
         return self.run.__doc__.partition("\n")[0].rstrip(".")
 
     def compose(self, overrides: list[str]) -> Any:
@@ -56,21 +55,14 @@ class Command:
         schema = resolve_name(self.schema)
         if issubclass(schema, TrainSettings):
             return compose(overrides, self.config, schema)
-        copied = ("default", "default_factory", "metadata")
-        own = [
-            (entry.name, entry.type, dataclasses.field(**{key: getattr(entry, key) for key in copied}))
-            for entry in dataclasses.fields(schema)
-        ]
-        paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings))
-        composed = compose(overrides, self.config, dataclasses.make_dataclass(schema.__name__, [*own, paths]))
-        return schema(**{name: getattr(composed, name) for name, _, _ in own})
+        paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings, kw_only=True))
+        frozen = schema.__dataclass_params__.frozen
+        with_paths = dataclasses.make_dataclass(schema.__name__, [paths], bases=(schema,), frozen=frozen)
+        composed = compose(overrides, self.config, with_paths)
+        return schema(**{entry.name: getattr(composed, entry.name) for entry in dataclasses.fields(schema)})
 
     def __call__(self, overrides: list[str]) -> int:
-        """Run it.
-
-        Returns:
-            The exit status.
-        """
+        """Run it; returns the exit status."""
         settings = self.compose(overrides)
         from voco_llama.sharding import expect_no_accelerator
 
@@ -216,12 +208,9 @@ def sweep(settings: Any, overrides: list[str]) -> str:
     return sweep(settings, overrides, sweep_runners())
 
 
-def sweep_runners() -> dict[str, Any]:
-    """The commands that a sweep may run, each a `Runner`."""
-    from voco_llama.sweep.records import Runner
-
-    names = ("toyworld", "train", "teacher", "evaluate")
-    return {name: Runner(COMMANDS[name].compose, COMMANDS[name]) for name in names}
+def sweep_runners() -> dict[str, Command]:
+    """The commands that a sweep may run."""
+    return {name: COMMANDS[name] for name in ("toyworld", "train", "teacher", "evaluate")}
 
 
 @_command("voco_llama.report.report:ReportSettings")
@@ -250,10 +239,7 @@ def ask(settings: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: Without the program's name; those of the process by default.
+    """Run one command with these arguments, by default those of the process.
 
     Returns:
         The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweep.conftest import Runner
 from voco_llama.errors import SettingsError
 from voco_llama.sweep import run as run_module
-from voco_llama.sweep.records import Runner
 from voco_llama.sweep.run import RowsFailed, sweep
 
 ALL = [

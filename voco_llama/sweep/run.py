@@ -72,15 +72,9 @@ class Work:
 
 
 def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[str, Runner]) -> str:
-    """Run what is not finished of a sweep.
+    """Run what is not finished of a sweep; returns a summary to print.
 
-    Args:
-        settings: From the command line.
-        overrides: The same as they were typed: each job is a process that gets them again.
-        runners: Command -> how it is composed and run.
-
-    Returns:
-        A summary to print.
+    `overrides` are the settings as they were typed: each job is a process that gets them again.
 
     Raises:
         RowsFailed: Some rows failed; the others are done.

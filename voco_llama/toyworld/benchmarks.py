@@ -54,12 +54,7 @@ GQA_SEMANTICS = {
 }  # fmt: skip
 
 MME_PROMPT = "Please answer yes or no."
-MME_TEMPLATES = {
-    "existence": "existence.thing",
-    "count": "count.verify",
-    "position": "position.verify",
-    "color": "color.verify",
-}
+MME_TEMPLATES = {"existence": "existence.thing"} | {name: f"{name}.verify" for name in ("count", "position", "color")}
 
 
 class Table(NamedTuple):

@@ -57,20 +57,20 @@ class Balancer:
         self._rng = rng
         self._asked: Counter[tuple[str, str]] = Counter()
 
-    def least_asked(self, candidates: Iterable[Question]) -> Question:
-        """The candidate asked least often so far with its answer; ties are broken at random."""
-        chosen = min(candidates, key=lambda entry: (self._asked[entry.text, entry.answer], self._rng.random()))
-        self._asked[chosen.text, chosen.answer] += 1
-        return chosen
-
     def choose(self, candidates: Iterable[Question]) -> Question | None:
-        """The same, but a yes/no question waits while its answer leads the other: there may be none to choose."""
+        """The candidate asked least often so far with its answer; ties are broken at random.
+
+        A yes/no question waits while its answer leads the other: there may be none to choose.
+        """
         waiting = [entry for entry in candidates if entry.choices != YES_NO or self._lead(entry) <= 0]
-        return self.least_asked(waiting) if waiting else None
+        return self._least(waiting, lambda entry: self._asked[entry.text, entry.answer]) if waiting else None
 
     def most_owed(self, candidates: Iterable[Question]) -> Question:
         """The yes/no candidate whose text has had the other answer most often beyond this one."""
-        chosen = min(candidates, key=lambda entry: (self._lead(entry), self._rng.random()))
+        return self._least(candidates, self._lead)
+
+    def _least(self, candidates: Iterable[Question], rank: Callable[[Question], int]) -> Question:
+        chosen = min(candidates, key=lambda entry: (rank(entry), self._rng.random()))
         self._asked[chosen.text, chosen.answer] += 1
         return chosen
 

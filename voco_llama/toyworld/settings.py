@@ -142,12 +142,10 @@ class ToyWorldSettings:
 
     @property
     def color_names(self) -> tuple[str, ...]:
-        """The colors of this world."""
         return COLOR_NAMES[: self.colors]
 
     @property
     def shape_names(self) -> tuple[str, ...]:
-        """The shapes of this world."""
         return SHAPE_NAMES[: self.shapes]
 
     @property

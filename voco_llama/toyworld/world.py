@@ -2,10 +2,14 @@
 
 Training data is in the layouts of the real sets, LLaVA's JSON, WebVid's CSV, Video-ChatGPT's JSON:
 
+    tokenizer/ clip/ language/                       a tiny tokenizer, open_clip and Llama (`models`)
     pretrain/  chat.json, images/                    as LLaVA-CC3M-Pretrain
     instruct/  train.json, val.json, images/         as LLaVA's 665k instruction mix, some rows text-only
     text/      train.json                            the same layout, text only
     clips/     captions.csv, train.json, test.json, videos/    as WebVid and Video-ChatGPT
+    benchmarks/lmms-lab-encoder/{name}/              five benchmarks as parquet (`benchmarks`)
+    scenes.json                                      part -> description of each scene; the parts share none
+    manifest.json                                    format version, settings, fingerprints of the text files
 
 Image paths are relative to the `images/` beside the JSON; clips are `videos/{videoid}.mp4`.
 """
