@@ -17,8 +17,8 @@ TABLES = sorted(file.stem for file in (CONFIG_DIR / "plan").glob("*.yaml"))
 
 @functools.cache
 def plan_of(table):
-    """The first seed."""
-    return expand(COMMANDS["sweep"].compose([f"plan={table}"]))[0]
+    """One seed, the same of every table, so that what tables share is composed once."""
+    return expand(COMMANDS["sweep"].compose([f"plan={table}", "seeds=[3]"]))[0]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def records(fake):
 
 
 def results_of(table):
-    """Results of the first seed, by row that trains."""
+    """Results of a seed, by row that trains."""
     return {job.row: list(job.evaluations) for job in plan_of(table).jobs}
 
 
@@ -43,9 +43,16 @@ def test_every_command_composes(table, records):
             check_settings(settings, paths=False)
             assert settings.output_dir.startswith(f"runs/seed_{seed}/")
             assert folders.setdefault(settings.output_dir, command) is command
+    ways = set()
     for job in plan.jobs:
         assert str(job.run_folder) in folders
         for result, command in job.evaluations.items():
+            row, checkpoint, *way = command.overrides
+            run = f"${{paths.runs}}/{job.run_folder.relative_to(plan.runs)}"
+            assert (row, checkpoint) == (f"row={result}", f"checkpoint={run}/final")
+            if tuple(way) in ways:
+                continue  # the same settings for another row
+            ways.add(tuple(way))
             settings = records.compose(command)
             assert (settings.row, str(settings.output)) == (result, f"runs/results/seed_{seed}")
             assert settings.checkpoint == job.run_folder / "final"
@@ -104,12 +111,13 @@ def test_all_rows_at_synthetic_scale_train_for_as_long_from_the_same_model(recor
     assert teachers == {start}
 
 
-def test_num_voco_of_a_result_is_what_its_name_says(records):
+def test_num_voco_of_a_result_is_what_its_name_says():
     for table in ("toy", "table_4"):
         for job in plan_of(table).jobs:
             for result, command in job.evaluations.items():
                 _, at, number = result.partition("_at_")
-                assert records.compose(command).num_voco == (int(number) if at else None)
+                given = [override for override in command.overrides if override.startswith("num_voco=")]
+                assert given == ([f"num_voco={number}"] if at else [])
 
 
 def test_trainings_that_were_recorded_before_are_those_of_now(records):
