@@ -55,11 +55,14 @@ class Command:
         schema = resolve_name(self.schema)
         if issubclass(schema, TrainSettings):
             return compose(overrides, self.config, schema)
-        paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings, kw_only=True))
-        frozen = schema.__dataclass_params__.frozen
-        with_paths = dataclasses.make_dataclass(schema.__name__, [paths], bases=(schema,), frozen=frozen)
-        composed = compose(overrides, self.config, with_paths)
-        return schema(**{entry.name: getattr(composed, entry.name) for entry in dataclasses.fields(schema)})
+        copied = ("default", "default_factory", "metadata")
+        own = [
+            (entry.name, entry.type, dataclasses.field(**{key: getattr(entry, key) for key in copied}))
+            for entry in dataclasses.fields(schema)
+        ]
+        paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings))
+        composed = compose(overrides, self.config, dataclasses.make_dataclass(schema.__name__, [*own, paths]))
+        return schema(**{name: getattr(composed, name) for name, _, _ in own})
 
     def __call__(self, overrides: list[str]) -> int:
         """Run it; returns the exit status."""
