@@ -181,7 +181,7 @@ def outer(*files: str, **values) -> dict:
 
 
 def differing(there: dict, here: dict, **options) -> dict:
-    return difference(there, here, Outer, **options).values
+    return difference(there, here, Outer, **options)
 
 
 def test_nothing_differs_from_itself():
@@ -192,7 +192,7 @@ def test_nothing_differs_from_itself():
 def test_values_that_differ_are_shown_in_order_and_the_rest_is_counted():
     there, here = outer("x", seed=1), outer("x", seed=2, inner=Inner(size=4))
     found = difference(there, here, Outer)
-    assert found.values == {"inner.size": (3, 4), "seed": (1, 2)}
+    assert found == {"inner.size": (3, 4), "seed": (1, 2)}
     assert str(found) == "inner.size (3 there, 4 now), seed (1 there, 2 now)"
     many = difference({f"k{n}": n for n in range(8)}, {f"k{n}": -1 for n in range(8)})
     assert str(many).endswith("k4 (4 there, -1 now) and 3 more")

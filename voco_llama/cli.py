@@ -41,7 +41,6 @@ class Command:
 
     @property
     def help(self) -> str:
-        """A line."""
         return self.run.__doc__.partition("\n")[0].rstrip(".")
 
     def compose(self, overrides: list[str]) -> Any:
@@ -66,11 +65,7 @@ class Command:
         return schema(**{name: getattr(composed, name) for name, _, _ in own})
 
     def __call__(self, overrides: list[str]) -> int:
-        """Run it.
-
-        Returns:
-            The exit status.
-        """
+        """Run it; returns the exit status."""
         settings = self.compose(overrides)
         from voco_llama.sharding import expect_no_accelerator
 
@@ -217,12 +212,9 @@ def sweep(settings: Any, overrides: list[str]) -> str:
     return sweep(settings, overrides, sweep_runners())
 
 
-def sweep_runners() -> dict[str, Any]:
-    """The commands that a sweep may run, each a `Runner`."""
-    from voco_llama.sweep.records import Runner
-
-    names = ("toyworld", "train", "teacher", "evaluate")
-    return {name: Runner(COMMANDS[name].compose, COMMANDS[name]) for name in names}
+def sweep_runners() -> dict[str, Command]:
+    """The commands that a sweep may run."""
+    return {name: COMMANDS[name] for name in ("toyworld", "train", "teacher", "evaluate")}
 
 
 @_command("voco_llama.report.report:ReportSettings")
@@ -251,10 +243,7 @@ def ask(settings: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: Without the program's name; those of the process by default.
+    """Run one command with these arguments, by default those of the process.
 
     Returns:
         The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt.

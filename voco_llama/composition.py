@@ -30,7 +30,8 @@ CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKA
 """Inside the package in an installed wheel, beside it in a checkout."""
 EVAL_DIR = CONFIG_DIR.with_name("eval")
 """Tables, suites and tasks; beside the configurations in both."""
-
+SHOWN_KEYS = 5
+"""Of those that differ."""
 
 _NOT_UNPACKED = "archives are read in place, under the settings that `data prepare set=...` names; leave it out"
 _NOT_FETCHED = "nothing is downloaded: run the commands that `data prepare set=...` names; leave it out"
@@ -111,10 +112,9 @@ def read_file(file: Path, schema: type[T]) -> T:
         SettingsError: The file is missing or no YAML, a key is unknown, or a value is missing or of the wrong type.
     """
     try:
-        values = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file)))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file)))
     except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise SettingsError(f"{file}: {_explain(error, schema)}") from error
-    return values
 
 
 def to_plain(settings: Any) -> dict[str, Any]:
@@ -132,20 +132,13 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
+class Difference(dict[str, tuple[Any, Any]]):
     """Between the settings of something that exists and those of now: of the keys that differ, both values."""
 
-    values: dict[str, tuple[Any, Any]]
-    shown: int = 5
-
-    def __bool__(self) -> bool:
-        return bool(self.values)
-
     def __str__(self) -> str:
-        listed = [f"{key} ({_short(there)} there, {_short(here)} now)" for key, (there, here) in self.values.items()]
-        more = f" and {len(listed) - self.shown} more" if len(listed) > self.shown else ""
-        return ", ".join(listed[: self.shown]) + more
+        listed = [f"{key} ({_short(there)} there, {_short(here)} now)" for key, (there, here) in self.items()]
+        more = f" and {len(listed) - SHOWN_KEYS} more" if len(listed) > SHOWN_KEYS else ""
+        return ", ".join(listed[:SHOWN_KEYS]) + more
 
 
 def difference(
@@ -162,14 +155,10 @@ def difference(
     before, now = dict(flatten(there)), dict(flatten(here))
     if schema is not None:
         before |= dict(_younger(schema, before, now))
-    differing = (key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
-    patterns = [f"{beginning}*" for beginning in free]
     return Difference(
-        {
-            key: (before.get(key), now.get(key))
-            for key in differing
-            if not any(fnmatchcase(key, pattern) for pattern in patterns)
-        }
+        (key, (before.get(key), now.get(key)))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not any(fnmatchcase(key, f"{beginning}*") for beginning in free)
     )
 
 
@@ -223,7 +212,7 @@ def _check_choices(settings: Any, prefix: str = "") -> None:
 
 
 def _keys_of(schema: type, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a schema; list items carry the index 0."""
+    """Every dotted key of a schema."""
     for entry in dataclasses.fields(schema):
         yield f"{prefix}{entry.name}"
         if dataclasses.is_dataclass(entry.type):

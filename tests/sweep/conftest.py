@@ -5,13 +5,12 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from voco_llama import cli
 from voco_llama.errors import DataError
-from voco_llama.sweep.records import Runner
 from voco_llama.sweep.run import sweep
 from voco_llama.sweep.settings import RowSettings, SweepSettings
 from voco_llama.training.run_folder import RunFolder
@@ -23,6 +22,16 @@ REAL = cli.sweep_runners()
 def compose_once(name: str, overrides: tuple[str, ...]):
     """Composing costs a tenth of a second, and the tests compose the same again and again."""
     return REAL[name].compose(list(overrides))
+
+
+class Runner(NamedTuple):
+    """A command of the sweep, of two functions."""
+
+    compose: Callable[[list[str]], Any]
+    run: Callable[[list[str]], None]
+
+    def __call__(self, overrides: list[str]) -> None:
+        self.run(overrides)
 
 
 class FakeCommands:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweep.conftest import Runner
 from voco_llama.errors import SettingsError
-from voco_llama.sweep.records import Runner
+from voco_llama.sweep import run as run_module
 from voco_llama.sweep.run import RowsFailed, sweep
 
 ALL = [
@@ -274,10 +275,8 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(run, fake, changes,
 
 
 def test_the_launcher_stands_before_trainings_only(run, fake, monkeypatch):
-    from voco_llama.sweep import jobs
-
     launched = []
-    monkeypatch.setattr(jobs, "_launch", launched.append)
+    monkeypatch.setattr(run_module, "launch", launched.append)
     calls = run(launcher="env A=1")
     assert calls == [call for call in ALL if not call.startswith("train")]
     assert [line[1:6] for line in launched] == [

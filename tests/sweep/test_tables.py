@@ -1,10 +1,11 @@
 """The shipped plans: every command composes and passes the checks, and the rows are those of the tables."""
 
+import functools
 import json
 
 import pytest
 
-from voco_llama.cli import COMMANDS, sweep_runners
+from voco_llama.cli import COMMANDS
 from voco_llama.composition import CONFIG_DIR, difference
 from voco_llama.settings import TrainSettings
 from voco_llama.sweep.plan import expand
@@ -14,16 +15,26 @@ from voco_llama.training.checks import check_settings
 TABLES = sorted(file.stem for file in (CONFIG_DIR / "plan").glob("*.yaml"))
 
 
+@functools.cache
+def plan_of(table):
+    """One seed, the same of every table, so that what tables share is composed once."""
+    return expand(COMMANDS["sweep"].compose([f"plan={table}", "seeds=[3]"]))[0]
+
+
+@pytest.fixture
+def records(fake):
+    """Of the real commands, each composed once for all tests."""
+    return Records(fake.runners)
+
+
 def results_of(table):
-    """Results of the first seed, by row that trains."""
-    plan = expand(COMMANDS["sweep"].compose([f"plan={table}"]))[0]
-    return {job.row: list(job.evaluations) for job in plan.jobs}
+    """Results of a seed, by row that trains."""
+    return {job.row: list(job.evaluations) for job in plan_of(table).jobs}
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_command_composes(table):
-    records = Records(sweep_runners())
-    plan = expand(COMMANDS["sweep"].compose([f"plan={table}"]))[0]
+def test_every_command_composes(table, records):
+    plan = plan_of(table)
     folders, seed = {}, plan.seed
     for command in (*plan.base, *(job.train for job in plan.jobs)):
         settings = records.compose(command)
@@ -32,9 +43,16 @@ def test_every_command_composes(table):
             check_settings(settings, paths=False)
             assert settings.output_dir.startswith(f"runs/seed_{seed}/")
             assert folders.setdefault(settings.output_dir, command) is command
+    ways = set()
     for job in plan.jobs:
         assert str(job.run_folder) in folders
         for result, command in job.evaluations.items():
+            row, checkpoint, *way = command.overrides
+            run = f"${{paths.runs}}/{job.run_folder.relative_to(plan.runs)}"
+            assert (row, checkpoint) == (f"row={result}", f"checkpoint={run}/final")
+            if tuple(way) in ways:
+                continue  # the same settings for another row
+            ways.add(tuple(way))
             settings = records.compose(command)
             assert (settings.row, str(settings.output)) == (result, f"runs/results/seed_{seed}")
             assert settings.checkpoint == job.run_folder / "final"
@@ -82,31 +100,28 @@ def test_rows_at_synthetic_scale():
     }
 
 
-def test_all_rows_at_synthetic_scale_train_for_as_long_from_the_same_model():
-    records = Records(sweep_runners())
-    jobs = expand(COMMANDS["sweep"].compose(["plan=toy", "seeds=[5]"]))[0].jobs
-    composed = [records.compose(job.train) for job in jobs]
-    assert {(s.trainer["max_steps"], s.model.checkpoint, s.seed) for s in composed} == {
-        (2000, "runs/seed_5/toy/instruct/final", 5)
-    }
+def test_all_rows_at_synthetic_scale_train_for_as_long_from_the_same_model(records):
+    plan = plan_of("toy")
+    composed = [records.compose(job.train) for job in plan.jobs]
+    start = f"runs/seed_{plan.seed}/toy/instruct/final"
+    assert {(s.trainer["max_steps"], s.model.checkpoint, s.seed) for s in composed} == {(2000, start, plan.seed)}
     rates = {(s.trainer["learning_rate"], s.compression.compressor) for s in composed}
     assert rates == {(1.5e-3, "language_model"), (3e-3, "average_pool"), (1.5e-3, "q_former")}
     teachers = {s.loss.teacher_checkpoint for s in composed if s.loss.kl}
-    assert teachers == {"runs/seed_5/toy/instruct/final"}
+    assert teachers == {start}
 
 
 def test_num_voco_of_a_result_is_what_its_name_says():
-    records = Records(sweep_runners())
     for table in ("toy", "table_4"):
-        for job in expand(COMMANDS["sweep"].compose([f"plan={table}"]))[0].jobs:
+        for job in plan_of(table).jobs:
             for result, command in job.evaluations.items():
                 _, at, number = result.partition("_at_")
-                assert records.compose(command).num_voco == (int(number) if at else None)
+                given = [override for override in command.overrides if override.startswith("num_voco=")]
+                assert given == ([f"num_voco={number}"] if at else [])
 
 
-def test_trainings_that_were_recorded_before_are_those_of_now():
+def test_trainings_that_were_recorded_before_are_those_of_now(records):
     """The committed ones are older than many settings."""
-    records = Records(sweep_runners())
     results = CONFIG_DIR.parent / "docs/results/comparison"
     (plan,) = expand(COMMANDS["sweep"].compose(["plan=toy", "seeds=[3]", f"results={results}"]))
     records.check_base(plan)

@@ -61,7 +61,7 @@ def test_a_broken_split_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
 
     def any_split(description: str) -> str:
-        return rng.choice(list(scenes.SPLIT_SHARES))
+        return rng.choice(scenes.SPLITS)
 
     monkeypatch.setattr(scenes, "split_of", any_split)
     monkeypatch.setattr(clips, "split_of", any_split)
@@ -79,9 +79,10 @@ def test_benchmark_scenes_are_all_different() -> None:
 def test_every_split_is_used() -> None:
     rng = random.Random(0)
     drawn = [scenes.split_of(scenes.sample_scene(SMALL, rng).description) for _ in range(4000)]
-    total = sum(scenes.SPLIT_SHARES.values())
-    for split, share in scenes.SPLIT_SHARES.items():
-        assert drawn.count(split) / len(drawn) == pytest.approx(share / total, abs=0.03)
+    shares = Counter(scenes.SPLITS)
+    assert shares == {"train": 55, "pretrain": 25, "val": 5, "test": 15}
+    for split, share in shares.items():
+        assert drawn.count(split) / len(drawn) == pytest.approx(share / 100, abs=0.03)
 
 
 def test_description_is_canonical() -> None:
@@ -160,7 +161,7 @@ def test_too_small_a_world_is_refused() -> None:
         ({"choice_turns": 9}, "choice_turns=9"),
         ({"clips_train": 3}, "clips_train=3"),
         ({"vision_heads": 5}, "vision_heads=5"),
-        ({"val_images": -1}, "negative"),
+        ({"val_images": -1}, "val_images=-1 .use 0 or more"),
     ],
 )
 def test_settings_are_checked(values: dict, complaint: str) -> None:

@@ -1,4 +1,4 @@
-"""One job, the base stages of a seed or a row's training and evaluations: in this process, or in one of its own.
+"""Processes: the lock on a folder, a job in a process of its own, a training under a launcher.
 
 A folder is worked in by one process at a time. The lock is the operating system's (`flock`), so that it ends with the
 process that holds it, however that ends; the file's text, the process id, is for people.
@@ -6,7 +6,6 @@ process that holds it, however that ends; the file's text, the process id, is fo
 
 import contextlib
 import fcntl
-import logging
 import os
 import shlex
 import shutil
@@ -18,10 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from voco_llama.errors import SettingsError, VoCoError
-from voco_llama.sweep.plan import BASE, TRAIN, Command, Job, SeedPlan
-from voco_llama.sweep.records import Records
-
-logger = logging.getLogger(__name__)
 
 SHOWN_LINES = 5
 """Of a failed job's log."""
@@ -56,36 +51,6 @@ def locked(file: Path) -> Iterator[None]:
         yield
 
 
-def run_base(plan: SeedPlan, records: Records, training: bool, launcher: str | None = None) -> None:
-    """Run what is not finished of a seed's base stages in this process.
-
-    Args:
-        plan: Of the seed.
-        records: Compose and run its commands.
-        training: Whether rows will be trained, or evaluated only.
-        launcher: Put before trainings.
-    """
-    with locked(plan.runs / f".{BASE}.lock"):
-        for command in records.pending_base(plan, training):
-            _run(command, records, launcher)
-
-
-def run_row(job: Job, records: Records, launcher: str | None = None) -> None:
-    """Train a row in this process unless it is trained, make the results that are not there, and record each.
-
-    Args:
-        job: The row.
-        records: Compose and run its commands.
-        launcher: Put before the training.
-    """
-    with locked(job.run_folder.with_name(f".{job.row}.lock")):
-        if not records.is_trained(job):
-            _run(job.train, records, launcher)
-        for result, command in records.pending(job).items():
-            _run(command, records, None)
-            records.add(job, result)
-
-
 def launcher_arguments(launcher: str) -> list[str]:
     """A launcher's program, looked for beside this Python's too, and its arguments.
 
@@ -99,16 +64,12 @@ def launcher_arguments(launcher: str) -> list[str]:
     return [found, *arguments]
 
 
-def _run(command: Command, records: Records, launcher: str | None) -> None:
-    logger.info("%s", command)
-    if command.name == TRAIN and launcher is not None:
-        _launch([*launcher_arguments(launcher), "-m", "voco_llama.cli", command.name, *command.arguments])
-    else:
-        records.run(command)
+def launch(arguments: list[str]) -> None:
+    """Run a training's processes, which write where this one does.
 
-
-def _launch(arguments: list[str]) -> None:
-    """Run the training's processes; they write where this one does."""
+    Raises:
+        LaunchError: They failed.
+    """
     process = subprocess.Popen(arguments)
     try:
         status = process.wait()
@@ -121,14 +82,7 @@ def _launch(arguments: list[str]) -> None:
 
 
 class JobProcess:
-    """`voco-llama sweep ... job=<name>`, at the head of a process group.
-
-    Args:
-        overrides: Of the sweep that this job belongs to.
-        name: Of the job.
-        log: File that its output is appended to.
-        environment: Of the process.
-    """
+    """`voco-llama sweep <overrides> job=<name>`, at the head of a process group, its output appended to a log."""
 
     def __init__(self, overrides: Sequence[str], name: str, log: Path, environment: Mapping[str, str]) -> None:
         self._log = log
@@ -180,12 +134,9 @@ def devices() -> list[str]:
 
 
 def environment(slot: int, slots: int, pinned_to: Sequence[str]) -> dict[str, str]:
-    """Variables of a job: its own device, or on the CPU one thread, unless `OMP_NUM_THREADS` says otherwise.
+    """Variables of a job: one of the devices `pinned_to`, which the slots take in turn.
 
-    Args:
-        slot: 0 to slots - 1.
-        slots: How many jobs run side by side.
-        pinned_to: Devices that the slots take in turn; empty: none is chosen.
+    Without devices, jobs side by side get one thread each, unless `OMP_NUM_THREADS` says otherwise.
     """
     variables = dict(os.environ)
     if pinned_to:

@@ -15,13 +15,12 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from voco_llama.composition import did_you_mean
@@ -121,19 +120,13 @@ def expand(settings: SweepSettings) -> list[SeedPlan]:
         raise SettingsError("the sweep has no rows: choose a plan=..., or give train=[...]")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise SettingsError(f"seeds is {settings.seeds}: list at least one, each once")
-    trained = _trained(rows)
-    selected = _selected(trained, settings)
-    for overrides in (settings.overrides, settings.evaluate, *_all_overrides(rows)):
+    selected = _selected(_trained(rows), settings)
+    of_rows = (overrides for row in rows.values() for overrides in (row.train or [], *row.evaluate.values()))
+    for overrides in (settings.overrides, settings.evaluate, *of_rows):
         _check_not_owned(overrides, OWNED_KEYS)
     for overrides in settings.base:
         _check_not_owned(overrides, ("seed", "paths.runs"))
     return [_seed_plan(seed, rows, selected, settings) for seed in settings.seeds]
-
-
-def _all_overrides(rows: Mapping[str, RowSettings]) -> Iterator[list[str]]:
-    for row in rows.values():
-        yield row.train or []
-        yield from row.evaluate.values()
 
 
 def _trained(rows: Mapping[str, RowSettings]) -> dict[str, list[tuple[str, str, list[str]]]]:
@@ -235,7 +228,9 @@ def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-        choices = [_choices(override) for override in parsed]
+        choices = [
+            list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()] for o in parsed
+        ]
     except HydraException as error:
         reason = str(error).split("\n", 1)[0]
         raise SettingsError(f"train={list(overrides)} cannot be read as overrides: {reason}") from error
@@ -247,18 +242,11 @@ def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:
             for o, v in zip(parsed, values, strict=True)
         ]
         swept = {k: v for o, k, v in zip(parsed, keys, values, strict=True) if o.is_sweep_override()}
-        experiment = next((v for k, v in zip(keys, values, strict=True) if k == EXPERIMENT), UNNAMED)
-        name = _name(experiment, swept)
+        name = _name(dict(zip(keys, values, strict=True)).get(EXPERIMENT, UNNAMED), swept)
         if name in rows:
             raise SettingsError(f"train: two combinations are named '{name}': name the values apart")
         rows[name] = RowSettings(train=chosen)
     return rows
-
-
-def _choices(override: Override) -> list[str]:
-    if override.is_sweep_override():
-        return list(override.sweep_string_iterator())
-    return [override.get_value_element_as_str()]
 
 
 def _name(experiment: str, swept: dict[str, str]) -> str:

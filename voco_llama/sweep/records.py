@@ -7,10 +7,9 @@ lie; the runs themselves need not be there any more. Settings that have changed 
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from voco_llama.composition import difference, flatten, to_plain
 from voco_llama.errors import SettingsError
@@ -31,25 +30,16 @@ MADE = ("output_dir", "root")
 Flat = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Runner:
-    """How a command is composed and run: what the command line lends to the sweep.
+class Runner(Protocol):
+    """What the command line lends to the sweep: a command, called with overrides, or composed to its settings."""
 
-    Attributes:
-        compose: Overrides -> the settings' dataclass.
-        run: Runs the command with these overrides.
-    """
+    def compose(self, overrides: list[str]) -> Any: ...
 
-    compose: Callable[[list[str]], Any]
-    run: Callable[[list[str]], None]
+    def __call__(self, overrides: list[str]) -> Any: ...
 
 
 class Records:
-    """Reads, compares and writes the records.
-
-    Args:
-        runners: Command -> runner.
-    """
+    """Reads, compares and writes the records, by the commands that `runners` has."""
 
     def __init__(self, runners: Mapping[str, Runner]) -> None:
         self._runners = runners
@@ -71,7 +61,7 @@ class Records:
 
     def run(self, command: Command) -> None:
         """Run a command in this process."""
-        self._runners[command.name].run(command.arguments)
+        self._runners[command.name](command.arguments)
 
     def describe(self, command: Command) -> Flat:
         """Dotted key -> value of the settings that matter, alike for all seeds and places."""
@@ -80,33 +70,33 @@ class Records:
             settings = self.compose(command, *ANYWHERE)
             free = ("paths.", *FREE.get(command.name, ()))
             self._schemas[command.name] = type(settings)
-            self._described[key] = {k: v for k, v in _json(settings).items() if not k.startswith(free)}
+            as_read = json.loads(json.dumps(to_plain(settings), default=str))
+            self._described[key] = {k: v for k, v in flatten(as_read) if not k.startswith(free)}
         return self._described[key]
 
     def check_base(self, plan: SeedPlan) -> Flat:
         """Refuse base stages that differ from those that the results of a seed were made on.
 
         Returns:
-            What each stage makes -> its settings, of then and now: for `write_base`.
+            What each stage makes -> its settings, of then and now.
         """
-        file = plan.results / f"{BASE}.sweep.json"
-        there = _read(file)["base"] if file.is_file() else {}
+        there = _read(plan.results / f"{BASE}.sweep.json").get("base", {})
         here = {}
         for command in plan.base:
             described = self.describe(command)
             made = next((described[key] for key in MADE if key in described), "")
             here[stage := f"{command.name} {made}".strip()] = described
             self._check_same(
-                there.get(stage),
+                there.get(stage, described),
                 command,
                 f"the results in {plan.results} stand on '{stage}'",
                 f"choose other results=... and runs=..., or remove {plan.results} and {plan.runs} to make them again",
             )
         return there | here
 
-    def write_base(self, plan: SeedPlan, base: Flat) -> None:
-        """Write what `check_base` returned."""
-        _write(plan.results / f"{BASE}.sweep.json", {"seed": plan.seed, "base": base})
+    def write_base(self, plan: SeedPlan) -> None:
+        """Record what the results of a seed stand on."""
+        _write(plan.results / f"{BASE}.sweep.json", {"seed": plan.seed, "base": self.check_base(plan)})
 
     def pending(self, job: Job) -> dict[str, Command]:
         """The evaluations of a job whose results are not there.
@@ -116,10 +106,10 @@ class Records:
         """
         for command in (job.train, *job.evaluations.values()):
             self.describe(command)  # what does not compose is refused before anything runs
-        record = self._record(job)
+        file = record_file(job)
+        record = _read(file)
         if not record:
             return dict(job.evaluations)
-        file = record_file(job)
         runs = f" and {job.run_folder}" if job.run_folder.exists() else ""
         self._check_same(
             record["train"], job.train, f"row {job.name} was trained", f"remove {file}{runs} to make it again"
@@ -138,7 +128,7 @@ class Records:
 
     def add(self, job: Job, result: str) -> None:
         """Record that a result was made."""
-        record = self._record(job) or {"row": job.row, "seed": job.seed, "results": {}}
+        record = _read(record_file(job)) or {"row": job.row, "seed": job.seed, "results": {}}
         record["train"] = self.describe(job.train)
         if self.is_trained(job):
             record["training"] = RunFolder(self.compose(job.train)).summary()
@@ -156,16 +146,9 @@ class Records:
         """
         return (job.run_folder / SETTINGS_FILE).is_file() and RunFolder(self.compose(job.train)).is_finished()
 
-    def pending_base(self, plan: SeedPlan, training: bool) -> tuple[Command, ...]:
-        """The base stages that are still to be run.
-
-        Args:
-            plan: Of the seed.
-            training: Whether rows will be trained; else only the data that they are evaluated on must be there.
-        """
-        return tuple(
-            command for command in plan.base if (training or command.name != TRAIN) and not self._is_made(command)
-        )
+    def pending_base(self, plan: SeedPlan, training: bool) -> list[Command]:
+        """The base stages still to be run; where no row will be trained, only those that make data to evaluate on."""
+        return [command for command in plan.base if (training or command.name != TRAIN) and not self._is_made(command)]
 
     def _is_made(self, command: Command) -> bool:
         settings = self.compose(command)
@@ -173,13 +156,7 @@ class Records:
             return RunFolder(settings).is_finished()
         return (root := getattr(settings, "root", None)) is not None and Path(root).exists()
 
-    def _record(self, job: Job) -> dict[str, Any]:
-        file = record_file(job)
-        return _read(file) if file.is_file() else {}
-
-    def _check_same(self, there: Flat | None, command: Command, what: str, remedy: str) -> None:
-        if there is None:
-            return
+    def _check_same(self, there: Flat, command: Command, what: str, remedy: str) -> None:
         if differing := difference(there, self.describe(command), self._schemas[command.name]):
             raise SettingsError(f"{what} with other settings: {differing}: {remedy}")
 
@@ -194,12 +171,10 @@ def result_file(job: Job, result: str) -> Path:
     return job.results / f"{result}.{BENCHMARKS_KIND}.json"
 
 
-def _json(settings: Any) -> Flat:
-    """Dotted keys and the values that JSON gives back."""
-    return dict(flatten(json.loads(json.dumps(to_plain(settings), default=str))))
-
-
 def _read(file: Path) -> dict[str, Any]:
+    """A record; empty where there is none."""
+    if not file.is_file():
+        return {}
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

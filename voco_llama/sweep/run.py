@@ -9,20 +9,18 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from voco_llama.errors import SettingsError, VoCoError
 from voco_llama.sweep.jobs import (
     JobProcess,
     devices,
     environment,
+    launch,
     launcher_arguments,
     locked,
-    run_base,
-    run_row,
     terminated_as_interrupted,
 )
-from voco_llama.sweep.plan import BASE, Command, SeedPlan, expand
+from voco_llama.sweep.plan import BASE, TRAIN, Command, SeedPlan, expand
 from voco_llama.sweep.records import Records, Runner
 from voco_llama.sweep.scheduler import Failure, Progress, Task, run_side_by_side
 from voco_llama.sweep.settings import SweepSettings
@@ -38,7 +36,6 @@ class RowsFailed(VoCoError):
     """Some rows failed; the text lists them."""
 
 
-@dataclass(frozen=True)
 class Work:
     """What is left of one seed.
 
@@ -47,26 +44,37 @@ class Work:
         pending: Row's job -> its evaluations that are not made; empty for a finished one.
         untrained: Jobs whose training is not finished either.
         base: Base stages to run.
-        described: What the base stages are, for their record.
     """
 
-    plan: SeedPlan
-    pending: dict[str, dict[str, Command]]
-    untrained: frozenset[str]
-    base: tuple[Command, ...]
-    described: dict
+    def __init__(self, plan: SeedPlan, records: Records) -> None:
+        records.check_base(plan)
+        self.plan = plan
+        self.pending = {job.name: records.pending(job) for job in plan.jobs}
+        self.untrained = {job.name for job in plan.jobs if self.pending[job.name] and not records.is_trained(job)}
+        self.base = records.pending_base(plan, bool(self.untrained)) if any(self.pending.values()) else []
+
+    def __str__(self) -> str:
+        """As the dry run says it: what is finished, and the commands of what is not."""
+        state = "to do" if self.base else "nothing to do"
+        lines = [f"{self.plan.base_name}: {state}", *(f"    {command}" for command in self.base)]
+        for job in self.plan.jobs:
+            pending, trains = self.pending[job.name], job.name in self.untrained
+            state = "finished" if not pending else "to do" if trains else "trained, evaluations to do"
+            commands = [*([job.train] if trains else []), *pending.values()]
+            lines += [f"{job.name}: {state}", *(f"    {command}" for command in commands)]
+        return "\n".join([*lines, ""])
+
+    def tasks(self) -> list[Task]:
+        """The base stages, and the rows that are not finished."""
+        base = [Task(self.plan.base_name, counts=False)] if self.base else []
+        needs = self.plan.base_name if base else None
+        return [*base, *(Task(job.name, needs) for job in self.plan.jobs if self.pending[job.name])]
 
 
 def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[str, Runner]) -> str:
-    """Run what is not finished of a sweep.
+    """Run what is not finished of a sweep; returns a summary to print.
 
-    Args:
-        settings: From the command line.
-        overrides: The same as they were typed: each job is a process that gets them again.
-        runners: Command -> how it is composed and run.
-
-    Returns:
-        A summary to print.
+    `overrides` are the settings as they were typed: each job is a process that gets them again.
 
     Raises:
         RowsFailed: Some rows failed; the others are done.
@@ -79,13 +87,13 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
         return ""
     plans = expand(settings)
     if settings.dry_run:
-        return "\n".join(line for plan in plans for line in _describe(_work(plan, records)))
+        return "\n".join(str(Work(plan, records)) for plan in plans)
     slots, pinned_to = _slots(settings)
     with ExitStack() as held:
         for folder in {settings.runs.resolve(), settings.results.resolve()}:
             held.enter_context(locked(folder / LOCK_FILE))
         held.enter_context(terminated_as_interrupted())
-        work = [_work(plan, records) for plan in plans]
+        work = [Work(plan, records) for plan in plans]
         return _run_all(work, settings, overrides, records, slots, pinned_to)
 
 
@@ -104,31 +112,6 @@ def _slots(settings: SweepSettings) -> tuple[int, list[str]]:
     return (max(1, len(found)) if settings.processes is None else settings.processes), found
 
 
-def _work(plan: SeedPlan, records: Records) -> Work:
-    described = records.check_base(plan)
-    pending = {job.name: records.pending(job) for job in plan.jobs}
-    untrained = frozenset(job.name for job in plan.jobs if pending[job.name] and not records.is_trained(job))
-    base = records.pending_base(plan, training=bool(untrained)) if any(pending.values()) else ()
-    return Work(plan, pending, untrained, base, described)
-
-
-def _describe(work: Work) -> list[str]:
-    """Lines of the dry run: what is finished, and the commands of what is not."""
-    lines = [f"{work.plan.base_name}: {'to do' if work.base else 'nothing to do'}", *(f"    {c}" for c in work.base)]
-    for job in work.plan.jobs:
-        pending, trains = work.pending[job.name], job.name in work.untrained
-        commands = [*([job.train] if trains else []), *pending.values()]
-        state = "finished" if not pending else "to do" if trains else "trained, evaluations to do"
-        lines += [f"{job.name}: {state}", *(f"    {command}" for command in commands)]
-    return [*lines, ""]
-
-
-def _tasks(work: Work) -> list[Task]:
-    base = [Task(work.plan.base_name, counts=False)] if work.base else []
-    needs = work.plan.base_name if base else None
-    return [*base, *(Task(job.name, needs) for job in work.plan.jobs if work.pending[job.name])]
-
-
 def _run_all(
     work: Sequence[Work],
     settings: SweepSettings,
@@ -139,8 +122,8 @@ def _run_all(
 ) -> str:
     for one in work:
         if any(one.pending.values()):
-            records.write_base(one.plan, one.described)
-    tasks = [task for one in work for task in _tasks(one)]
+            records.write_base(one.plan)
+    tasks = [task for one in work for task in one.tasks()]
     total = sum(len(one.plan.jobs) for one in work)
     finished = total - sum(task.counts for task in tasks)
     progress = Progress(total, finished, max(1, slots))
@@ -188,16 +171,32 @@ def _failure(name: str, plans: Sequence[SeedPlan], settings: SweepSettings, reco
 
 
 def _run_job(name: str, plans: Sequence[SeedPlan], settings: SweepSettings, records: Records) -> None:
-    """Run one job in this process.
+    """Run what is not finished of one job in this process, and record each result.
 
     Raises:
         SettingsError: No job has this name.
     """
     for plan in plans:
         if name == plan.base_name:
-            untrained = any(records.pending(job) and not records.is_trained(job) for job in plan.jobs)
-            return run_base(plan, records, untrained, settings.launcher)
+            with locked(plan.runs / f".{BASE}.lock"):
+                for command in Work(plan, records).base:
+                    _run(command, records, settings.launcher)
+            return
         for job in plan.jobs:
             if name == job.name:
-                return run_row(job, records, settings.launcher)
+                with locked(job.run_folder.with_name(f".{job.row}.lock")):
+                    if not records.is_trained(job):
+                        _run(job.train, records, settings.launcher)
+                    for result, command in records.pending(job).items():
+                        _run(command, records, None)
+                        records.add(job, result)
+                return
     raise SettingsError(f"job={name} names no row of this sweep, as seed_0/{BASE} or seed_0/<row> would")
+
+
+def _run(command: Command, records: Records, launcher: str | None) -> None:
+    logger.info("%s", command)
+    if command.name == TRAIN and launcher is not None:
+        launch([*launcher_arguments(launcher), "-m", "voco_llama.cli", command.name, *command.arguments])
+    else:
+        records.run(command)

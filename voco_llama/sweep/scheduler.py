@@ -50,7 +50,6 @@ class Progress:
     took: list[float] = field(default_factory=list)
 
     def started(self, task: Task) -> None:
-        """Say that a task starts."""
         logger.info("%s: starts (%d of %d rows done)", task.name, self.done, self.total)
 
     def ended(self, task: Task, seconds: float, failure: str | None = None) -> None:
@@ -73,11 +72,7 @@ def run_side_by_side(
 ) -> dict[str, str]:
     """Run tasks, each as soon as a slot is free and what it needs has succeeded, else in their order.
 
-    Args:
-        tasks: None waits for a later one.
-        slots: How many run at a time.
-        start: Starts a task in a slot, 0 to slots - 1.
-        progress: Is told of every start and end.
+    `start` starts a task in a slot, 0 to slots - 1; no task needs a later one.
 
     Returns:
         Failed task -> why, in a few words.

@@ -13,16 +13,15 @@ import io
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from voco_llama.toyworld.dialogues import Balancer, balanced_groups, options_of
+from voco_llama.toyworld.dialogues import Balancer, balanced_groups, is_open, options_of
 from voco_llama.toyworld.questions import LETTERS, TEMPLATES, YES_NO, Question, all_questions
 from voco_llama.toyworld.scenes import Scene, choices_rng, draw, pixels_rng
 from voco_llama.toyworld.settings import ToyWorldSettings
@@ -46,46 +45,45 @@ VQA_SHARES = {
     "count.some": 2, "count.all": 1, "color.of_shape": 2, "color.at": 1, "shape.of_color": 1, "shape.at": 2,
     "position.of_color": 1, "position.of_thing": 1,
 }  # fmt: skip
-MMBENCH_CATEGORIES = {
-    "color": ("attribute_recognition", "finegrained_perception (instance-level)"),
-    "shape": ("attribute_recognition", "finegrained_perception (instance-level)"),
-    "position": ("object_localization", "finegrained_perception (instance-level)"),
-    "count": ("object_localization", "finegrained_perception (instance-level)"),
-}
+MMBENCH_CATEGORIES = dict.fromkeys(("color", "shape"), "attribute_recognition") | dict.fromkeys(
+    ("position", "count"), "object_localization"
+)
+MMBENCH_PARENT = "finegrained_perception (instance-level)"
 GQA_SEMANTICS = {
     "existence": "obj", "color": "attr", "shape": "attr", "relation": "rel", "comparison": "attr", "position": "rel",
 }  # fmt: skip
 
 MME_PROMPT = "Please answer yes or no."
-MME_TEMPLATES = {
-    "existence": "existence.thing",
-    "count": "count.verify",
-    "position": "position.verify",
-    "color": "color.verify",
-}
+MME_TEMPLATES = {"existence": "existence.thing"} | {name: f"{name}.verify" for name in ("count", "position", "color")}
 
 
-@dataclass(frozen=True)
+class Table(NamedTuple):
+    """A parquet file to be: the beginning of its path, its rows, their columns as `datasets.Features` has them."""
+
+    path: str
+    rows: list[Row]
+    columns: dict[str, Any]
+
+
+Tables = dict[str, dict[str, Table]]
+"""Configuration -> split -> table."""
+
+
 class Images:
-    """A benchmark's scenes and their drawn images."""
+    """The scenes of the benchmark `name`, drawn."""
 
-    scenes: Sequence[Scene]
-    encoded: tuple[bytes, ...]
+    def __init__(self, scenes: Sequence[Scene], name: str, settings: ToyWorldSettings) -> None:
+        self.scenes = scenes
+        rng = pixels_rng(settings, f"benchmark {name}")
+        self._encoded = []
+        for scene in scenes:
+            buffer = io.BytesIO()
+            draw(scene, settings, rng).save(buffer, "PNG", compress_level=1)
+            self._encoded.append(buffer.getvalue())
 
     def cell(self, index: int, name: str) -> dict[str, Any]:
         """An image as a parquet cell: its bytes and its file name."""
-        return {"bytes": self.encoded[index], "path": name}
-
-
-def draw_all(scenes: Sequence[Scene], name: str, settings: ToyWorldSettings) -> Images:
-    """Draws the scenes of the benchmark `name`."""
-    rng = pixels_rng(settings, f"benchmark {name}")
-    encoded = []
-    for scene in scenes:
-        buffer = io.BytesIO()
-        draw(scene, settings, rng).save(buffer, "PNG", compress_level=1)
-        encoded.append(buffer.getvalue())
-    return Images(scenes, tuple(encoded))
+        return {"bytes": self._encoded[index], "path": name}
 
 
 def write_table(file: Path, rows: list[Row], features: dict[str, Any]) -> None:
@@ -109,32 +107,29 @@ def write_card(folder: Path, configs: dict[str, dict[str, str]]) -> None:
 
 
 def write_benchmarks(root: Path, scenes: dict[str, Sequence[Scene]], settings: ToyWorldSettings) -> None:
-    """Writes `benchmarks/`.
-
-    Args:
-        root: Folder of the world.
-        scenes: Benchmark -> its scenes.
-        settings: Sizes and noise.
-    """
+    """Writes `benchmarks/` below `root`, from the scenes of each benchmark."""
     for name, build in BUILDERS.items():
         folder = root / "benchmarks" / OWNER / name
-        rng = choices_rng(settings, f"benchmark {name}")
-        build(folder, draw_all(scenes[name], name, settings), settings, rng)
-
-
-def _shares(shares: dict[str, float], total: int) -> dict[str, int]:
-    return {name: round(share * total / sum(shares.values())) for name, share in shares.items()}
+        made = build(Images(scenes[name], name, settings), settings, choices_rng(settings, f"benchmark {name}"))
+        paths: dict[str, dict[str, str]] = defaultdict(dict)
+        for config, splits in made.items():
+            for split, table in splits.items():
+                paths[config][split] = f"{table.path}-00000-of-00001.parquet"
+                write_table(folder / paths[config][split], table.rows, table.columns)
+        write_card(folder, paths)
 
 
 def _ask(
     images: Images, shares: dict[str, float], settings: ToyWorldSettings, rng: random.Random
 ) -> list[tuple[int, Question]]:
+    """Scene and question, by scene: about `benchmark_questions`, shared among the templates as `shares` says."""
     pool = [all_questions(scene, settings) for scene in images.scenes]
-    picked = balanced_groups(pool, _shares(shares, settings.benchmark_questions), rng, Counter())
-    return sorted(picked, key=lambda entry: entry[0])
+    total = sum(shares.values())
+    quotas = {name: round(share * settings.benchmark_questions / total) for name, share in shares.items()}
+    return sorted(balanced_groups(pool, quotas, rng), key=lambda entry: entry[0])
 
 
-def _gqa(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.Random) -> None:
+def _gqa(images: Images, settings: ToyWorldSettings, rng: random.Random) -> Tables:
     names = [f"toy_gqa_{index:06d}" for index in range(len(images.scenes))]
     pictures = [{"id": name, "image": images.cell(index, f"{name}.png")} for index, name in enumerate(names)]
     rows = []
@@ -149,19 +144,17 @@ def _gqa(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.R
         row |= {"fullAnswer": f"{question.answer.capitalize()}.", "isBalanced": True, "types": kinds}
         row |= {"groups": {"global": question.kind, "local": question.subject}, "entailed": "", "equivalent": ""}
         rows.append(row | {"semanticStr": question.template})
-    paths = {
-        f"testdev_balanced_{part}": {"testdev": f"testdev_balanced_{part}/testdev-00000-of-00001.parquet"}
-        for part in ("images", "instructions")
-    }
     columns = dict.fromkeys(("id", "imageId", "question", "answer", "fullAnswer"), TEXT) | {"isBalanced": FLAG}
     columns |= {"groups": {"global": TEXT, "local": TEXT}, "entailed": TEXT, "equivalent": TEXT}
     columns |= {"types": {"structural": TEXT, "semantic": TEXT, "detailed": TEXT}, "semanticStr": TEXT}
-    write_table(folder / paths["testdev_balanced_images"]["testdev"], pictures, {"id": TEXT, "image": IMAGE})
-    write_table(folder / paths["testdev_balanced_instructions"]["testdev"], rows, columns)
-    write_card(folder, paths)
+    parts = {"images": (pictures, {"id": TEXT, "image": IMAGE}), "instructions": (rows, columns)}
+    return {
+        f"testdev_balanced_{part}": {"testdev": Table(f"testdev_balanced_{part}/testdev", *content)}
+        for part, content in parts.items()
+    }
 
 
-def _vqav2(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.Random) -> None:
+def _vqav2(images: Images, settings: ToyWorldSettings, rng: random.Random) -> Tables:
     rows = []
     for number, (index, question) in enumerate(_ask(images, VQA_SHARES, settings, rng)):
         image_id = 100_000 + index
@@ -175,35 +168,30 @@ def _vqav2(folder: Path, images: Images, settings: ToyWorldSettings, rng: random
     columns = dict.fromkeys(("question_type", "multiple_choice_answer"), TEXT)
     columns["answers"] = [{"answer": TEXT, "answer_confidence": TEXT, "answer_id": INT}]
     columns |= {"image_id": INT, "answer_type": TEXT, "question_id": INT, "question": TEXT, "image": IMAGE}
-    path = "data/validation-00000-of-00001.parquet"
-    write_table(folder / path, rows, columns)
-    write_card(folder, {"default": {"validation": path}})
+    return {"default": {"validation": Table("data/validation", rows, columns)}}
 
 
-def _mmbench(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.Random) -> None:
-    shares = {name: 1.0 for name in TEMPLATES if name.partition(".")[0] in MMBENCH_CATEGORIES}
-    shares = {name: share for name, share in shares.items() if not name.endswith(".verify")}
+def _mmbench(images: Images, settings: ToyWorldSettings, rng: random.Random) -> Tables:
+    asked = [name for name in TEMPLATES if is_open(name)]
     letters: dict[str, Counter[str]] = defaultdict(Counter)
     rows = []
-    for number, (index, question) in enumerate(_ask(images, shares, settings, rng)):
+    for number, (index, question) in enumerate(_ask(images, dict.fromkeys(asked, 1), settings, rng)):
         used = letters[question.text]
-        usable = LETTERS[: min(len(LETTERS), len(question.choices))]
+        usable = LETTERS[: len(question.choices)]
         letter = min(usable, key=lambda letter: (used[letter], rng.random()))
         used[letter] += 1
         options, right = options_of(question, rng, letter)
-        category, parent = MMBENCH_CATEGORIES[question.kind]
+        category = MMBENCH_CATEGORIES[question.kind]
         row: Row = {"index": number, "question": question.text, "hint": "nan", "answer": right}
         row |= {letter: options.get(letter, "nan") for letter in LETTERS}
         row |= {"category": category, "image": images.cell(index, f"toy_mmbench_{index:06d}.png"), "source": "toyworld"}
-        rows.append(row | {"L2-category": parent, "comment": "nan", "split": "dev"})
+        rows.append(row | {"L2-category": MMBENCH_PARENT, "comment": "nan", "split": "dev"})
     columns = {"index": INT} | dict.fromkeys(("question", "hint", "answer", *LETTERS, "category"), TEXT)
     columns |= {"image": IMAGE} | dict.fromkeys(("source", "L2-category", "comment", "split"), TEXT)
-    path = "en/dev-00000-of-00001.parquet"
-    write_table(folder / path, rows, columns)
-    write_card(folder, {"en": {"dev": path}})
+    return {"en": {"dev": Table("en/dev", rows, columns)}}
 
 
-def _mme(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.Random) -> None:
+def _mme(images: Images, settings: ToyWorldSettings, rng: random.Random) -> Tables:
     """Two questions on one subject a question id, one to be answered yes and one no."""
     rows = []
     pairs = settings.benchmark_questions // (2 * len(MME_TEMPLATES))
@@ -221,9 +209,7 @@ def _mme(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.R
                     asked |= {"question_id": name, "image": images.cell(index, name), "category": category}
                     rows.append(asked | {"answer": question.answer.capitalize()})
     columns = {"question_id": TEXT, "image": IMAGE, "question": TEXT, "answer": TEXT, "category": TEXT}
-    path = "data/test-00000-of-00001.parquet"
-    write_table(folder / path, rows, columns)
-    write_card(folder, {"default": {"test": path}})
+    return {"default": {"test": Table("data/test", rows, columns)}}
 
 
 def _yes_and_no(questions: Iterable[Question], balancer: Balancer) -> tuple[Question, Question] | None:
@@ -237,7 +223,7 @@ def _yes_and_no(questions: Iterable[Question], balancer: Balancer) -> tuple[Ques
     return yes, balancer.most_owed(entry for entry in asked if entry.answer == "no" and entry.subject == yes.subject)
 
 
-def _pope(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.Random) -> None:
+def _pope(images: Images, settings: ToyWorldSettings, rng: random.Random) -> Tables:
     """Existence, with POPE's three ways to choose what is absent.
 
     `random`: any absent object. `popular`: the absent objects that are most frequent over the benchmark's images.
@@ -264,17 +250,13 @@ def _pope(folder: Path, images: Images, settings: ToyWorldSettings, rng: random.
             | {"image": images.cell(index, f"toy_pope_{index:06d}.png"), "category": category}
             for index, name, answer in sorted(asked)
         ]
-    rows = [row for asked in by_category.values() for row in asked]
+    rows = list(chain.from_iterable(by_category.values()))
     for number, row in enumerate(rows):
         row |= {"id": str(number), "question_id": str(number + 1)}
     columns = dict.fromkeys(("id", "question_id", "question", "answer", "image_source"), TEXT)
     columns |= {"image": IMAGE, "category": TEXT}
-    path = "data/test-00000-of-00001.parquet"
-    write_table(folder / path, rows, columns)
-    full = {category: f"Full/{category}-00000-of-00001.parquet" for category in by_category}
-    for category, asked in by_category.items():
-        write_table(folder / full[category], asked, columns)
-    write_card(folder, {"default": {"test": path}, "Full": full})
+    full = {category: Table(f"Full/{category}", asked, columns) for category, asked in by_category.items()}
+    return {"default": {"test": Table("data/test", rows, columns)}, "Full": full}
 
 
 def _pope_pairs(
@@ -313,7 +295,7 @@ def _pope_pairs(
     return asked
 
 
-BUILDERS: dict[str, Callable[[Path, Images, ToyWorldSettings, random.Random], None]] = {
+BUILDERS: dict[str, Callable[[Images, ToyWorldSettings, random.Random], Tables]] = {
     "GQA": _gqa,
     "MMBench": _mmbench,
     "MME": _mme,

@@ -57,27 +57,22 @@ def draw_twins(settings: ToyWorldSettings, split: str, count: int, rng: random.R
     Raises:
         SettingsError: If the world is too small for so many.
     """
-    kinds = tuple(KINDS.values())
-    drawn: list[Twins] = []
-    seen: set[str] = set()
+    drawn: dict[str, Twins] = {}
     misses = 0
+    held_back = {"val", "test"} if split == "train" else set()
     while len(drawn) < count:
-        twins = kinds[len(drawn) % len(kinds)](settings, rng)
+        twins = KINDS[len(drawn) % len(KINDS)](settings, rng)
         clip = twins[0]
-        held_back = {"val", "test"} if split == "train" else set()
         shown = {split_of(frame.description) for frame in clip.frames if frame.on_grid}
-        if split_of(clip.description) != split or clip.description in seen or shown & held_back:
-            misses += 1
-            if misses > MAX_TRIES:
-                raise SettingsError(
-                    f"toy world: found only {len(drawn)} of {count} pairs of clips for split {split!r}; "
-                    "use more colors, shapes or cells, or fewer clips"
-                )
-            continue
-        misses = 0
-        seen.add(clip.description)
-        drawn.append(twins)
-    return drawn
+        if split_of(clip.description) == split and clip.description not in drawn and not shown & held_back:
+            drawn[clip.description] = twins
+            misses = 0
+        elif (misses := misses + 1) > MAX_TRIES:
+            raise SettingsError(
+                f"toy world: found only {len(drawn)} of {count} pairs of clips for split {split!r}; "
+                "use more colors, shapes or cells, or fewer clips"
+            )
+    return list(drawn.values())
 
 
 def _twins(
@@ -90,11 +85,12 @@ def _twins(
     """The clip and its reversal, from the frames, the caption of each, and the answers of each."""
     scenes = tuple(Scene(settings.grid, tuple(sorted(things))) for things in frames)
     still = ClipQuestion(*plain, needs_order=False)
-    made = []
-    for turn, shown in enumerate((scenes, scenes[::-1])):
-        on_order = tuple(ClipQuestion(text, answers[turn], True) for text, *answers in ordered)
-        made.append(Clip(shown, captions[turn], (*on_order, still)))
-    return made[0], made[1]
+
+    def clip(turn: int) -> Clip:
+        on_order = (ClipQuestion(text, answers[turn], needs_order=True) for text, *answers in ordered)
+        return Clip(scenes[::-1] if turn else scenes, captions[turn], (*on_order, still))
+
+    return clip(0), clip(1)
 
 
 def _cells(settings: ToyWorldSettings) -> list[tuple[int, int]]:
@@ -111,9 +107,12 @@ def _resting(settings: ToyWorldSettings, rng: random.Random, actors: list[Thing]
     return [Thing(*rng.choice(free), rng.choice(shapes), rng.choice(colors), rng.choice(settings.size_names))]
 
 
-def _turning_point(settings: ToyWorldSettings, rng: random.Random) -> int:
-    """Frames before the change: at least one on either side, as likely early as late."""
-    return rng.randrange(1, settings.clip_frames)
+def _turning(
+    settings: ToyWorldSettings, rng: random.Random, before: list[Thing], after: list[Thing]
+) -> list[list[Thing]]:
+    """Frames of one state and then of the other: at least one of each, as likely early as late."""
+    turn = rng.randrange(1, settings.clip_frames)
+    return [before] * turn + [after] * (settings.clip_frames - turn)
 
 
 def _move(settings: ToyWorldSettings, rng: random.Random) -> Twins:
@@ -139,8 +138,7 @@ def _recolor(settings: ToyWorldSettings, rng: random.Random) -> Twins:
     size, cell = rng.choice(settings.size_names), rng.choice(_cells(settings))
     before, after = Thing(*cell, shape, one, size), Thing(*cell, shape, other, size)
     rest = _resting(settings, rng, [before, after], [cell])
-    turn = _turning_point(settings, rng)
-    frames = [[before if number < turn else after, *rest] for number in range(settings.clip_frames)]
+    frames = _turning(settings, rng, [before, *rest], [after, *rest])
     captions = (f"the {shape} turns from {one} to {other}", f"the {shape} turns from {other} to {one}")
     ordered = [("Which color came first?", one, other), ("Which color came last?", other, one)]
     return _twins(frames, settings, captions, ordered, ("Which shape changes color?", shape))
@@ -151,8 +149,7 @@ def _change(settings: ToyWorldSettings, rng: random.Random) -> Twins:
     color, size, cell = rng.choice(settings.color_names), rng.choice(settings.size_names), rng.choice(_cells(settings))
     before, after = Thing(*cell, one, color, size), Thing(*cell, other, color, size)
     rest = _resting(settings, rng, [before, after], [cell])
-    turn = _turning_point(settings, rng)
-    frames = [[before if number < turn else after, *rest] for number in range(settings.clip_frames)]
+    frames = _turning(settings, rng, [before, *rest], [after, *rest])
     captions = (f"the {before.name} turns into a {other}", f"the {after.name} turns into a {one}")
     ordered = [("Which shape came first?", one, other), ("Which shape came last?", other, one)]
     return _twins(frames, settings, captions, ordered, (f"What color is the {rng.choice((one, other))}?", color))
@@ -164,16 +161,10 @@ def _appear(settings: ToyWorldSettings, rng: random.Random) -> Twins:
     cell, other_cell = rng.sample(_cells(settings), 2)
     guest = Thing(*cell, shape, color, rng.choice(settings.size_names))
     host = Thing(*other_cell, other_shape, other_color, rng.choice(settings.size_names))
-    turn = _turning_point(settings, rng)
-    frames = [[host] if number < turn else [host, guest] for number in range(settings.clip_frames)]
+    frames = _turning(settings, rng, [host], [host, guest])
     captions = (f"the {guest.name} appears", f"the {guest.name} leaves")
     ordered = [(f"Does the {shape} appear or leave?", "appear", "leave")]
     return _twins(frames, settings, captions, ordered, (f"What color is the {other_shape}?", other_color))
 
 
-KINDS: dict[str, Callable[[ToyWorldSettings, random.Random], Twins]] = {
-    "move": _move,
-    "recolor": _recolor,
-    "change": _change,
-    "appear": _appear,
-}
+KINDS: tuple[Callable[[ToyWorldSettings, random.Random], Twins], ...] = (_move, _recolor, _change, _appear)

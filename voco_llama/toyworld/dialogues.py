@@ -57,20 +57,20 @@ class Balancer:
         self._rng = rng
         self._asked: Counter[tuple[str, str]] = Counter()
 
-    def least_asked(self, candidates: Iterable[Question]) -> Question:
-        """The candidate asked least often so far with its answer; ties are broken at random."""
-        chosen = min(candidates, key=lambda entry: (self._asked[entry.text, entry.answer], self._rng.random()))
-        self._asked[chosen.text, chosen.answer] += 1
-        return chosen
-
     def choose(self, candidates: Iterable[Question]) -> Question | None:
-        """The same, but a yes/no question waits while its answer leads the other: there may be none to choose."""
+        """The candidate asked least often so far with its answer; ties are broken at random.
+
+        A yes/no question waits while its answer leads the other: there may be none to choose.
+        """
         waiting = [entry for entry in candidates if entry.choices != YES_NO or self._lead(entry) <= 0]
-        return self.least_asked(waiting) if waiting else None
+        return self._least(waiting, lambda entry: self._asked[entry.text, entry.answer]) if waiting else None
 
     def most_owed(self, candidates: Iterable[Question]) -> Question:
         """The yes/no candidate whose text has had the other answer most often beyond this one."""
-        chosen = min(candidates, key=lambda entry: (self._lead(entry), self._rng.random()))
+        return self._least(candidates, self._lead)
+
+    def _least(self, candidates: Iterable[Question], rank: Callable[[Question], int]) -> Question:
+        chosen = min(candidates, key=lambda entry: (rank(entry), self._rng.random()))
         self._asked[chosen.text, chosen.answer] += 1
         return chosen
 
@@ -81,17 +81,16 @@ class Balancer:
 
 
 def balanced_groups(
-    pool: list[list[Question]], quotas: dict[str, int], rng: random.Random, load: Counter[int]
+    pool: list[list[Question]], quotas: dict[str, int], rng: random.Random
 ) -> list[tuple[int, Question]]:
     """Picks questions in groups: one text, asked once for each of its answers, each time about another scene.
 
-    So the answers under each text are exactly uniform.
+    So the answers under each text are exactly uniform. The scenes least asked about are taken first.
 
     Args:
         pool: For each scene, its questions.
         quotas: Template -> about how many questions; rounded to whole groups, and short where scenes run out.
         rng: Order of the texts.
-        load: Scene -> questions asked about it so far; the least asked are taken first. Updated.
 
     Returns:
         (scene, question) pairs.
@@ -103,6 +102,7 @@ def balanced_groups(
             found[question.template][question.text][question.answer].append(scene)
             asked_of[scene, question.text] = question
     picked: list[tuple[int, Question]] = []
+    load: Counter[int] = Counter()
     for template, quota in quotas.items():
         texts = [text for text, answers in found[template].items() if len(answers) > 1]
         rng.shuffle(texts)
@@ -123,15 +123,9 @@ def balanced_groups(
 
 
 def options_of(question: Question, rng: random.Random, letter: str | None = None) -> tuple[dict[str, str], str]:
-    """Makes a question multiple choice.
+    """Makes an open question multiple choice: letter -> option (at most four), and the right letter.
 
-    Args:
-        question: An open question.
-        rng: Source of the wrong options and of the order.
-        letter: Where the right answer goes; any, by default.
-
-    Returns:
-        Letter -> option (at most four), and the right letter.
+    The wrong options and the order are drawn; `letter`, if given, says where the right answer goes.
     """
     wrong = [choice for choice in question.choices if choice != question.answer]
     options = rng.sample(wrong, min(len(wrong), len(LETTERS) - 1))
@@ -146,9 +140,10 @@ def choice_text(question: str, options: dict[str, str]) -> str:
     return f"{question} {OPTIONS_PROMPT}\n{lines}\n\n{CHOICE_PROMPT}"
 
 
-def open_question(question: Question) -> bool:
-    """Whether a question can become multiple choice: it is not yes or no, and of a kind MMBench asks."""
-    return question.kind in CHOICE_KINDS and not question.template.endswith(".verify")
+def is_open(template: str) -> bool:
+    """Whether its questions can become multiple choice: they are not yes or no, and of a kind MMBench asks."""
+    kind, _, what = template.partition(".")
+    return kind in CHOICE_KINDS and what != "verify"
 
 
 def question_turns(scene: Scene, settings: ToyWorldSettings, balancer: Balancer, rng: random.Random) -> list[Pair]:
@@ -160,11 +155,10 @@ def question_turns(scene: Scene, settings: ToyWorldSettings, balancer: Balancer,
     prompted = False
     while len(turns) < settings.turns:
         name = rng.choices(names, weights)[0]
-        candidates = [entry for entry in TEMPLATES[name](scene, settings) if entry.text not in asked]
         is_choice = len(turns) in multiple
-        if is_choice and not all(map(open_question, candidates)):
+        if is_choice and not is_open(name):
             continue
-        question = balancer.choose(candidates)
+        question = balancer.choose(entry for entry in TEMPLATES[name](scene, settings) if entry.text not in asked)
         if question is None:
             continue
         asked.add(question.text)

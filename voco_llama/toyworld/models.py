@@ -29,15 +29,10 @@ RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, phrases: Sequence[str] = ()) -> Tokenizer:
-    """Trains the tokenizer.
-
-    Args:
-        texts: What it will have to write; every word in them becomes one token.
-        vocabulary: Largest number of tokens, special tokens and the 256 bytes included.
-        phrases: Stretches of text that become one token each, wherever they stand.
+    """Trains the tokenizer: every word of the texts becomes one token, and so does each phrase, wherever it stands.
 
     Raises:
-        SettingsError: If the vocabulary is too small to make every word one token.
+        SettingsError: `vocabulary`, special tokens and the 256 bytes included, is too small for that.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=UNK))
     pattern = "|".join([*(rf" ?{re.escape(phrase)}(?!\p{{L}})" for phrase in phrases), WORD])
@@ -86,12 +81,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, settings: ToyWorldSettin
 def clip_config(settings: ToyWorldSettings, vocabulary: int, longest_caption: int) -> dict[str, Any]:
     """The open_clip model configuration.
 
-    Its text tower reads `<s> caption </s>` padded with `<unk>` and pools at `</s>`, by the tiny tokenizer's ids.
-
-    Args:
-        settings: The widths.
-        vocabulary: Length of the tokenizer.
-        longest_caption: Tokens of the longest caption, without special tokens.
+    Its text tower reads `<s> caption </s>` padded with `<unk>` and pools at `</s>`, by the tiny tokenizer's ids;
+    `longest_caption` counts tokens without the special ones.
     """
     return {
         "embed_dim": settings.clip_embedding,
@@ -148,11 +139,6 @@ def write_language_model(folder: Path, config: dict[str, Any], seed: int) -> Non
     Llama's own initialization has one standard deviation for all weights. At a width of about 100 that makes
     embeddings so small beside what the first layer adds to them that words are hard to tell apart; here embeddings
     have unit size, every layer keeps the size of what it reads, and the residual branches add up to about one.
-
-    Args:
-        folder: Where to.
-        config: From `language_config`.
-        seed: Of the weights.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -178,15 +164,7 @@ def write_language_model(folder: Path, config: dict[str, Any], seed: int) -> Non
 def write_models(
     root: Path, texts: Iterable[str], captions: Iterable[str], settings: ToyWorldSettings, phrases: Sequence[str] = ()
 ) -> None:
-    """Writes `tokenizer/`, `clip/tiny_clip.json` and `language/`.
-
-    Args:
-        root: Folder of the world.
-        texts: Everything the models will read and write.
-        captions: What the contrastive text tower will read.
-        settings: The widths.
-        phrases: What the tokenizer keeps whole.
-    """
+    """Writes `tokenizer/`, `clip/tiny_clip.json` and `language/` for a world of these texts and captions."""
     tokenizer = train_tokenizer(texts, settings.vocabulary, phrases)
     write_tokenizer(tokenizer, root / "tokenizer", settings)
     lengths = (len(entry.ids) for entry in tokenizer.encode_batch(list(captions), add_special_tokens=False))

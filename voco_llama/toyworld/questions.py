@@ -81,99 +81,54 @@ def plural(shape: str) -> str:
     return f"{shape}es" if shape.endswith(("s", "x")) else f"{shape}s"
 
 
-def _lone(scene: Scene, key: Callable[[Thing], str]) -> list[Thing]:
-    """The things that are the only one of their `key` in the scene."""
-    seen = Counter(key(thing) for thing in scene.things)
-    return [thing for thing in scene.things if seen[key(thing)] == 1]
+def _words(thing: Thing, scene: Scene) -> dict[str, str]:
+    """What can be said of a thing."""
+    place = place_name(int(thing.row), int(thing.col), scene.grid)
+    return {"shape": thing.shape, "color": thing.color, "size": thing.size, "name": thing.name, "place": place}
 
 
-def _lone_shapes(scene: Scene) -> list[Thing]:
-    return _lone(scene, lambda thing: thing.shape)
-
-
-def _lone_colors(scene: Scene) -> list[Thing]:
-    return _lone(scene, lambda thing: thing.color)
-
-
-def _place(thing: Thing, scene: Scene) -> str:
-    return place_name(int(thing.row), int(thing.col), scene.grid)
+def _lone(scene: Scene, word: str) -> list[Thing]:
+    """The things that are the only one of their shape, color, name or place."""
+    said = [_words(thing, scene)[word] for thing in scene.things]
+    return [thing for thing, own in zip(scene.things, said, strict=True) if said.count(own) == 1]
 
 
 def _yes(holds: bool) -> str:
     return YES_NO[0] if holds else YES_NO[1]
 
 
-@_template("color.of_shape", 2)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in _lone_shapes(scene):
-        yield f"What color is the {thing.shape}?", thing.color, settings.color_names
+def _about_one(known: str, asked: str, text: str, subject: str | None = None) -> Callable[..., Iterator[tuple]]:
+    """Questions on each thing that what is `known` of it tells apart: what `asked` is.
+
+    With a `subject` they are answered yes or no, one for every `{value}` that what is asked could have.
+    """
+
+    def ask(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
+        names = {"shape": settings.shape_names, "color": settings.color_names, "size": settings.size_names}
+        values = names[asked] if asked in names else place_names(scene.grid)
+        if len(values) == 1:
+            return  # size is no attribute in this world
+        for thing in _lone(scene, known):
+            words = _words(thing, scene)
+            if subject is None:
+                yield text.format_map(words), words[asked], values
+                continue
+            for value in values:
+                yield text.format(**words, value=value), _yes(value == words[asked]), YES_NO, subject.format_map(words)
+
+    return ask
 
 
-@_template("color.at", 2)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in scene.things:
-        yield f"What color is the {_place(thing, scene)} shape?", thing.color, settings.color_names
-
-
-@_template("color.verify", 2)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in _lone_shapes(scene):
-        for color in settings.color_names:
-            yield f"Is the {thing.shape} {color}?", _yes(color == thing.color), YES_NO, f"color of the {thing.shape}"
-
-
-@_template("shape.of_color", 2)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in _lone_colors(scene):
-        yield f"Which shape is {thing.color}?", thing.shape, settings.shape_names
-
-
-@_template("shape.at", 2)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in scene.things:
-        yield f"Which shape is {_place(thing, scene)}?", thing.shape, settings.shape_names
-
-
-@_template("shape.verify", 1)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in _lone_colors(scene):
-        for shape in settings.shape_names:
-            yield (
-                f"Is the {thing.color} shape a {shape}?",
-                _yes(shape == thing.shape),
-                YES_NO,
-                f"the {thing.color} shape",
-            )
-
-
-@_template("position.of_shape", 3)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in _lone_shapes(scene):
-        yield f"Where is the {thing.shape}?", _place(thing, scene), place_names(scene.grid)
-
-
-@_template("position.of_color", 1)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in _lone_colors(scene):
-        yield f"Where is the {thing.color} shape?", _place(thing, scene), place_names(scene.grid)
-
-
-@_template("position.of_thing", 1)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in _lone(scene, lambda thing: thing.name):
-        yield f"Where is the {thing.name}?", _place(thing, scene), place_names(scene.grid)
-
-
-@_template("position.verify", 2)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for thing in _lone_shapes(scene):
-        for place in place_names(scene.grid):
-            yield (
-                f"Is the {thing.shape} {place}?",
-                _yes(place == _place(thing, scene)),
-                YES_NO,
-                f"place of the {thing.shape}",
-            )
+_template("color.of_shape", 2)(_about_one("shape", "color", "What color is the {shape}?"))
+_template("color.at", 2)(_about_one("place", "color", "What color is the {place} shape?"))
+_template("color.verify", 2)(_about_one("shape", "color", "Is the {shape} {value}?", "color of the {shape}"))
+_template("shape.of_color", 2)(_about_one("color", "shape", "Which shape is {color}?"))
+_template("shape.at", 2)(_about_one("place", "shape", "Which shape is {place}?"))
+_template("shape.verify", 1)(_about_one("color", "shape", "Is the {color} shape a {value}?", "the {color} shape"))
+_template("position.of_shape", 3)(_about_one("shape", "place", "Where is the {shape}?"))
+_template("position.of_color", 1)(_about_one("color", "place", "Where is the {color} shape?"))
+_template("position.of_thing", 1)(_about_one("name", "place", "Where is the {name}?"))
+_template("position.verify", 2)(_about_one("shape", "place", "Is the {shape} {value}?", "place of the {shape}"))
 
 
 @_template("count.all", 0.5)
@@ -223,31 +178,27 @@ def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
         yield f"Is there a {shape}?", _yes(shape in shapes), YES_NO, "existence"
 
 
-def _stands(one: Thing, side: str, other: Thing) -> bool:
-    """Whether `one` is on that side of `other`, at any distance and height."""
-    down, right = SIDES[side]
-    return (one.row - other.row) * down > 0 if down else (one.col - other.col) * right > 0
+def _side(known: str, text: str) -> Callable[..., Iterator[tuple]]:
+    """Whether one thing stands on a side of another, at any distance and height."""
+
+    def ask(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
+        for one, other in permutations(_lone(scene, known), 2):
+            for side, (down, right) in SIDES.items():
+                stands = (one.row - other.row) * down > 0 or (one.col - other.col) * right > 0
+                asked = text.format(one=getattr(one, known), side=side, other=getattr(other, known))
+                yield asked, _yes(stands), YES_NO
+
+    return ask
 
 
-@_template("relation.shapes", 1)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for one, other in permutations(_lone_shapes(scene), 2):
-        for side in SIDES:
-            yield f"Is the {one.shape} {side} the {other.shape}?", _yes(_stands(one, side, other)), YES_NO
-
-
-@_template("relation.colors", 0.5)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for one, other in permutations(_lone_colors(scene), 2):
-        for side in SIDES:
-            what = f"Is the {one.color} shape {side} the {other.color} shape?"
-            yield what, _yes(_stands(one, side, other)), YES_NO
+_template("relation.shapes", 1)(_side("shape", "Is the {one} {side} the {other}?"))
+_template("relation.colors", 0.5)(_side("color", "Is the {one} shape {side} the {other} shape?"))
 
 
 @_template("relation.neighbor", 0.5)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     at = {(thing.row, thing.col): thing for thing in scene.things}
-    for thing in _lone_shapes(scene):
+    for thing in _lone(scene, "shape"):
         others = tuple(shape for shape in settings.shape_names if shape != thing.shape)
         for side, (down, right) in SIDES.items():
             neighbor = at.get((thing.row + down, thing.col + right))
@@ -267,21 +218,17 @@ def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
 
 @_template("comparison.color", 0.5)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    for one, other in permutations(_lone_shapes(scene), 2):
+    for one, other in permutations(_lone(scene, "shape"), 2):
         yield f"Is the {one.shape} the same color as the {other.shape}?", _yes(one.color == other.color), YES_NO
 
 
-@_template("size.of_shape", 1)
-def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
-    if settings.sizes > 1:
-        for thing in _lone_shapes(scene):
-            yield f"What size is the {thing.shape}?", thing.size, settings.size_names
+_template("size.of_shape", 1)(_about_one("shape", "size", "What size is the {shape}?"))
 
 
 @_template("size.compare", 1)
 def _(scene: Scene, settings: ToyWorldSettings) -> Iterator[tuple]:
     if settings.sizes > 1:
         rank = settings.size_names.index
-        for one, other in permutations(_lone_shapes(scene), 2):
+        for one, other in permutations(_lone(scene, "shape"), 2):
             larger = rank(one.size) > rank(other.size)
             yield f"Is the {one.shape} larger than the {other.shape}?", _yes(larger), YES_NO

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from voco_llama.errors import SettingsError
-from voco_llama.toyworld.settings import SIZE_NAMES, ToyWorldSettings
+from voco_llama.toyworld.settings import ToyWorldSettings
 
 RGB = {
     "red": (224, 40, 40),
@@ -29,7 +29,8 @@ RGB = {
     "white": (240, 240, 240),
 }
 BACKGROUND = (56, 56, 56)
-SPLIT_SHARES = {"train": 55, "pretrain": 25, "val": 5, "test": 15}
+SPLITS = ["train"] * 55 + ["pretrain"] * 25 + ["val"] * 5 + ["test"] * 15
+"""Each as often as its share of all scenes, percent."""
 RADIUS = {"plain": 0.37, "small": 0.22, "medium": 0.31, "large": 0.41}
 MAX_TRIES = 10_000
 
@@ -79,13 +80,8 @@ def pixels_rng(settings: ToyWorldSettings, part: str) -> np.random.Generator:
 
 
 def split_of(description: str) -> str:
-    """The split a scene or a clip belongs to (a key of `SPLIT_SHARES`), by the hash of its description."""
-    bucket = int.from_bytes(hashlib.blake2b(description.encode(), digest_size=8).digest()) % sum(SPLIT_SHARES.values())
-    for split, share in SPLIT_SHARES.items():
-        if bucket < share:
-            return split
-        bucket -= share
-    raise AssertionError("the shares cover every bucket")
+    """The split that a scene or a clip belongs to, by the hash of its description."""
+    return SPLITS[int.from_bytes(hashlib.blake2b(description.encode(), digest_size=8).digest()) % len(SPLITS)]
 
 
 def sample_scene(settings: ToyWorldSettings, rng: random.Random) -> Scene:
@@ -100,8 +96,9 @@ def sample_scene(settings: ToyWorldSettings, rng: random.Random) -> Scene:
 
 def _sample_thing(settings: ToyWorldSettings, rng: random.Random, row: int, col: int, others: list[Thing]) -> Thing:
     """A thing for a cell; now and then it copies the color or the shape of one that is already there."""
-    (shape,) = rng.choices(settings.shape_names, _frequencies(settings.shapes, settings.skew))
-    (color,) = rng.choices(settings.color_names, _frequencies(settings.colors, settings.skew))
+    frequencies = [(1 - settings.skew) ** rank for rank in range(max(settings.shapes, settings.colors))]
+    (shape,) = rng.choices(settings.shape_names, frequencies[: settings.shapes])
+    (color,) = rng.choices(settings.color_names, frequencies[: settings.colors])
     if others and rng.random() < settings.companion:
         other = rng.choice(others)
         if rng.random() < 0.5:
@@ -109,11 +106,6 @@ def _sample_thing(settings: ToyWorldSettings, rng: random.Random, row: int, col:
         else:
             color = other.color
     return Thing(row, col, shape, color, rng.choice(settings.size_names))
-
-
-def _frequencies(count: int, skew: float) -> list[float]:
-    """How often each of `count` names is drawn, relative to the first."""
-    return [(1 - skew) ** rank for rank in range(count)]
 
 
 def draw_scenes(
@@ -129,27 +121,24 @@ def draw_scenes(
     misses = 0
     while len(scenes) < count:
         scene = sample_scene(settings, rng)
-        if split_of(scene.description) != split or (unique and scene.description in seen):
-            misses += 1
-            if misses > MAX_TRIES:
-                raise SettingsError(
-                    f"toy world: found only {len(scenes)} of {count} scenes for split {split!r}; "
-                    "use more colors, shapes or cells, or fewer images"
-                )
-            continue
-        misses = 0
-        seen.add(scene.description)
-        scenes.append(scene)
+        if split_of(scene.description) == split and not (unique and scene.description in seen):
+            seen.add(scene.description)
+            scenes.append(scene)
+            misses = 0
+        elif (misses := misses + 1) > MAX_TRIES:
+            raise SettingsError(
+                f"toy world: found only {len(scenes)} of {count} scenes for split {split!r}; "
+                "use more colors, shapes or cells, or fewer images"
+            )
     return scenes
 
 
 def place_name(row: int, col: int, grid: int) -> str:
     """Such as 'top left' (2 x 2), 'middle center' (3 x 3), 'row 2 column 4' (larger boards)."""
-    if grid == 2:
-        return f"{('top', 'bottom')[row]} {('left', 'right')[col]}"
-    if grid == 3:
-        return f"{('top', 'middle', 'bottom')[row]} {('left', 'center', 'right')[col]}"
-    return f"row {row + 1} column {col + 1}"
+    if grid > 3:
+        return f"row {row + 1} column {col + 1}"
+    rows, columns = ("top", "middle", "bottom"), ("left", "center", "right")
+    return f"{rows[row * 2 // (grid - 1)]} {columns[col * 2 // (grid - 1)]}"
 
 
 def place_names(grid: int) -> tuple[str, ...]:
@@ -158,13 +147,10 @@ def place_names(grid: int) -> tuple[str, ...]:
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """Such as 'red circle top left, blue square bottom right'.
+    """Such as 'red circle top left, blue square bottom right', the things in reading order.
 
-    Args:
-        scene: What to describe.
-        rng: Shuffles the things, so that the words for their places must be seen and not counted off, and chooses
-            which of color, shape and place is named first, second and third, so that things are found by each of
-            them. Without it things stand in reading order, as in the example.
+    `rng` shuffles the things, so that the words for their places must be seen and not counted off, and chooses which
+    of color, shape and place is named first, second and third, so that things are found by each of them.
     """
     things = list(scene.things) if rng is None else rng.sample(scene.things, len(scene.things))
     order = range(3) if rng is None else rng.sample(range(3), 3)
@@ -177,16 +163,7 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
 
 
 def draw(scene: Scene, settings: ToyWorldSettings, rng: np.random.Generator) -> Image.Image:
-    """Draws a scene, anti-aliased, with jitter and pixel noise.
-
-    Args:
-        scene: What to draw; things may stand between cells.
-        settings: Image size, noise, jitter, supersampling.
-        rng: Source of jitter and noise.
-
-    Returns:
-        An RGB image of `image_size` x `image_size` pixels.
-    """
+    """Draws a scene, anti-aliased, with jitter and pixel noise: RGB, `image_size` x `image_size` pixels."""
     factor, size = settings.supersample, settings.image_size
     cell = size * factor / scene.grid
     shade = int(rng.integers(-8, 9))
@@ -244,5 +221,3 @@ OUTLINES: dict[str, Callable[..., None]] = {
     "star": _polygon(5, inner=0.42),
     "diamond": _polygon(4),
 }
-
-assert all(size in RADIUS for names in SIZE_NAMES.values() for size in names)

@@ -7,10 +7,14 @@ The settings are plain values, so that a YAML file can fill them and the manifes
 from dataclasses import dataclass
 from pathlib import Path
 
-from voco_llama.errors import SettingsError
+from voco_llama.errors import require
 
 COLOR_NAMES = ("red", "green", "blue", "yellow", "purple", "cyan", "orange", "white")
 SHAPE_NAMES = ("circle", "square", "triangle", "cross", "star", "diamond")
+NUMBERS = (
+    "pretrain_images", "instruct_images", "val_images", "text_rows", "clips_train", "clips_test", "benchmark_images",
+    "benchmark_questions",
+)  # fmt: skip
 SIZE_NAMES = {1: ("plain",), 2: ("small", "large"), 3: ("small", "medium", "large")}
 
 
@@ -50,16 +54,9 @@ class ToyWorldSettings:
         benchmark_questions: Questions of each benchmark, about.
         vocabulary: Largest size of the tokenizer's vocabulary.
         patch_size: Side of a patch of the vision tower, pixels.
-        vision_width: Width of the vision tower.
-        vision_layers: Layers of the vision tower.
-        vision_heads: Heads of the vision tower.
-        clip_text_width: Width of the contrastive text tower.
-        clip_text_layers: Layers of the contrastive text tower.
-        clip_embedding: Width of the contrastive space.
+        clip_embedding: Width of the contrastive space; `clip_text_*` are those of its text tower.
         language_width: Hidden size of the language model.
         language_mlp: Inner size of its feed-forward layers.
-        language_layers: Its layers.
-        language_heads: Its heads.
         max_positions: Its `max_position_embeddings`.
     """
 
@@ -106,65 +103,49 @@ class ToyWorldSettings:
     max_positions: int = 2048
 
     def __post_init__(self) -> None:
-        """Checks the values against each other.
-
-        Raises:
-            SettingsError: Naming the value that does not fit.
-        """
+        """Raises a `SettingsError` that names the first value that does not fit."""
+        ranges = {
+            "grid": (2, 6), "colors": (2, len(COLOR_NAMES)), "shapes": (2, len(SHAPE_NAMES)), "sizes": (1, 3),
+            "companion": (0, 1), "jitter": (0, 0.1), "supersample": (1, 16),
+        }  # fmt: skip
+        least = dict.fromkeys(NUMBERS, 0) | {"noise": 0, "text_only_share": 0, "clip_frames": 2, "clip_rate": 1}
         fits = {
-            f"grid={self.grid} (use 2 to 6)": 2 <= self.grid <= 6,
-            f"colors={self.colors} (use 2 to {len(COLOR_NAMES)})": 2 <= self.colors <= len(COLOR_NAMES),
-            f"shapes={self.shapes} (use 2 to {len(SHAPE_NAMES)})": 2 <= self.shapes <= len(SHAPE_NAMES),
-            f"sizes={self.sizes} (use 1, 2 or 3)": self.sizes in SIZE_NAMES,
-            f"empty={self.empty} (use 0 <= empty < 1)": 0 <= self.empty < 1,
-            f"pretrain_empty={self.pretrain_empty} (use 0 <= pretrain_empty < 1)": 0 <= self.pretrain_empty < 1,
-            f"skew={self.skew} (use 0 <= skew < 1)": 0 <= self.skew < 1,
-            f"companion={self.companion} (use 0 to 1)": 0 <= self.companion <= 1,
-            f"jitter={self.jitter} (use 0 to 0.1)": 0 <= self.jitter <= 0.1,
-            f"noise={self.noise} (use 0 or more)": self.noise >= 0,
-            f"supersample={self.supersample} (use 1 to 16)": 1 <= self.supersample <= 16,
-            f"image_size={self.image_size} (use at least 8 pixels a cell, even)": (
+            **{
+                f"{key} (use {low} to {high})": low <= getattr(self, key) <= high for key, (low, high) in ranges.items()
+            },
+            **{f"{key} (use {low} or more)": getattr(self, key) >= low for key, low in least.items()},
+            **{
+                f"{key} (use 0 <= {key} < 1)": 0 <= getattr(self, key) < 1
+                for key in ("empty", "pretrain_empty", "skew")
+            },
+            "image_size (use at least 8 pixels a cell, even)": (
                 self.image_size >= 8 * self.grid and self.image_size % 2 == 0
             ),
-            f"patch_size={self.patch_size} (use a divisor of image_size={self.image_size})": (
+            f"patch_size (use a divisor of image_size={self.image_size})": (
                 self.patch_size > 0 and self.image_size % self.patch_size == 0
             ),
-            f"choice_turns={self.choice_turns} (use 0 to turns={self.turns})": 0 <= self.choice_turns <= self.turns,
-            f"turns={self.turns} (use 1 to 12, so many different questions has the barest scene)": (
-                1 <= self.turns <= 12
-            ),
-            f"text_only_share={self.text_only_share} (use 0 or more)": self.text_only_share >= 0,
-            f"clip_frames={self.clip_frames} (use 2 or more)": self.clip_frames >= 2,
-            f"clip_rate={self.clip_rate} (use 1 or more)": self.clip_rate >= 1,
-            f"clips_train={self.clips_train}, clips_test={self.clips_test} (use even numbers)": (
-                self.clips_train % 2 == 0 and self.clips_test % 2 == 0
-            ),
-            f"vocabulary={self.vocabulary} (use 320 or more: 256 bytes, special tokens, merges)": (
-                self.vocabulary >= 320
-            ),
-            f"vision_width={self.vision_width} (use a multiple of vision_heads={self.vision_heads})": (
+            f"choice_turns (use 0 to turns={self.turns})": 0 <= self.choice_turns <= self.turns,
+            "turns (use 1 to 12, so many different questions has the barest scene)": 1 <= self.turns <= 12,
+            "clips_train (use even numbers)": self.clips_train % 2 == 0,
+            "clips_test (use even numbers)": self.clips_test % 2 == 0,
+            "vocabulary (use 320 or more: 256 bytes, special tokens, merges)": self.vocabulary >= 320,
+            f"vision_width (use a multiple of vision_heads={self.vision_heads})": (
                 self.vision_width % self.vision_heads == 0
             ),
-            f"language_width={self.language_width} (use an even multiple of language_heads={self.language_heads})": (
+            f"language_width (use an even multiple of language_heads={self.language_heads})": (
                 self.language_width % (2 * self.language_heads) == 0
             ),
-            "negative number of images, rows, clips or questions (use 0 or more)": min(
-                self.pretrain_images, self.instruct_images, self.val_images, self.text_rows, self.clips_train,
-                self.clips_test, self.benchmark_images, self.benchmark_questions,
-            ) >= 0,
-        }  # fmt: skip
+        }
         for complaint, holds in fits.items():
-            if not holds:
-                raise SettingsError(f"toy world: {complaint}")
+            key, _, remedy = complaint.partition(" ")
+            require(holds, f"toy world: {key}={getattr(self, key)} {remedy}")
 
     @property
     def color_names(self) -> tuple[str, ...]:
-        """The colors of this world."""
         return COLOR_NAMES[: self.colors]
 
     @property
     def shape_names(self) -> tuple[str, ...]:
-        """The shapes of this world."""
         return SHAPE_NAMES[: self.shapes]
 
     @property

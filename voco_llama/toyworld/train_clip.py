@@ -63,10 +63,7 @@ class ContrastiveModel(nn.Module):
 
 
 def train_clip(settings: TrainSettings) -> Path:
-    """Train the tower; see the module.
-
-    Returns:
-        The run's folder, for `model.vision.name`.
+    """Train the tower; returns the run's folder, for `model.vision.name`.
 
     Raises:
         VoCoError: Settings or data cannot be used.
@@ -99,7 +96,8 @@ def train_clip(settings: TrainSettings) -> Path:
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     accuracy = retrieval_accuracy(model, held_out)
-    logger.info("retrieval among %d held-out pairs: %s", num_held_out, _percent(accuracy))
+    shown = ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items())
+    logger.info("retrieval among %d held-out pairs: %s", num_held_out, shown)
     save_clip(model.clip, config, run.path)
     run.finish(
         {
@@ -179,7 +177,3 @@ def retrieval_accuracy(model: ContrastiveModel, pairs: Sequence[dict[str, Tensor
     similarity = images @ captions.T
     found = {"image_to_text": similarity.argmax(dim=1), "text_to_image": similarity.argmax(dim=0)}
     return {name: (text[index] == text).all(dim=1).float().mean().item() for name, index in found.items()}
-
-
-def _percent(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.1%}" for name, value in values.items())

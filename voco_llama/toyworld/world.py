@@ -2,10 +2,14 @@
 
 Training data is in the layouts of the real sets, LLaVA's JSON, WebVid's CSV, Video-ChatGPT's JSON:
 
+    tokenizer/ clip/ language/                       a tiny tokenizer, open_clip and Llama (`models`)
     pretrain/  chat.json, images/                    as LLaVA-CC3M-Pretrain
     instruct/  train.json, val.json, images/         as LLaVA's 665k instruction mix, some rows text-only
     text/      train.json                            the same layout, text only
     clips/     captions.csv, train.json, test.json, videos/    as WebVid and Video-ChatGPT
+    benchmarks/lmms-lab-encoder/{name}/              five benchmarks as parquet (`benchmarks`)
+    scenes.json                                      part -> description of each scene; the parts share none
+    manifest.json                                    format version, settings, fingerprints of the text files
 
 Image paths are relative to the `images/` beside the JSON; clips are `videos/{videoid}.mp4`.
 """
@@ -16,9 +20,10 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +108,6 @@ def write_toyworld(settings: ToyWorldSettings, root: Path) -> None:
 
     The world is written beside `root` and moved there when it is complete. A world of other settings is replaced.
 
-    Args:
-        settings: Seed, difficulty, sizes.
-        root: Folder to write.
-
     Raises:
         SettingsError: `root` holds something else than a toy world, or the world is too small for its sizes.
     """
@@ -157,17 +158,14 @@ def write_rows(file: Path, rows: Sequence[Any]) -> None:
     file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
-def write_images(folder: Path, prefix: str, scenes: Iterable[Scene], settings: ToyWorldSettings) -> list[str]:
+def write_images(folder: Path, prefix: str, scenes: Sequence[Scene], settings: ToyWorldSettings) -> list[str]:
     """Draws scenes to `{prefix}_{number}.png` and returns the file names."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = pixels_rng(settings, prefix)
-    names, saved = [], []
+    names = [f"{prefix}_{number:06d}.png" for number in range(len(scenes))]
+    images = (draw(scene, settings, rng) for scene in scenes)
     with ThreadPoolExecutor(THREADS) as pool:
-        for number, scene in enumerate(scenes):
-            names.append(f"{prefix}_{number:06d}.png")
-            saved.append(pool.submit(draw(scene, settings, rng).save, folder / names[-1], compress_level=1))
-    for result in saved:
-        result.result()
+        list(pool.map(lambda name, image: image.save(folder / name, compress_level=1), names, images))
     return names
 
 
@@ -207,8 +205,7 @@ def write_text(root: Path, scenes: Sequence[Scene], settings: ToyWorldSettings) 
     balancer = Balancer(rng)
     rows = []
     for number, scene in enumerate(scenes):
-        record = f"toy_text_{number:06d}"
-        is_task = rng.random() < TEXT_TASK_SHARE
+        record, is_task = f"toy_text_{number:06d}", rng.random() < TEXT_TASK_SHARE
         rows.append(
             text_row(record, settings, rng) if is_task else described_row(record, scene, settings, balancer, rng)
         )
@@ -217,13 +214,7 @@ def write_text(root: Path, scenes: Sequence[Scene], settings: ToyWorldSettings) 
 
 
 def encode_video(file: Path, frames: Sequence[Image.Image], rate: int) -> None:
-    """Writes an mp4 (H.264, no chroma subsampling).
-
-    Args:
-        file: Where to.
-        frames: RGB images of one size.
-        rate: Frames a second.
-    """
+    """Writes RGB images of one size as an mp4 (H.264, no chroma subsampling) of `rate` frames a second."""
     with av.open(str(file), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options=VIDEO_CODING)
         stream.width, stream.height = frames[0].size
@@ -242,25 +233,23 @@ def write_clips(
     """
     folder = root / "clips" / "videos"
     folder.mkdir(parents=True)
-    captions: list[Row] = []
+    pairs = {"train": train, "test": test}
+    shown = {split: _encode_twins(folder, split, pairs[split], settings) for split in pairs}
     written: dict[str, list[Row]] = {}
-    for split, pairs in (("train", train), ("test", test)):
-        shown = _encode_twins(folder, split, pairs, settings)
-        questions = [
+    for split, clips in shown.items():
+        written[split] = [
             {"q": question.text, "a": question.answer, "video_id": video}
-            for video, clip in shown.items()
+            for video, clip in clips.items()
             for question in clip.questions
             if split == "train" or question.needs_order
         ]
-        write_rows(root / "clips" / f"{split}.json", questions)
-        written[split] = questions
-        if split == "train":
-            captions = [_webvid_row(video, clip.caption, settings) for video, clip in shown.items()]
+        write_rows(root / "clips" / f"{split}.json", written[split])
+    written["captions"] = [_webvid_row(video, clip.caption, settings) for video, clip in shown["train"].items()]
     with (root / "clips" / "captions.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, WEBVID_COLUMNS, lineterminator="\n")
         table.writeheader()
-        table.writerows(captions)
-    return written | {"captions": captions}
+        table.writerows(written["captions"])
+    return written
 
 
 def _encode_twins(folder: Path, split: str, pairs: Sequence[Twins], settings: ToyWorldSettings) -> dict[str, Clip]:
@@ -268,18 +257,17 @@ def _encode_twins(folder: Path, split: str, pairs: Sequence[Twins], settings: To
     rng = pixels_rng(settings, f"clips {split}")
     numbers = list(range(2 * len(pairs)))
     choices_rng(settings, f"clips {split} order").shuffle(numbers)
-    shown: dict[str, Clip] = {}
-    encoded: list[Future[None]] = []
+    videos = [f"toy_{split}_{number:06d}" for number in reversed(numbers)]
+
+    def drawn() -> Iterator[list[Image.Image]]:
+        for clip, _ in pairs:
+            frames = [draw(scene, settings, rng) for scene in clip.frames]
+            yield from (frames, frames[::-1])
+
+    files = [folder / f"{video}.mp4" for video in videos]
     with ThreadPoolExecutor(THREADS) as pool:
-        for twins in pairs:
-            frames = [draw(scene, settings, rng) for scene in twins[0].frames]
-            for clip, ordered in zip(twins, (frames, frames[::-1]), strict=True):
-                video = f"toy_{split}_{numbers.pop():06d}"
-                shown[video] = clip
-                encoded.append(pool.submit(encode_video, folder / f"{video}.mp4", ordered, settings.clip_rate))
-    for result in encoded:
-        result.result()
-    return dict(sorted(shown.items()))
+        list(pool.map(encode_video, files, drawn(), repeat(settings.clip_rate)))
+    return dict(sorted(zip(videos, chain.from_iterable(pairs), strict=True)))
 
 
 def _webvid_row(video: str, caption: str, settings: ToyWorldSettings) -> Row:
