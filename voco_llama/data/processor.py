@@ -1,16 +1,16 @@
 """`VoCoProcessor`: tokenizer, image transform and prompt style, one object, saved beside the model.
 
-It turns a record into a laid-out row with its pixels (training), and questions with or without images into a
-left-padded batch (inference).
+It turns a record into a laid-out row with its pixels (training; `Collator` makes a batch of them), and questions with
+or without images into a left-padded batch (inference).
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -91,8 +91,11 @@ class VoCoProcessor(PushToHubMixin):
                 record.
         """
         try:
-            images = self._images(record)
-            segments_per_mark = len(images) if record.video is not None else 1
+            if record.video is None:
+                images, segments_per_mark = [load_image(path) for path in record.images], 1
+            else:
+                images = read_frames(record.video, self.num_frames)
+                segments_per_mark = len(images)
             row = self.lay_out(record.turns, segments_per_mark=segments_per_mark, max_length=self.max_length)
         except DataError as error:
             raise DataError(f"{record.source}: {error}") from error
@@ -100,17 +103,11 @@ class VoCoProcessor(PushToHubMixin):
             raise DataError(f"{record.source}: the record has no answer to train on: give it an assistant turn")
         return {**{name: getattr(row, name) for name in ROW_FIELDS}, "pixel_values": self.pixels(images)}
 
-    def _images(self, record: Record) -> list[Image.Image]:
-        if record.video is not None:
-            return read_frames(record.video, self.num_frames)
-        return [load_image(path) for path in record.images]
-
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """`[images, 3, height, width]` float32, normalized; 0 images give an empty first dimension."""
-        size = self.image_transform.image_size
-        return (
-            torch.stack([self.image_transform(image) for image in images]) if images else torch.empty(0, 3, size, size)
-        )
+        if not images:
+            return torch.empty(0, 3, self.image_transform.image_size, self.image_transform.image_size)
+        return torch.stack([self.image_transform(image) for image in images])
 
     def lay_out(
         self,
@@ -193,19 +190,18 @@ class VoCoProcessor(PushToHubMixin):
 
     def _text_spans(self, stretches: Sequence[Sequence[Text]]) -> list[TextSpan]:
         """One span a stretch; a token is trained if a character of it is."""
-        ids, offsets = self._encode(["".join(text.text for text in stretch) for stretch in stretches])
-        spans = []
-        for stretch, stretch_ids, stretch_offsets in zip(stretches, ids, offsets, strict=True):
-            trained_chars = [text.trained for text in stretch for _ in text.text]
-            spans.append(TextSpan(tuple(stretch_ids), tuple(any(trained_chars[a:b]) for a, b in stretch_offsets)))
-        return spans
-
-    def _encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Token ids of each text, and where in the text each token stands."""
         encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+            ["".join(text.text for text in stretch) for stretch in stretches],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
         )
-        return encoded["input_ids"], encoded["offset_mapping"]
+        spans = []
+        for stretch, ids, offsets in zip(stretches, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            trained_chars = [text.trained for text in stretch for _ in text.text]
+            spans.append(TextSpan(tuple(ids), tuple(any(trained_chars[a:b]) for a, b in offsets)))
+        return spans
 
     # ---- files
 
@@ -214,16 +210,9 @@ class VoCoProcessor(PushToHubMixin):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
-        described = {
-            "format_version": FORMAT_VERSION,
-            "image_transform": self.image_transform.to_dict(),
-            "style": asdict(self.style),
-            "num_vision": self.num_vision,
-            "num_voco": self.num_voco,
-            "condition": self.condition,
-            "max_length": self.max_length,
-            "num_frames": self.num_frames,
-        }
+        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tokenizer"}
+        described |= {"image_transform": self.image_transform.to_dict(), "style": asdict(self.style)}
+        described = {"format_version": FORMAT_VERSION} | described
         (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -303,3 +292,23 @@ def _with_marks(texts: list[str], num_images: int) -> list[str]:
     if num_marks != num_images:
         raise DataError(f"the texts have {num_marks} <image> marks and there are {num_images} images: make them equal")
     return texts
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads rows to the longest, and joins what else they bring (images, a teacher's words) in row order.
+
+    Attributes:
+        tokens: For the id of padding.
+        side: Where padding stands.
+    """
+
+    tokens: TokenIds
+    side: Literal["left", "right"] = "right"
+
+    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Samples of `VoCoProcessor.row` to `[batch, length]` fields and `pixel_values` `[images, 3, H, W]`."""
+        rows = [Row(**{name: sample[name] for name in ROW_FIELDS}) for sample in samples]
+        batch = pad_rows(rows, self.tokens, self.side)
+        besides = [name for name in samples[0] if name not in ROW_FIELDS]
+        return batch | {name: torch.cat([sample[name] for sample in samples]) for name in besides}

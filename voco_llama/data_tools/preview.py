@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import Mixture
-from voco_llama.data.processor import VoCoProcessor
+from voco_llama.data.processor import Collator, VoCoProcessor
 from voco_llama.data.records import Record
 from voco_llama.data_tools.sample import (
     KINDS,

@@ -201,7 +201,7 @@ def _check_metadata(file: str | Path, metadata: dict[str, str], fingerprint: str
 
 
 def _check_shape(file: str | Path, cache: VoCoCache, metadata: dict[str, str], model: "torch.nn.Module") -> None:
-    layers, _, heads, _, head_dim = model.cache_shape()
+    layers, heads, head_dim = model.config.kv_shape
     fits = (
         (cache.keys.shape, cache.keys.dtype) == (cache.values.shape, cache.values.dtype)
         and cache.keys.dim() == 5

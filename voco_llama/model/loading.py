@@ -137,7 +137,7 @@ class LoadingMixin:
             vision_layer: Layer whose patch tokens are used.
             condition: Visibility the model will be trained with.
             new_tokens: Ids that get a mean embedding; None: both added tokens. Others keep theirs.
-            projector_weights: Under our names (`voco_llama.model.layouts.projector_weights`); None: a fresh projector.
+            projector_weights: Under our names (`voco_llama.model.layouts.split_llava`); None: a fresh projector.
             **compression: `segment_attention`, `voco_embeddings`, `compressor`, `q_former` of `VoCoLlamaConfig`.
 
         Raises:

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from voco_llama.choices import Condition
-from voco_llama.configuration import Heads, VoCoLlamaConfig
+from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.layout import next_tokens, voco_index
 from voco_llama.model.cache import fingerprint
 from voco_llama.model.generation import VoCoGeneration
@@ -238,12 +238,6 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
             )
 
     # ---- what a cache must fit
-
-    def cache_shape(self) -> tuple[int, int, int, int, int]:
-        """Shape of the keys of a cache of one entry: layers, 1, key-value heads, N, head dimension."""
-        text = self.language_model.config
-        heads = Heads.of(text)
-        return text.num_hidden_layers, 1, heads.key_value, self.config.num_voco, heads.dimension
 
     @property
     def inverse_frequency(self) -> Tensor:

@@ -17,7 +17,7 @@ from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import Reader, open_reader, open_stream
 from voco_llama.errors import CheckpointError, one_line
 from voco_llama.model.language import build_language_model
-from voco_llama.model.layouts import projector_weights
+from voco_llama.model.layouts import split_llava
 from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.model.weights import Weights, read_weights
@@ -151,7 +151,7 @@ def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
 
 
 def _projector(path: str | None) -> Weights | None:
-    return None if path is None else projector_weights(read_weights(path), f"model.projector_weights: {path}")
+    return None if path is None else split_llava(read_weights(path), f"model.projector_weights: {path}").projector
 
 
 def compression_config(compression: CompressionSettings) -> dict[str, Any]:
