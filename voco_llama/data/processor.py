@@ -270,16 +270,15 @@ class VoCoProcessor(PushToHubMixin):
             CheckpointError: The folder is no LLaVA, or its tokenizer is missing or of another model.
         """
         folder = local_folder(folder, DESCRIPTIONS)
-        described = read_llava_folder(folder, vision_tower)
-        rows = described.rows(tokenizer, num_voco, condition)
-        check_tokenizer(rows.tokenizer)
+        described = read_llava_folder(folder, vision_tower, tokenizer, num_voco, condition)
+        check_tokenizer(described.tokenizer)
         return cls(
-            tokenizer=rows.tokenizer,
+            tokenizer=described.tokenizer,
             image_transform=ImageTransform.beside(folder, described.vision_config["vision_cfg"]["image_size"]),
-            style=PromptStyle(order=rows.order),
-            num_vision=rows.shape.num_vision,
-            num_voco=rows.shape.num_voco,
-            condition=rows.condition,
+            style=PromptStyle(order=described.order),
+            num_vision=described.shape.num_vision,
+            num_voco=described.shape.num_voco,
+            condition=described.condition,
             max_length=described.max_length or cls.max_length,
         )
 

@@ -17,7 +17,7 @@ from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.model.layouts import clip_to_open_clip, is_clip
 from voco_llama.model.parts import VisionTower
-from voco_llama.model.weights import Weights, below, check_fit, guess_layout, has_weights, read_file, read_weights
+from voco_llama.model.weights import Weights, below, check_fit, guess_layout, read_file, read_weights, weights_file
 from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, config_in_file, read_vision_config
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def read_vision_weights(name: str, pretrained: str | None) -> Weights:
         CheckpointError: The file cannot be read, holds no vision transformer, or one of another activation.
         SettingsError: There are no weights to read.
     """
-    if pretrained is None and Path(name).is_dir() and has_weights(Path(name)):
+    if pretrained is None and Path(name).is_dir() and weights_file(Path(name)):
         pretrained = name
     if pretrained is None:
         raise SettingsError(
