@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
+from voco_llama.choices import Condition
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.media.images import ImageTransform, load_image
 from voco_llama.data.media.video import read_frames
@@ -25,17 +26,7 @@ from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.errors import CheckpointError, DataError, one_line
 from voco_llama.hub import DESCRIPTIONS, local_folder
-from voco_llama.layout import (
-    ROW_FIELDS,
-    Condition,
-    Part,
-    Row,
-    SegmentMark,
-    SegmentShape,
-    TextSpan,
-    lay_out,
-    pad_rows,
-)
+from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
 from voco_llama.llava_folder import is_llava, read_config, read_llava_folder
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
@@ -83,12 +74,11 @@ class VoCoProcessor(PushToHubMixin):
         """Lay out a record and load what it looks at.
 
         Returns:
-            The fields of `voco_llama.layout.Row`, each `[length]`, and `pixel_values`
-            `[images, 3, height, width]` float32 (0 images for text-only records).
+            The fields of `voco_llama.layout.Row`, each `[length]`, and `pixel_values` `[images, 3, height, width]`
+            float32 (0 images for text-only records).
 
         Raises:
-            DataError: An image or the clip cannot be read, or the row does not fit `max_length`; it names the
-                record.
+            DataError: An image or the clip cannot be read, or the row does not fit `max_length`; it names the record.
         """
         try:
             if record.video is None:
@@ -139,8 +129,7 @@ class VoCoProcessor(PushToHubMixin):
         Args:
             text: Questions, one a row.
             images: All images of the batch, in the order of the marks.
-            condition: `full` lays out for a model whose text sees vision; the processor's own by default.
-            num_voco: VoCo tokens a segment; the processor's own by default.
+            condition, num_voco: The processor's own by default.
 
         Returns:
             The fields of a batch of rows, `pixel_values` if images were given, and the `condition`.
@@ -154,18 +143,17 @@ class VoCoProcessor(PushToHubMixin):
             images = [images]
         condition = condition or self.condition
         shape = self.segment_shape(num_voco)
-        batch: dict[str, Any] = {}
-        if images is None:
-            if condition == "full" and any(IMAGE_MARK in t for t in texts):
-                raise DataError("a text has an <image> mark and there is no image: pass images for condition 'full'")
-            shape = shape.cached
-        else:
+        if images is not None:
             texts = _with_marks(texts, len(images))
-            batch["pixel_values"] = self.pixels(images)
+        elif condition == "full" and any(IMAGE_MARK in t for t in texts):
+            raise DataError("a text has an <image> mark and there is no image: pass images for condition 'full'")
+        else:
+            shape = shape.cached
         rows = [self.lay_out([Turn("user", t)], shape=shape, condition=condition) for t in texts]
-        batch |= pad_rows(rows, self.tokens, side="left")
+        batch = pad_rows(rows, self.tokens, side="left")
         del batch["labels"]
-        return {**batch, "condition": condition}
+        pixels = {} if images is None else {"pixel_values": self.pixels(images)}
+        return batch | pixels | {"condition": condition}
 
     # ---- tokens
 
@@ -175,8 +163,7 @@ class VoCoProcessor(PushToHubMixin):
         Special tokens spelled out in a text are text, never the tokens themselves.
         """
         groups = [(kind, list(group)) for kind, group in groupby(pieces, key=type)]
-        stretches = [group for kind, group in groups if kind is Text]
-        spans = iter(self._text_spans(stretches) if stretches else [])
+        spans = iter(self._text_spans([group for kind, group in groups if kind is Text]))
         parts: list[Part] = []
         for kind, group in groups:
             if kind is Text:
@@ -190,6 +177,8 @@ class VoCoProcessor(PushToHubMixin):
 
     def _text_spans(self, stretches: Sequence[Sequence[Text]]) -> list[TextSpan]:
         """One span a stretch; a token is trained if a character of it is."""
+        if not stretches:
+            return []
         encoded = self.tokenizer(
             ["".join(text.text for text in stretch) for stretch in stretches],
             add_special_tokens=False,

@@ -52,8 +52,8 @@ def build_language_model(
         ) from error
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise CheckpointError(
-            f"model.language.pretrained: {pretrained} cannot be loaded ({one_line(error)}): give a causal language model of"
-            " transformers"
+            f"model.language.pretrained: {pretrained} cannot be loaded ({one_line(error)}): give a causal language"
+            " model of transformers"
         ) from error
     finally:
         transformers_logging.set_verbosity(level)
