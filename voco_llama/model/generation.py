@@ -61,14 +61,10 @@ class VoCoGeneration:
     def prefill(
         self, embeddings: Tensor, query: TokenFacts, keys: TokenFacts, past: DynamicCache, condition: Condition
     ) -> None:
-        """Run tokens under the predicate and add their keys and values to a cache.
+        """Run tokens under the predicate and add their keys and values to a cache, `past`.
 
-        Args:
-            embeddings: `[batch, length, hidden]`.
-            query: Facts of these tokens.
-            keys: Facts of what the cache holds already, and then of these tokens.
-            past: Changed in place.
-            condition: Decides who sees whom.
+        Embeddings are `[batch, length, hidden]`, `query` the facts of these tokens, and `keys` those of what the cache
+        holds already, and then of these tokens.
         """
         if embeddings.shape[1] == 0:
             return
@@ -209,11 +205,7 @@ def num_voco_of(facts: TokenFacts) -> int | None:
 
 
 def left_gather(facts: TokenFacts, keep: Tensor) -> tuple[TokenFacts, Tensor]:
-    """The kept tokens of each row, in order at the right end; what fills the left becomes padding.
-
-    Args:
-        facts: Of whole rows.
-        keep: bool `[batch, length]`.
+    """The kept tokens (bool `[batch, length]`) of each row, in order at the right end; the left becomes padding.
 
     Returns:
         Their facts, whose `index` says where they stood, and which of them are real, both `[batch, most kept]`.
