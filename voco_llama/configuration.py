@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from voco_llama.choices import (
@@ -22,9 +23,6 @@ from voco_llama.layout import SegmentShape
 from voco_llama.llava_folder import is_llava, read_llava_folder
 from voco_llama.tokens import AddedTokens
 from voco_llama.vision_config import num_patches
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Heads(NamedTuple):
@@ -68,7 +66,7 @@ class VoCoLlamaConfig(PreTrainedConfig):
         voco_embeddings: `shared`: one embedding for all VoCo tokens (the paper). `distinct`: besides, a trained offset
             for each of them.
         compressor: What makes the VoCo tokens: the `language_model` under its mask (the method), or, as baselines,
-            `average_pool` or `q_former` outside it (`voco_llama.model.external`).
+            `average_pool` or `q_former` outside it (`voco_llama.model.parts`).
         q_former: Shape of the Q-Former: `layers`, `width`, `heads`, `cross_attention_every`.
         image_token_id: Id of `<image>`; None until a tokenizer is known.
         voco_token_id: Id of `<voco>`.
@@ -119,15 +117,13 @@ class VoCoLlamaConfig(PreTrainedConfig):
         if not is_llava(folder):
             return super().from_pretrained(folder, **kwargs)
         described = read_llava_folder(folder)
-        rows = described.rows()
-        text_config = described.text_config
-        text_config.vocab_size = max(text_config.vocab_size, len(rows.tokenizer))
+        described.text_config.vocab_size = max(described.text_config.vocab_size, len(described.tokenizer))
         return cls(
-            text_config=text_config,
+            text_config=described.text_config,
             vision_config=described.vision_config,
             vision_layer=described.vision_layer,
             projector_type=described.projector,
-            **entries_of_rows(rows.shape, rows.tokens, rows.condition),
+            **entries_of_rows(described.shape, described.tokens, described.condition),
         )
 
     @property
@@ -165,7 +161,7 @@ class VoCoLlamaConfig(PreTrainedConfig):
         heads = Heads.of(self.text_config)
         return self.text_config.num_hidden_layers, heads.key_value, heads.dimension
 
-    def kv_bytes(self, num_tokens: int, dtype: "torch.dtype") -> int:
+    def kv_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
         """Bytes of the keys and values of `num_tokens` tokens in all layers, kept in `dtype`.
 
         `2 x layers x key-value heads x head dimension x tokens x bytes of a number`; a token of a 7B Llama in fp16

@@ -118,8 +118,7 @@ def lay_out(
 
     Args:
         parts: Text and segments in row order.
-        tokens: Ids of `<image>` and `<voco>`.
-        shape: The shape of every segment.
+        tokens, shape: Of every segment.
         condition: Decides the positions.
         max_length: Tokens a row may have. Text is cut from the end.
 
@@ -225,13 +224,8 @@ def _padding(pad_token_id: int) -> dict[str, int]:
 def voco_index(voco: Tensor) -> Tensor:
     """Which of its segment's VoCo tokens each one is, counted from 0; -1 for all other tokens.
 
-    A segment's VoCo tokens are taken for one run: between those of two segments stand vision tokens.
-
-    Args:
-        voco: bool `[batch, length]`.
-
-    Returns:
-        int64 `[batch, length]`.
+    A segment's VoCo tokens are taken for one run: between those of two segments stand vision tokens. `voco` is bool
+    `[batch, length]`, the result int64 of the same shape.
     """
     count = voco.long().cumsum(dim=1)
     before_run = count.masked_fill(voco, 0).cummax(dim=1).values

@@ -9,7 +9,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from voco_llama.choices import Order
@@ -20,7 +19,6 @@ IMAGE_TOKEN = "<image>"
 VOCO_TOKEN = "<voco>"
 IGNORE_INDEX = -100
 """Label of a token that is not trained on; the value PyTorch's cross entropy ignores."""
-
 
 MAX_SPARE_ROWS = 1024
 """Rows that a table of embeddings may have beyond its tokenizer: tables are padded to round sizes (Qwen2's by 418)."""
@@ -74,9 +72,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
 def segment_affixes(tokenizer: PreTrainedTokenizerBase, order: Order) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids before the vision tokens of a segment, and those between them and its VoCo tokens.
 
-    Args:
-        tokenizer: With or without the tokens of ours.
-        order: Where an image stands in a prompt: `authors` has BOS and a newline inside the segment, others nothing.
+    Order `authors` has BOS and a newline inside the segment, others nothing.
     """
     if order != "authors":
         return (), ()
@@ -95,10 +91,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, where: str) -> None:
-    """Refuse a tokenizer that is not the language model's.
+    """Refuse a tokenizer, with or without tokens of ours, that is not the language model's.
 
     Args:
-        tokenizer: Before or after tokens of ours are added.
         num_rows: Of the table of embeddings.
         where: What messages call the two.
 
@@ -125,8 +120,7 @@ def extend_embeddings(
 
     Args:
         language_model: Changed in place.
-        ids: The ids of the added tokens.
-        vocab_size: Length of the tokenizer, added tokens included.
+        ids, vocab_size: Of the added tokens, and length of the tokenizer with them.
         new_tokens: Those of the two that have no row worth keeping; None: both. A checkpoint that already knows
             `<voco>` keeps its row.
     """
@@ -139,15 +133,7 @@ def extend_embeddings(
         tables.append(head.weight)
     for table in tables:
         with whole(table, changed=True) as is_writer:
-            if is_writer:
-                _set_to_mean(table, new_tokens, vocab_size)
-
-
-def _set_to_mean(table: nn.Parameter, new_tokens: Collection[int], vocab_size: int) -> None:
-    if not new_tokens:
-        return
-    added = torch.tensor(list(new_tokens), device=table.device)
-    known = torch.ones(table.shape[0], dtype=torch.bool, device=table.device)
-    known[added] = False
-    known[vocab_size:] = False
-    table[added] = table[known].float().mean(dim=0).to(table.dtype)
+            if is_writer and new_tokens:
+                known = torch.arange(table.shape[0], device=table.device) < vocab_size
+                known[list(new_tokens)] = False
+                table[list(new_tokens)] = table[known].float().mean(dim=0).to(table.dtype)

@@ -108,8 +108,7 @@ def dense_mask(
     query: TokenFacts, key: TokenFacts, condition: Condition, segment_attention: SegmentAttention = "causal"
 ) -> Tensor:
     """The predicate for all pairs, bool `[batch, queries, keys]`. The row of a padding query is empty."""
-    columns, rows = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    return visible(query.at(*columns), key.at(*rows), condition, segment_attention)
+    return visible(query.at(..., None), key.at(slice(None), None), condition, segment_attention)
 
 
 def _visible_or_itself(
@@ -117,11 +116,6 @@ def _visible_or_itself(
 ) -> Tensor:
     """The predicate, and a padding query sees itself, so that no softmax runs over an empty row."""
     return visible(query, key, condition, segment_attention) | ((query.document < 0) & (query.index == key.index))
-
-
-def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `mask` (bool) is True, the most negative number of `dtype` elsewhere; same shape."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def block_mask(
@@ -148,14 +142,13 @@ def attention_mask(
 
     Args:
         backend: One of `BACKENDS`.
-        query: Facts of the queries, `[batch, queries]`.
-        key: Facts of the keys, `[batch, keys]`.
-        condition: `voco` or `full`.
+        query, key: Facts of the queries, `[batch, queries]`, and of the keys, `[batch, keys]`.
+        condition, segment_attention: As in `visible`.
         dtype: Of the hidden states; only the additive form has one.
-        segment_attention: `causal` or `bidirectional`.
 
     Returns:
-        sdpa: bool `[batch, 1, queries, keys]`. eager: the same, additive. flex_attention: a `BlockMask`.
+        sdpa: bool `[batch, 1, queries, keys]`. eager: 0 for True, the most negative number of `dtype` for False.
+        flex_attention: a `BlockMask`.
 
     Raises:
         SettingsError: The backend cannot express the mask.
@@ -164,9 +157,10 @@ def attention_mask(
     require_choice("condition", condition, CONDITIONS)
     if backend == "flex_attention":
         return block_mask(query, key, condition, segment_attention)
-    columns, rows = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    mask = _visible_or_itself(query.at(*columns), key.at(*rows), condition, segment_attention)[:, None]
-    return mask if backend == "sdpa" else additive_mask(mask, dtype)
+    mask = _visible_or_itself(query.at(..., None), key.at(slice(None), None), condition, segment_attention)[:, None]
+    if backend == "sdpa":
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def check_backend(backend: str) -> None:

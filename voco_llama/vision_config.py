@@ -14,8 +14,8 @@ OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
 CLIP_CONFIG_FILE = "config.json"
 CLIP_MODEL_TYPES = ("clip", "clip_vision_model")
 
-LAYER_NORM_EPS = 1e-5
-"""Of open_clip's layer norms, which have no setting for it."""
+LAYER_NORM_EPS, NUM_CHANNELS = 1e-5, 3
+"""Of open_clip's towers, which have no settings for them."""
 
 HIDDEN_ACTS = {"quick_gelu": True, "gelu": False}
 """Hugging Face's `hidden_act` -> open_clip's `quick_gelu`."""
@@ -82,16 +82,17 @@ def from_clip_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     """
     from transformers import CLIPVisionConfig
 
-    defaults = CLIPVisionConfig().to_dict()  # a config.json leaves out what equals them
-    vision = defaults | (config.get("vision_config") or config)
+    # A config.json leaves out what equals the defaults.
+    vision = CLIPVisionConfig().to_dict() | (config.get("vision_config") or config)
     if vision["hidden_act"] not in HIDDEN_ACTS:
         raise SettingsError(
             f"{where}: hidden_act {vision['hidden_act']!r} is not one of {', '.join(HIDDEN_ACTS)}: use another tower"
         )
-    if vision["layer_norm_eps"] != LAYER_NORM_EPS or vision["num_channels"] != defaults["num_channels"]:
+    has, needs = (vision["layer_norm_eps"], vision["num_channels"]), (LAYER_NORM_EPS, NUM_CHANNELS)
+    if has != needs:
         raise SettingsError(
-            f"{where}: a tower with layer_norm_eps {vision['layer_norm_eps']} and {vision['num_channels']} channels is"
-            f" none of open_clip's ({LAYER_NORM_EPS}, {defaults['num_channels']}): use another one"
+            f"{where}: a tower with layer_norm_eps {has[0]} and {has[1]} channels is none of open_clip's {needs}: use"
+            " another one"
         )
     width = vision["hidden_size"]
     return {

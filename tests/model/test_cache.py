@@ -64,8 +64,7 @@ def test_a_cache_has_one_entry_an_image(model, cache):
     assert len(cache) == 4
     assert cache.num_voco == 2
     assert cache.keys.shape == cache.values.shape == (2, 4, 2, 2, 8)
-    layers, _, heads, num_voco, head_dim = model.cache_shape()
-    assert (layers, heads, num_voco, head_dim) == (2, 2, 2, 8)
+    assert model.config.kv_shape == (2, 2, 8)
     assert cache.bytes_per_entry == 2 * 2 * 2 * 2 * 8 * 4
     assert not cache.keys.requires_grad
 

@@ -1,16 +1,16 @@
 """`VoCoProcessor`: tokenizer, image transform and prompt style, one object, saved beside the model.
 
-It turns a record into a laid-out row with its pixels (training), and questions with or without images into a
-left-padded batch (inference).
+It turns a record into a laid-out row with its pixels (training; `Collator` makes a batch of them), and questions with
+or without images into a left-padded batch (inference).
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
+from voco_llama.choices import Condition
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.media.images import ImageTransform, load_image
 from voco_llama.data.media.video import read_frames
@@ -25,17 +26,7 @@ from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.errors import CheckpointError, DataError, one_line
 from voco_llama.hub import DESCRIPTIONS, local_folder
-from voco_llama.layout import (
-    ROW_FIELDS,
-    Condition,
-    Part,
-    Row,
-    SegmentMark,
-    SegmentShape,
-    TextSpan,
-    lay_out,
-    pad_rows,
-)
+from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
 from voco_llama.llava_folder import is_llava, read_config, read_llava_folder
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
@@ -83,16 +74,18 @@ class VoCoProcessor(PushToHubMixin):
         """Lay out a record and load what it looks at.
 
         Returns:
-            The fields of `voco_llama.layout.Row`, each `[length]`, and `pixel_values`
-            `[images, 3, height, width]` float32 (0 images for text-only records).
+            The fields of `voco_llama.layout.Row`, each `[length]`, and `pixel_values` `[images, 3, height, width]`
+            float32 (0 images for text-only records).
 
         Raises:
-            DataError: An image or the clip cannot be read, or the row does not fit `max_length`; it names the
-                record.
+            DataError: An image or the clip cannot be read, or the row does not fit `max_length`; it names the record.
         """
         try:
-            images = self._images(record)
-            segments_per_mark = len(images) if record.video is not None else 1
+            if record.video is None:
+                images, segments_per_mark = [load_image(path) for path in record.images], 1
+            else:
+                images = read_frames(record.video, self.num_frames)
+                segments_per_mark = len(images)
             row = self.lay_out(record.turns, segments_per_mark=segments_per_mark, max_length=self.max_length)
         except DataError as error:
             raise DataError(f"{record.source}: {error}") from error
@@ -100,17 +93,11 @@ class VoCoProcessor(PushToHubMixin):
             raise DataError(f"{record.source}: the record has no answer to train on: give it an assistant turn")
         return {**{name: getattr(row, name) for name in ROW_FIELDS}, "pixel_values": self.pixels(images)}
 
-    def _images(self, record: Record) -> list[Image.Image]:
-        if record.video is not None:
-            return read_frames(record.video, self.num_frames)
-        return [load_image(path) for path in record.images]
-
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """`[images, 3, height, width]` float32, normalized; 0 images give an empty first dimension."""
-        size = self.image_transform.image_size
-        return (
-            torch.stack([self.image_transform(image) for image in images]) if images else torch.empty(0, 3, size, size)
-        )
+        if not images:
+            return torch.empty(0, 3, self.image_transform.image_size, self.image_transform.image_size)
+        return torch.stack([self.image_transform(image) for image in images])
 
     def lay_out(
         self,
@@ -142,8 +129,7 @@ class VoCoProcessor(PushToHubMixin):
         Args:
             text: Questions, one a row.
             images: All images of the batch, in the order of the marks.
-            condition: `full` lays out for a model whose text sees vision; the processor's own by default.
-            num_voco: VoCo tokens a segment; the processor's own by default.
+            condition, num_voco: The processor's own by default.
 
         Returns:
             The fields of a batch of rows, `pixel_values` if images were given, and the `condition`.
@@ -157,18 +143,17 @@ class VoCoProcessor(PushToHubMixin):
             images = [images]
         condition = condition or self.condition
         shape = self.segment_shape(num_voco)
-        batch: dict[str, Any] = {}
-        if images is None:
-            if condition == "full" and any(IMAGE_MARK in t for t in texts):
-                raise DataError("a text has an <image> mark and there is no image: pass images for condition 'full'")
-            shape = shape.cached
-        else:
+        if images is not None:
             texts = _with_marks(texts, len(images))
-            batch["pixel_values"] = self.pixels(images)
+        elif condition == "full" and any(IMAGE_MARK in t for t in texts):
+            raise DataError("a text has an <image> mark and there is no image: pass images for condition 'full'")
+        else:
+            shape = shape.cached
         rows = [self.lay_out([Turn("user", t)], shape=shape, condition=condition) for t in texts]
-        batch |= pad_rows(rows, self.tokens, side="left")
+        batch = pad_rows(rows, self.tokens, side="left")
         del batch["labels"]
-        return {**batch, "condition": condition}
+        pixels = {} if images is None else {"pixel_values": self.pixels(images)}
+        return batch | pixels | {"condition": condition}
 
     # ---- tokens
 
@@ -178,8 +163,7 @@ class VoCoProcessor(PushToHubMixin):
         Special tokens spelled out in a text are text, never the tokens themselves.
         """
         groups = [(kind, list(group)) for kind, group in groupby(pieces, key=type)]
-        stretches = [group for kind, group in groups if kind is Text]
-        spans = iter(self._text_spans(stretches) if stretches else [])
+        spans = iter(self._text_spans([group for kind, group in groups if kind is Text]))
         parts: list[Part] = []
         for kind, group in groups:
             if kind is Text:
@@ -193,19 +177,20 @@ class VoCoProcessor(PushToHubMixin):
 
     def _text_spans(self, stretches: Sequence[Sequence[Text]]) -> list[TextSpan]:
         """One span a stretch; a token is trained if a character of it is."""
-        ids, offsets = self._encode(["".join(text.text for text in stretch) for stretch in stretches])
-        spans = []
-        for stretch, stretch_ids, stretch_offsets in zip(stretches, ids, offsets, strict=True):
-            trained_chars = [text.trained for text in stretch for _ in text.text]
-            spans.append(TextSpan(tuple(stretch_ids), tuple(any(trained_chars[a:b]) for a, b in stretch_offsets)))
-        return spans
-
-    def _encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Token ids of each text, and where in the text each token stands."""
+        if not stretches:
+            return []
         encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+            ["".join(text.text for text in stretch) for stretch in stretches],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
         )
-        return encoded["input_ids"], encoded["offset_mapping"]
+        spans = []
+        for stretch, ids, offsets in zip(stretches, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            trained_chars = [text.trained for text in stretch for _ in text.text]
+            spans.append(TextSpan(tuple(ids), tuple(any(trained_chars[a:b]) for a, b in offsets)))
+        return spans
 
     # ---- files
 
@@ -214,16 +199,9 @@ class VoCoProcessor(PushToHubMixin):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
-        described = {
-            "format_version": FORMAT_VERSION,
-            "image_transform": self.image_transform.to_dict(),
-            "style": asdict(self.style),
-            "num_vision": self.num_vision,
-            "num_voco": self.num_voco,
-            "condition": self.condition,
-            "max_length": self.max_length,
-            "num_frames": self.num_frames,
-        }
+        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tokenizer"}
+        described |= {"image_transform": self.image_transform.to_dict(), "style": asdict(self.style)}
+        described = {"format_version": FORMAT_VERSION} | described
         (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -281,16 +259,15 @@ class VoCoProcessor(PushToHubMixin):
             CheckpointError: The folder is no LLaVA, or its tokenizer is missing or of another model.
         """
         folder = local_folder(folder, DESCRIPTIONS)
-        described = read_llava_folder(folder, vision_tower)
-        rows = described.rows(tokenizer, num_voco, condition)
-        check_tokenizer(rows.tokenizer)
+        described = read_llava_folder(folder, vision_tower, tokenizer, num_voco, condition)
+        check_tokenizer(described.tokenizer)
         return cls(
-            tokenizer=rows.tokenizer,
+            tokenizer=described.tokenizer,
             image_transform=ImageTransform.beside(folder, described.vision_config["vision_cfg"]["image_size"]),
-            style=PromptStyle(order=rows.order),
-            num_vision=rows.shape.num_vision,
-            num_voco=rows.shape.num_voco,
-            condition=rows.condition,
+            style=PromptStyle(order=described.order),
+            num_vision=described.shape.num_vision,
+            num_voco=described.shape.num_voco,
+            condition=described.condition,
             max_length=described.max_length or cls.max_length,
         )
 
@@ -303,3 +280,23 @@ def _with_marks(texts: list[str], num_images: int) -> list[str]:
     if num_marks != num_images:
         raise DataError(f"the texts have {num_marks} <image> marks and there are {num_images} images: make them equal")
     return texts
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads rows to the longest, and joins what else they bring (images, a teacher's words) in row order.
+
+    Attributes:
+        tokens: For the id of padding.
+        side: Where padding stands.
+    """
+
+    tokens: TokenIds
+    side: Literal["left", "right"] = "right"
+
+    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Samples of `VoCoProcessor.row` to `[batch, length]` fields and `pixel_values` `[images, 3, H, W]`."""
+        rows = [Row(**{name: sample[name] for name in ROW_FIELDS}) for sample in samples]
+        batch = pad_rows(rows, self.tokens, self.side)
+        besides = [name for name in samples[0] if name not in ROW_FIELDS]
+        return batch | {name: torch.cat([sample[name] for sample in samples]) for name in besides}

@@ -154,15 +154,17 @@ class VoCoCache:
 
     def save(self, file: str | Path) -> None:
         """Write one safetensors file: the tensors, and format version, fingerprint, N and dtype as metadata."""
-        metadata = {
+        tensors = {"keys": self.keys.contiguous(), "values": self.values.contiguous()}
+        save_file(tensors, str(file), metadata={"voco_llama": json.dumps(self._metadata())})
+
+    def _metadata(self) -> dict[str, str]:
+        return {
             "format": FORMAT,
             "format_version": str(FORMAT_VERSION),
             "fingerprint": self.fingerprint,
             "num_voco": str(self.num_voco),
             "dtype": str(self.keys.dtype).removeprefix("torch."),
         }
-        tensors = {"keys": self.keys.contiguous(), "values": self.values.contiguous()}
-        save_file(tensors, str(file), metadata={"voco_llama": json.dumps(metadata)})
 
     @classmethod
     def load(cls, file: str | Path, model: "torch.nn.Module") -> "VoCoCache":
@@ -181,7 +183,18 @@ class VoCoCache:
                 f"{file}: cannot be read as a VoCo cache ({error}): compress the images again"
             ) from error
         cache = cls(keys, values, metadata["fingerprint"])
-        _check_shape(file, cache, metadata, model)
+        layers, heads, head_dim = model.config.kv_shape
+        fits = (
+            (keys.shape, keys.dtype) == (values.shape, values.dtype)
+            and keys.dim() == 5
+            and (keys.shape[0], keys.shape[2], keys.shape[4]) == (layers, heads, head_dim)
+            and cache._metadata().items() <= metadata.items()
+        )
+        if not fits:
+            raise CheckpointError(
+                f"{file}: its tensors {list(keys.shape)} do not agree with its description or with the model"
+                f" ({layers} layers, {heads} heads of {head_dim}): compress the images again"
+            )
         return cache
 
 
@@ -197,20 +210,4 @@ def _check_metadata(file: str | Path, metadata: dict[str, str], fingerprint: str
         raise CheckpointError(
             f"{file}: was made by another model (fingerprint {str(metadata.get('fingerprint'))[:12]}, this model has"
             f" {fingerprint[:12]}): load the model that made it or compress the images again"
-        )
-
-
-def _check_shape(file: str | Path, cache: VoCoCache, metadata: dict[str, str], model: "torch.nn.Module") -> None:
-    layers, _, heads, _, head_dim = model.cache_shape()
-    fits = (
-        (cache.keys.shape, cache.keys.dtype) == (cache.values.shape, cache.values.dtype)
-        and cache.keys.dim() == 5
-        and (cache.keys.shape[0], cache.keys.shape[2], cache.keys.shape[4]) == (layers, heads, head_dim)
-        and str(cache.num_voco) == metadata.get("num_voco")
-        and str(cache.keys.dtype) == f"torch.{metadata.get('dtype')}"
-    )
-    if not fits:
-        raise CheckpointError(
-            f"{file}: its tensors {list(cache.keys.shape)} do not agree with its description or with the model"
-            f" ({layers} layers, {heads} heads of {head_dim}): compress the images again"
         )

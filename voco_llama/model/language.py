@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.llava_folder import is_llava
-from voco_llama.model.weights import Weights, check_fit, check_loaded, has_weights, read_weights
+from voco_llama.model.weights import Weights, check_fit, check_loaded, read_weights, weights_file
 from voco_llama.visibility import check_backend
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -33,35 +33,31 @@ def build_language_model(
         CheckpointError: The weights are missing, damaged, or not those of the configuration beside them.
         OSError: There is no such folder or name.
     """
-    if pretrained is not None:
-        return _load(pretrained, attn_implementation=attention, dtype=dtype)
-    return AutoModelForCausalLM.from_config(
-        AutoConfig.from_pretrained(config), attn_implementation=attention, dtype=dtype
-    )
-
-
-def _load(name: str, **options: Any) -> PreTrainedModel:
-    """`from_pretrained` of a folder or hub name; what it only warns of is an error."""
-    if is_llava(name):
-        raise CheckpointError(f"model.language.pretrained: {name} is a LLaVA: set model.checkpoint to it")
-    if Path(name).is_dir() and has_weights(Path(name)):
-        read_weights(name)  # maps all files: absent, damaged and unsafe ones are named before anything is built
+    options = {"attn_implementation": attention, "dtype": dtype}
+    if pretrained is None:
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config), **options)
+    if is_llava(pretrained):
+        raise CheckpointError(f"model.language.pretrained: {pretrained} is a LLaVA: set model.checkpoint to it")
+    if Path(pretrained).is_dir() and weights_file(Path(pretrained)):
+        read_weights(pretrained)  # maps all files: absent, damaged and unsafe ones are named before anything is built
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # our one line says what its table of names says
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            pretrained, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except UnpicklingError as error:
-        raise CheckpointError(f"{name}: a file of its weights holds more than tensors: get the safetensors") from error
+        raise CheckpointError(
+            f"{pretrained}: a file of its weights holds more than tensors: get the safetensors"
+        ) from error
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise CheckpointError(
-            f"model.language.pretrained: {name} cannot be loaded ({one_line(error)}): give a causal language model of"
-            " transformers"
+            f"model.language.pretrained: {pretrained} cannot be loaded ({one_line(error)}): give a causal language"
+            " model of transformers"
         ) from error
     finally:
         transformers_logging.set_verbosity(level)
-    check_loaded(info, f"{name}: the language model's weights", "get config.json and weights of the same model")
+    check_loaded(info, f"{pretrained}: the language model's weights", "get config.json and weights of the same model")
     return model
 
 
@@ -75,7 +71,7 @@ def fill_language_model(
         weights: Tied weights may be left out.
         where: What messages call the weights.
         dtype: `auto`: that of the configuration, or else of the weights.
-        attention: Name of the attention implementation.
+        attention: One of `voco_llama.choices.BACKENDS`.
 
     Raises:
         CheckpointError: Names or shapes do not fit; nothing is built then.
@@ -93,10 +89,7 @@ def fill_language_model(
 
 
 def check_language_config(config: Any) -> None:
-    """Refuse language models whose attention or logits are more than the decoder and the head that we call.
-
-    Args:
-        config: The language model's configuration.
+    """Refuse configurations whose attention or logits are more than the decoder and the head that we call.
 
     Raises:
         SettingsError: What the model does that would be lost silently.

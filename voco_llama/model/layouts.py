@@ -11,6 +11,7 @@
 Below the towers' prefixes stands Hugging Face's CLIP, with or without `vision_model.`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,23 +21,21 @@ from torch import Tensor
 from voco_llama.errors import CheckpointError
 from voco_llama.model.weights import Weights, below, without_buffers
 
-_OUTER = {
-    "embeddings.class_embedding": "class_embedding",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "embeddings.patch_embedding.weight": "conv1.weight",
-    "pre_layrnorm.weight": "ln_pre.weight",
-    "pre_layrnorm.bias": "ln_pre.bias",
-    "post_layernorm.weight": "ln_post.weight",
-    "post_layernorm.bias": "ln_post.bias",
-}
-_INNER = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-_THEIR_LAYER, _OUR_LAYER = "encoder.layers.", "transformer.resblocks."
+_CLIP_NAMES = (
+    ("embeddings.class_embedding", "class_embedding"),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("embeddings.patch_embedding.", "conv1."),
+    ("pre_layrnorm.", "ln_pre."),
+    ("post_layernorm.", "ln_post."),
+    ("encoder.layers.", "transformer.resblocks."),
+    (".layer_norm1.", ".ln_1."),
+    (".layer_norm2.", ".ln_2."),
+    (".self_attn.out_proj.", ".attn.out_proj."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+)
+"""Parts of names: Hugging Face's, open_clip's."""
+
 _VISION_MODEL, _PROJECTION = "vision_model.", "visual_projection.weight"
 
 
@@ -60,26 +59,20 @@ def clip_to_open_clip(weights: Mapping[str, Tensor], embed_dim: int, where: str)
         CheckpointError: A layer lacks one of its parts.
     """
     weights = without_buffers(weights)
-    tower = below(weights, _VISION_MODEL) or {name: tensor for name, tensor in weights.items() if name != _PROJECTION}
-    converted = {_OUTER[name]: tensor for name, tensor in tower.items() if name in _OUTER}
-    joined: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tower.items():
-        if name in _OUTER:
-            continue
-        layer, _, rest = name.removeprefix(_THEIR_LAYER).partition(".")
-        part, _, kind = rest.rpartition(".")
-        if part in _INNER:
-            converted[f"{_OUR_LAYER}{layer}.{_INNER[part]}.{kind}"] = tensor
-        elif part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
-            joined.setdefault(f"{_OUR_LAYER}{layer}.attn.in_proj_{kind}", {})[part[-len("q_proj")]] = tensor
+    projection = weights.pop(_PROJECTION, None)
+    converted, joined = {}, {}
+    for name, tensor in (below(weights, _VISION_MODEL) or weights).items():
+        for theirs, ours in _CLIP_NAMES:
+            name = name.replace(theirs, ours)
+        if found := re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", name):
+            joined.setdefault(f"{found[1]}.attn.in_proj_{found[3]}", {})[found[2]] = tensor
         else:
-            converted[name] = tensor  # unknown: the check of names will say so
+            converted[name] = tensor  # also an unknown one: the check of names will say so
     for name, parts in joined.items():
         if set(parts) != set("qkv"):
             raise CheckpointError(f"{where}: {name} needs q, k and v and has {', '.join(sorted(parts))}: get it again")
         converted[name] = torch.cat([parts[letter] for letter in "qkv"])
-    width = tower["embeddings.class_embedding"].shape[0]
-    projection = weights.get(_PROJECTION)
+    width = converted["class_embedding"].shape[0]
     converted["proj"] = torch.zeros(width, embed_dim) if projection is None else projection.T.contiguous()
     return converted
 
@@ -89,20 +82,16 @@ def open_clip_to_clip(weights: Mapping[str, Tensor]) -> Weights:
 
     The projection of the pooled feature has no place there and is left out.
     """
-    outer, inner = ({ours: theirs for theirs, ours in names.items()} for names in (_OUTER, _INNER))
     converted = {}
     for name, tensor in weights.items():
-        if name in outer:
-            converted[outer[name]] = tensor
-        elif name.startswith(_OUR_LAYER):
-            layer, _, rest = name.removeprefix(_OUR_LAYER).partition(".")
-            part, _, kind = rest.rpartition(".")
-            if part in inner:
-                converted[f"{_THEIR_LAYER}{layer}.{inner[part]}.{kind}"] = tensor
-            else:
-                kind = kind.removeprefix("in_proj_")
-                for letter, piece in zip("qkv", tensor.chunk(3), strict=True):
-                    converted[f"{_THEIR_LAYER}{layer}.self_attn.{letter}_proj.{kind}"] = piece.clone()
+        for theirs, ours in _CLIP_NAMES:
+            name = name.replace(ours, theirs)
+        stem, is_joined, kind = name.partition("attn.in_proj_")
+        if is_joined:
+            for letter, piece in zip("qkv", tensor.chunk(3), strict=True):
+                converted[f"{stem}self_attn.{letter}_proj.{kind}"] = piece.clone()
+        elif name != "proj":
+            converted[name] = tensor
     return converted
 
 
@@ -124,39 +113,37 @@ class LlavaParts:
     vision: Weights
 
 
+_LLAVA_NAMES = (
+    (r"(model\.)?(mm_|multi_modal_)?projector\.", "projector", ""),
+    (r"(model\.)?vision_tower\.(vision_tower\.)?", "vision", ""),
+    (r"language_model\.model\.|model\.language_model\.", "language", "model."),
+    (r"language_model\.(?=lm_head\.)", "language", ""),
+    (r"", "language", ""),
+)
+"""Beginnings of names, the part that has them, and the beginnings there; the first that matches tells."""
 _HF_PROJECTOR = {"linear_1": "0", "linear_2": "2"}
 
 
 def split_llava(weights: Mapping[str, Tensor], where: str) -> LlavaParts:
-    """The parts of a LLaVA's weights, whichever of its layouts they have.
+    """The parts of a LLaVA's weights, whichever of its layouts they have, also of a projector alone.
+
+    That is `mm_projector.bin` of LLaVA's alignment, or a stage of ours.
 
     Raises:
         CheckpointError: There is no projector.
     """
-    weights = without_buffers(weights)
-    if below(weights, "model.mm_projector."):
-        vision = below(weights, "model.vision_tower.vision_tower.")
-        others = ("model.mm_projector.", "model.vision_tower.")
-        language = {name: tensor for name, tensor in weights.items() if not name.startswith(others)}
-        return LlavaParts(language, below(weights, "model.mm_projector."), vision)
-    for outer, body in (("", "language_model.model."), ("model.", "model.language_model.")):
-        theirs = below(weights, f"{outer}multi_modal_projector.")
-        if not theirs:
-            continue
-        projector = {}
-        for name, tensor in theirs.items():
-            place, _, kind = name.partition(".")
-            projector[f"{_HF_PROJECTOR.get(place, place)}.{kind}"] = tensor
-        language = {f"model.{name}": tensor for name, tensor in below(weights, body).items()}
-        head = below(weights, "language_model.lm_head.") or below(weights, "lm_head.")
-        language |= {f"lm_head.{name}": tensor for name, tensor in head.items()}
-        known = (f"{outer}multi_modal_projector.", f"{outer}vision_tower.", body, "language_model.lm_head.", "lm_head.")
-        language |= {name: tensor for name, tensor in weights.items() if not name.startswith(known)}
-        return LlavaParts(language, projector, below(weights, f"{outer}vision_tower."))
-    raise CheckpointError(
-        f"{where}: holds no projector (model.mm_projector.* or multi_modal_projector.*), so it is no LLaVA: give a"
-        " language model as model.language.pretrained"
-    )
+    parts: dict[str, Weights] = {"language": {}, "projector": {}, "vision": {}}
+    for name, tensor in without_buffers(weights).items():
+        pattern, part, beginning = next(entry for entry in _LLAVA_NAMES if re.match(entry[0], name))
+        parts[part][re.sub(f"^(?:{pattern})", beginning, name)] = tensor
+    if not parts["projector"]:
+        raise CheckpointError(
+            f"{where}: holds no projector (model.mm_projector.* or multi_modal_projector.*), so it is no LLaVA: give a"
+            " language model as model.language.pretrained"
+        )
+    for theirs, ours in _HF_PROJECTOR.items():
+        parts["projector"] = {name.replace(theirs, ours): t for name, t in parts["projector"].items()}
+    return LlavaParts(**parts)
 
 
 def join_llava(parts: LlavaParts, layout: str) -> Weights:
@@ -172,15 +159,3 @@ def join_llava(parts: LlavaParts, layout: str) -> Weights:
         place, dot, kind = name.partition(".")
         joined[f"{projector}{places.get(place, place)}{dot}{kind}"] = tensor
     return joined | {f"{tower}{name}": tensor for name, tensor in parts.vision.items()}
-
-
-def projector_weights(weights: Mapping[str, Tensor], where: str) -> Weights:
-    """A projector alone (`mm_projector.bin` of LLaVA's alignment, or a whole checkpoint) under our names.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    for prefix in ("model.mm_projector.", "mm_projector.", "projector."):
-        if found := below(weights, prefix):
-            return found
-    return split_llava(weights, where).projector

@@ -18,11 +18,11 @@ from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
 from voco_llama.errors import CheckpointError, VoCoError, one_line
 from voco_llama.hub import local_folder
 from voco_llama.layout import SegmentShape
-from voco_llama.llava_folder import LlavaFolder, is_llava, read_llava_folder
+from voco_llama.llava_folder import is_llava, read_llava_folder
 from voco_llama.model.language import fill_language_model
 from voco_llama.model.layouts import clip_to_open_clip, split_llava
 from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
-from voco_llama.model.weights import Weights, check_fit, check_loaded, has_weights, read_weights
+from voco_llama.model.weights import Weights, check_fit, check_loaded, read_weights, weights_file
 from voco_llama.tokens import AddedTokens, extend_embeddings
 from voco_llama.visibility import check_backend
 
@@ -78,18 +78,29 @@ class LoadingMixin:
             folder: With `config.json`, weights and tokenizer.
             tokenizer: In place of the folder's, as it was trained with; left as it is.
             vision_tower: In place of the tower that the folder names, if that is neither a known one nor a folder.
-            num_voco: VoCo tokens of a segment; None: 1 where the folder is of condition `voco`, else 0.
-            condition: None: `voco` where the tokenizer has `<voco>` (the authors' checkpoints), else `full`.
+            num_voco: VoCo tokens of a segment; None: what our export says, else 1 under `voco` and 0 under `full`.
+            condition: None: what our export says, else `voco` where the tokenizer has `<voco>` (the authors'
+                checkpoints) and `full` where not.
             dtype: Of the weights; `auto`: as stored.
             attn_implementation: One of `voco_llama.choices.BACKENDS`.
 
         Raises:
             CheckpointError: The folder is no such model, is damaged, or is one that ours cannot be.
         """
-        described = read_llava_folder(local_folder(folder), vision_tower)
-        rows, where = described.rows(tokenizer, num_voco, condition), str(described.path)
-        parts = split_llava(_read_weights(described), where)
-        vision = _vision_weights(described, parts.vision)
+        described = read_llava_folder(local_folder(folder), vision_tower, tokenizer, num_voco, condition)
+        where = str(described.path)
+        if not weights_file(described.path) and (described.path / PROJECTOR_FILE).is_file():
+            raise CheckpointError(
+                f"{where}: holds a projector alone ({PROJECTOR_FILE}): set model.projector_weights to it, beside the"
+                " language model and the tower that it was trained with (model.language.pretrained, model.vision)"
+            )
+        parts = split_llava(read_weights(described.path), where)
+        if parts.vision:
+            vision = clip_to_open_clip(parts.vision, described.vision_config["embed_dim"], where)
+        elif described.vision_source is not None:
+            vision = read_vision_weights(*described.vision_source)
+        else:
+            raise CheckpointError(f"{where}: the weights of its vision tower are missing: get it again")
         language_model = fill_language_model(
             described.text_config, parts.language, where, dtype=dtype, attention=attn_implementation
         )
@@ -97,13 +108,13 @@ class LoadingMixin:
             language_model,
             described.vision_config,
             vision,
-            rows.tokens,
-            len(rows.tokenizer),
-            rows.shape,
+            described.tokens,
+            len(described.tokenizer),
+            described.shape,
             projector=described.projector,
             vision_layer=described.vision_layer,
-            condition=rows.condition,
-            new_tokens=rows.new_tokens,
+            condition=described.condition,
+            new_tokens=described.new_tokens,
             projector_weights=parts.projector,
         )
         return model.to(language_model.dtype).eval()
@@ -130,15 +141,11 @@ class LoadingMixin:
             language_model: Kept as it is, its embeddings extended for the added tokens.
             vision_config: From `read_vision_config`.
             vision_weights: From `read_vision_weights`; None leaves the tower at random.
-            tokens: Ids of `<image>` and `<voco>`.
-            vocab_size: Length of the tokenizer.
-            segment: Shape of a segment; its number of vision tokens must be the tower's.
-            projector: `linear` or `mlp2x_gelu`.
-            vision_layer: Layer whose patch tokens are used.
-            condition: Visibility the model will be trained with.
+            tokens, vocab_size: Of the tokenizer: ids of `<image>` and `<voco>`, and its length.
+            segment: Its number of vision tokens must be the tower's.
             new_tokens: Ids that get a mean embedding; None: both added tokens. Others keep theirs.
-            projector_weights: Under our names (`voco_llama.model.layouts.projector_weights`); None: a fresh projector.
-            **compression: `segment_attention`, `voco_embeddings`, `compressor`, `q_former` of `VoCoLlamaConfig`.
+            projector_weights: From `voco_llama.model.layouts.split_llava`; None: a fresh projector.
+            projector, vision_layer, condition, **compression: As in `VoCoLlamaConfig`.
 
         Raises:
             CheckpointError: The weights of a part do not fit it.
@@ -168,22 +175,3 @@ class LoadingMixin:
             check_fit(model.projector.state_dict(), projector_weights, "the projector's weights", advice)
             model.projector.load_state_dict(projector_weights)
         return model
-
-
-def _read_weights(described: LlavaFolder) -> Weights:
-    folder = described.path
-    if not has_weights(folder) and (folder / PROJECTOR_FILE).is_file():
-        raise CheckpointError(
-            f"{folder}: holds a projector alone ({PROJECTOR_FILE}): set model.projector_weights to it, beside the"
-            " language model and the tower that it was trained with (model.language.pretrained, model.vision)"
-        )
-    return read_weights(folder)
-
-
-def _vision_weights(described: LlavaFolder, stored: Weights) -> Weights:
-    """The tower's weights under open_clip's names: the stored ones, or those of the tower that the folder names."""
-    if stored:
-        return clip_to_open_clip(stored, described.vision_config["embed_dim"], str(described.path))
-    if described.vision_source is None:
-        raise CheckpointError(f"{described.path}: the weights of its vision tower are missing: get it again")
-    return read_vision_weights(*described.vision_source)

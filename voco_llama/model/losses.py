@@ -31,10 +31,7 @@ class TeacherTokens(Protocol):
     def divergence(self, tokens: slice, logits: Tensor, temperature: float) -> Tensor:
         """KL(teacher || student) summed over some of the tokens, in nats; a float32 scalar.
 
-        Args:
-            tokens: Which of them.
-            logits: The student's, float32 `[tokens, vocabulary]`.
-            temperature: Both sides' logits are divided by it.
+        `logits` are the student's, float32 `[tokens, vocabulary]`. Both sides' are divided by the temperature.
         """
 
 
@@ -177,17 +174,10 @@ def chunk_sizes(num_tokens: int, chunk_size: int, device: torch.device) -> list[
 def top_k(
     head: Callable[[Tensor], Tensor], hidden_states: Tensor, k: int, temperature: float, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The k likeliest next words, made chunk by chunk.
-
-    Args:
-        head: The language-model head.
-        hidden_states: `[tokens, hidden]`.
-        k: At most the vocabulary.
-        temperature: The logits are divided by it.
-        chunk_size: Tokens whose logits exist at the same time.
+    """The k likeliest next words after hidden states `[tokens, hidden]`, made chunk by chunk.
 
     Returns:
-        Their ids, int64, and log-probabilities, float32, both `[tokens, k]`, likeliest first.
+        Their ids, int64, and log-probabilities at the temperature, float32, both `[tokens, k]`, likeliest first.
     """
     ids, log_probs = [], []
     for chunk in hidden_states.split(chunk_size):

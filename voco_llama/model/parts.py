@@ -65,13 +65,7 @@ class VisionTower(nn.Module):
 
 
 def build_projector(projector_type: str, vision_width: int, hidden_size: int) -> nn.Module:
-    """`[..., vision_width]` to `[..., hidden_size]`.
-
-    Args:
-        projector_type: `linear` (the paper, section 4.1) or `mlp2x_gelu` (LLaVA-1.5).
-        vision_width: Width of the patch features.
-        hidden_size: Width of the language model.
-    """
+    """`[..., vision_width]` to `[..., hidden_size]`: `linear` (the paper, section 4.1) or `mlp2x_gelu` (LLaVA-1.5)."""
     if projector_type == "linear":
         return nn.Linear(vision_width, hidden_size)
     return nn.Sequential(nn.Linear(vision_width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
@@ -82,9 +76,6 @@ class AveragePool(nn.Module):
 
     The grid is the most square one of `num_tokens` cells (1 x 1, 1 x 2, 2 x 2, 2 x 4, ...), laid over the patches by
     adaptive pooling.
-
-    Args:
-        num_tokens: Tokens an image is pooled to.
     """
 
     def __init__(self, num_tokens: int) -> None:
@@ -105,9 +96,7 @@ class QFormer(nn.Module):
     Args:
         num_tokens: Queries, and tokens an image becomes.
         vision_width: Width of the patch features, and of what comes out.
-        layers: Transformer layers.
-        width: Of the queries.
-        heads: Attention heads.
+        layers, width, heads: Of the transformer.
         cross_attention_every: Every so many layers, from the first on, attend to the image.
     """
 
@@ -149,8 +138,7 @@ def build_compressor(
 
     Args:
         compressor: One of `voco_llama.choices.COMPRESSORS`.
-        num_tokens: Tokens an image becomes.
-        vision_width: Width of the patch features.
+        num_tokens, vision_width: Tokens an image becomes, and width of the patch features.
         q_former: Shape of the Q-Former; what is missing is BLIP-2's.
 
     Raises:

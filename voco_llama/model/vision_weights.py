@@ -17,7 +17,7 @@ from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.model.layouts import clip_to_open_clip, is_clip
 from voco_llama.model.parts import VisionTower
-from voco_llama.model.weights import Weights, below, check_fit, guess_layout, has_weights, read_file, read_weights
+from voco_llama.model.weights import Weights, below, check_fit, guess_layout, read_weights, weights_file
 from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, config_in_file, read_vision_config
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def read_vision_weights(name: str, pretrained: str | None) -> Weights:
         CheckpointError: The file cannot be read, holds no vision transformer, or one of another activation.
         SettingsError: There are no weights to read.
     """
-    if pretrained is None and Path(name).is_dir() and has_weights(Path(name)):
+    if pretrained is None and Path(name).is_dir() and weights_file(Path(name)):
         pretrained = name
     if pretrained is None:
         raise SettingsError(
@@ -52,7 +52,7 @@ def read_vision_weights(name: str, pretrained: str | None) -> Weights:
     if _is_torchscript(path):  # OpenAI's own files
         weights, known = _read_torchscript(path), True
     else:
-        weights = read_weights(path) if path.is_dir() else read_file(path)
+        weights = read_weights(path)
     if any(extra in weights for extra in OPENAI_EXTRAS):
         known = True
     _check_activation(known, config, name, pretrained)
@@ -72,7 +72,7 @@ def load_vision_tower(config: VoCoLlamaConfig, weights: Weights | None) -> Visio
     """The tower of a configuration with its weights.
 
     Raises:
-        CheckpointError: Names or shapes do not fit; nothing is loaded then.
+        CheckpointError: Names or shapes do not fit.
     """
     tower = VisionTower(config.vision_config, config.vision_layer)
     if weights is not None:
@@ -92,9 +92,7 @@ def _read_tag(name: str, tag: str, config: dict[str, Any]) -> Weights:
         )
     known = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     _check_activation(known, config, name, tag)
-    logger.info(
-        "open_clip reads %s of %s, from its cache or the hub (without a network that fails in a minute)", tag, name
-    )
+    logger.info("open_clip reads %s of %s: from its cache, or the hub (which fails in a minute offline)", tag, name)
     try:
         return open_clip.create_model(name, pretrained=tag).visual.state_dict()
     except (OSError, RuntimeError) as error:

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from voco_llama.choices import Condition
-from voco_llama.configuration import Heads, VoCoLlamaConfig
+from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.layout import next_tokens, voco_index
 from voco_llama.model.cache import fingerprint
 from voco_llama.model.generation import VoCoGeneration
@@ -204,6 +204,9 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
 
         Returns:
             `[batch, length, hidden]`.
+
+        Raises:
+            ValueError: The images do not fill the rows' image tokens.
         """
         embeddings = self.get_input_embeddings()(input_ids)
         if self.voco_offsets is not None:
@@ -213,7 +216,12 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
         outside = self.config.compresses_outside
         is_image = input_ids == (self.config.voco_token_id if outside else self.config.image_token_id)
         num_images = 0 if pixel_values is None else pixel_values.shape[0]
-        self._check_counts(int(is_image.sum()), num_images)
+        per_image = self.config.num_voco if outside else self.config.num_vision_tokens
+        if (num_image_tokens := int(is_image.sum())) != num_images * per_image:
+            raise ValueError(
+                f"the rows have {num_image_tokens} image tokens, but {num_images} images of {per_image} tokens fill"
+                f" {num_images * per_image}: pass the images the rows were laid out for"
+            )
         if num_images == 0 and not (self.training or weights_are_divided()):
             return embeddings
         if num_images == 0:
@@ -227,23 +235,7 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
             return embeddings + 0.0 * features.sum()
         return embeddings.masked_scatter(is_image[..., None], features)
 
-    def _check_counts(self, num_image_tokens: int, num_images: int) -> None:
-        config = self.config
-        per_image = config.num_voco if config.compresses_outside else config.num_vision_tokens
-        expected = num_images * per_image
-        if num_image_tokens != expected:
-            raise ValueError(
-                f"the rows have {num_image_tokens} image tokens, but {num_images} images of {per_image} tokens fill"
-                f" {expected}: pass the images the rows were laid out for"
-            )
-
     # ---- what a cache must fit
-
-    def cache_shape(self) -> tuple[int, int, int, int, int]:
-        """Shape of the keys of a cache of one entry: layers, 1, key-value heads, N, head dimension."""
-        text = self.language_model.config
-        heads = Heads.of(text)
-        return text.num_hidden_layers, 1, heads.key_value, self.config.num_voco, heads.dimension
 
     @property
     def inverse_frequency(self) -> Tensor:

@@ -6,14 +6,15 @@ Tensors are mapped from disk, not copied. Nothing that a file holds is executed:
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from voco_llama.errors import CheckpointError, one_line
@@ -55,17 +56,16 @@ def read_weights(path: str | Path) -> Weights:
     path = Path(path)
     if not path.is_dir():
         return read_file(path)
-    for name in WEIGHT_FILES:
-        if (path / f"{name}{INDEX_SUFFIX}").is_file():
-            return _read_shards(path / f"{name}{INDEX_SUFFIX}")
-        if (path / name).is_file():
-            return read_file(path / name)
-    raise CheckpointError(f"{path}: holds no weights ({', '.join(WEIGHT_FILES)}, or an index): download it again")
+    file = weights_file(path)
+    if file is None:
+        raise CheckpointError(f"{path}: holds no weights ({', '.join(WEIGHT_FILES)}, or an index): download it again")
+    return _read_shards(file) if file.suffix == ".json" else read_file(file)
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a folder has files that `read_weights` would read."""
-    return any((folder / f"{name}{end}").is_file() for name in WEIGHT_FILES for end in ("", INDEX_SUFFIX))
+def weights_file(folder: Path) -> Path | None:
+    """The file of weights, or the index of such, that `read_weights` reads in a folder; None: there is none."""
+    files = (folder / f"{name}{end}" for name in WEIGHT_FILES for end in (INDEX_SUFFIX, ""))
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_file(file: Path) -> Weights:
@@ -78,30 +78,23 @@ def read_file(file: Path) -> Weights:
         raise CheckpointError(f"{file}: no such file: download it again")
     try:
         if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            return load_file(file)
         weights = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-    except UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+    except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        if isinstance(error, UnpicklingError) and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
             raise CheckpointError(
                 f"{file}: is a pickle that holds more than tensors (it could run code) and is not opened: get the"
                 " safetensors files of the same weights"
             ) from error
-        raise CheckpointError(_damaged(file, error)) from error
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        raise CheckpointError(_damaged(file, error)) from error
+        raise CheckpointError(
+            f"{file}: cannot be read as weights ({one_line(error)}): it is damaged or was not downloaded to its end;"
+            " get it again, or the safetensors file of the same weights"
+        ) from error
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise CheckpointError(f"{file}: holds no weights but a {type(weights).__name__}: give a file of named tensors")
     return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-
-
-def _damaged(file: Path, error: Exception) -> str:
-    return (
-        f"{file}: cannot be read as weights ({one_line(error)}): it is damaged or was not downloaded to its end;"
-        " get it again, or the safetensors file of the same weights"
-    )
 
 
 def _read_shards(index: Path) -> Weights:
@@ -151,40 +144,28 @@ def check_fit(
     Args:
         expected: The model's own, of which only names and shapes are looked at (they may be on the meta device).
         weights: What would be loaded.
-        what: What messages call the weights, with the file.
-        advice: The end of the message: what to do.
+        what, advice: What the message calls the weights, with the file, and its end: what to do.
         optional: Names that may be missing (tied weights).
 
     Raises:
         CheckpointError: It lists the first missing and unexpected names, with a guess of what the weights are, or the
             first shapes that differ.
     """
-    missing = sorted(set(expected) - set(weights) - set(optional))
-    unexpected = sorted(set(weights) - set(expected))
-    shapes = [
-        (name, weights[name].shape, expected[name].shape)
-        for name in expected
-        if name in weights and expected[name].shape != weights[name].shape
-    ]
-    _refuse(missing, unexpected, shapes, guess_layout(weights), what, advice)
+    info = {
+        "missing_keys": set(expected) - set(weights) - set(optional),
+        "unexpected_keys": set(weights) - set(expected),
+        "mismatched_keys": [
+            (name, weights[name].shape, needed.shape)
+            for name, needed in expected.items()
+            if name in weights and needed.shape != weights[name].shape
+        ],
+    }
+    check_loaded(info, what, advice)
 
 
 def check_loaded(info: Mapping[str, Any], what: str, advice: str) -> None:
     """`check_fit` for what transformers' `from_pretrained` says of its loading (`output_loading_info=True`)."""
-    unexpected = sorted(info["unexpected_keys"])
-    shapes = sorted(info["mismatched_keys"])
-    _refuse(sorted(info["missing_keys"]), unexpected, shapes, guess_layout(unexpected), what, advice)
-
-
-def _refuse(
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-    shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]],
-    guess: str | None,
-    what: str,
-    advice: str,
-) -> None:
-    """Raise if anything differs; `shapes` has name, shape found and shape needed."""
+    missing, unexpected, shapes = (sorted(info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched"))
     count = len(missing) + len(unexpected) + len(shapes)
     if not count:
         return
@@ -196,7 +177,7 @@ def _refuse(
     if shapes:
         told = (f"{name} {list(found)} instead of {list(needed)}" for name, found, needed in shapes[:SHOWN])
         parts.append(f"{len(shapes)} of another shape ({', '.join(told)})")
-    if missing and unexpected and guess:
+    if missing and unexpected and (guess := guess_layout(unexpected)):
         parts.append(f"the names look like {guess}")
     raise CheckpointError(f"{what} do not fit: {count} tensors differ: {'; '.join(parts)}: {advice}")
 
@@ -204,7 +185,4 @@ def _refuse(
 def guess_layout(names: Iterable[str]) -> str | None:
     """What weights of such names are; None if nothing is known that has them."""
     names = list(names)
-    for pattern, layout in LAYOUTS:
-        if any(re.match(pattern, name) for name in names):
-            return layout
-    return None
+    return next((layout for pattern, layout in LAYOUTS if any(re.match(pattern, name) for name in names)), None)

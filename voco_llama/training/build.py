@@ -17,7 +17,7 @@ from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import Reader, open_reader
 from voco_llama.errors import CheckpointError, one_line
 from voco_llama.model.language import build_language_model
-from voco_llama.model.layouts import projector_weights
+from voco_llama.model.layouts import split_llava
 from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.model.weights import read_weights
@@ -110,7 +110,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     if not model.vision.name.endswith(".json"):
         vision_weights = read_vision_weights(model.vision.name, model.vision.pretrained)
     if (path := model.projector_weights) is not None:
-        projector = projector_weights(read_weights(path), f"model.projector_weights: {path}")
+        projector = split_llava(read_weights(path), f"model.projector_weights: {path}").projector
     built = VoCoLlama.from_parts(
         language_model,
         read_vision_config(model.vision.name),

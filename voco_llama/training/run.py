@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers import set_seed
 
-from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
+from voco_llama.data.processor import Collator
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
