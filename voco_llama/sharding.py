@@ -340,4 +340,5 @@ def place_frozen(model: nn.Module, accelerator: "Accelerator", arguments: "Train
         "fp16": {"enabled": arguments.fp16},
     }
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    return engine.eval()
+    engine.eval()  # DeepSpeed's returns nothing
+    return engine
