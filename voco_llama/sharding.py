@@ -340,9 +340,5 @@ def place_frozen(model: nn.Module, accelerator: "Accelerator", arguments: "Train
         "fp16": {"enabled": arguments.fp16},
     }
     engine, *_ = deepspeed.initialize(model=model, config=config)
-<<<<<<< HEAD
     engine.eval()  # which returns nothing
-=======
-    engine.eval()  # DeepSpeed's returns nothing
->>>>>>> cut_train
     return engine
