@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from voco_llama.training.stages import ModuleCount, format_table, give_learning_rate, part_parameters, set_trainable
+from voco_llama.training.stages import (
+    ModuleCount,
+    count_parameters,
+    format_table,
+    give_learning_rate,
+    part_parameters,
+    set_trainable,
+)
 
 
 class Model(nn.Module):
@@ -35,6 +42,18 @@ def test_only_what_is_named_trains(trains, trained, caplog):
     for name, child in model.named_children():
         assert {p.requires_grad for p in child.parameters()} == {name in trained}
     assert format_table(table) in caplog.text
+
+
+def test_a_model_may_have_parameters_of_its_own():
+    model = Model()
+    model.logit_scale = nn.Parameter(torch.zeros(()))
+    assert [count.module for count in count_parameters(model)] == [
+        "vision",
+        "language_model",
+        "projector",
+        "logit_scale",
+    ]
+    assert count_parameters(model)[-1] == ModuleCount("logit_scale", 1, 0)
 
 
 def test_the_table_has_sums_and_columns():

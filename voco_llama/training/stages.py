@@ -80,10 +80,11 @@ def give_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter],
 
 
 def count_parameters(model: nn.Module) -> list[ModuleCount]:
-    """Trained and frozen parameters of each child of `model`; of the whole where a process holds a piece."""
+    """Trained and frozen parameters of each child of `model`, then its own; of the whole where a process has a piece."""
     counts = {name: [0, 0] for name, _ in model.named_children()}
     for name, parameter in model.named_parameters():
-        counts[name.partition(".")[0]][0 if parameter.requires_grad else 1] += num_elements(parameter)
+        module = name.partition(".")[0]
+        counts.setdefault(module, [0, 0])[0 if parameter.requires_grad else 1] += num_elements(parameter)
     return [ModuleCount(name, *numbers) for name, numbers in counts.items()]
 
 
