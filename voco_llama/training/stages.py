@@ -80,7 +80,10 @@ def give_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter],
 
 
 def count_parameters(model: nn.Module) -> list[ModuleCount]:
-    """Trained and frozen parameters of each child of `model`, then its own; of the whole where a process has a piece."""
+    """Trained and frozen parameters of each child of `model`, then its own; whole ones, where this process has a piece.
+
+    A tied weight counts where it stands first.
+    """
     counts = {name: [0, 0] for name, _ in model.named_children()}
     for name, parameter in model.named_parameters():
         module = name.partition(".")[0]
