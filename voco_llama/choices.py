@@ -46,8 +46,6 @@ STAGES = ("clip", "language", "align", "instruct", "voco", "video")
 PARTS = ("vision", "projector", "language")
 """What a stage may train."""
 
-LOSSES = ("lm", "kl")
-"""What a training may minimize, each with a weight: cross entropy, and divergence from a teacher."""
 TEACHERS = ("none", "checkpoint", "adapters_off", "top_k")
 DRAWS = ("row", "batch")
 OPTIMIZERS = ("trainer", "muon")

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING
@@ -224,6 +224,10 @@ class LossPoint:
     kl: float = MISSING
 
 
+LOSSES = tuple(entry.name for entry in fields(LossPoint) if entry.name != "at")
+"""Names of the terms of the loss; `voco_llama.model.losses.Objective` has a weight of each name."""
+
+
 @dataclass
 class LossSettings:
     """What is minimized: `lm` x cross entropy + `kl` x temperature^2 x KL(teacher || student), on answer tokens.
@@ -248,6 +252,11 @@ class LossSettings:
     teacher_checkpoint: str | None = None
     top_k_folder: str | None = None
     schedule: list[LossPoint] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is cross entropy and nothing else."""
+        return self.schedule is None and all(getattr(self, name) == (name == "lm") for name in LOSSES)
 
 
 @dataclass

@@ -40,12 +40,18 @@ MAX_LIVE = 1_000_000_000
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters of one part and one element size, in elements; `element`: bytes of one as loaded."""
+    """Parameters of one part and one element size, in elements.
+
+    Attributes:
+        element: Bytes of one as loaded.
+        is_saved: Whether it is of the model that is trained.
+    """
 
     part: str
     trained: int
     frozen: int
     element: int
+    is_saved: bool = True
 
     @property
     def all(self) -> int:
@@ -275,7 +281,7 @@ def sharding_of(trainer: Mapping[str, Any]) -> Sharding:
 
 def undivided(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """The same keys of `TrainingArguments` for one process."""
-    return {**trainer, "deepspeed": None}
+    return {**trainer, "deepspeed": None, "fsdp": None, "fsdp_config": None}
 
 
 def expect_no_accelerator() -> None:

@@ -111,9 +111,9 @@ def test_the_schedule_is_linear_between_its_points():
 
 
 def test_single_losses_are_said_where_there_is_more_than_cross_entropy():
-    assert ScheduledLoss(compose([]).loss, None).is_plain
-    assert not ScheduledLoss(compose(["loss.lm=0.5"]).loss, None).is_plain
-    assert not ScheduledLoss(compose([f"loss.schedule={SCHEDULE}"]).loss, None).is_plain
+    assert compose([]).loss.is_plain
+    assert not compose(["loss.lm=0.5"]).loss.is_plain
+    assert not compose([f"loss.schedule={SCHEDULE}"]).loss.is_plain
 
 
 @pytest.mark.parametrize(("level", "is_fit"), [(2, True), (3, False)])

@@ -76,6 +76,10 @@ def columns_of(tasks: Sequence[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
+FREE_KEYS = ("output", "device")
+"""Beginnings of keys of `EvaluateSettings` that do not touch what is measured."""
+
+
 @dataclass(frozen=True)
 class EvaluateSettings:
     """What to evaluate.

@@ -138,7 +138,7 @@ def plan_memory(settings: TrainSettings, meta: MetaModel) -> Memory:
 
 def count_saved(settings: TrainSettings, plan: Plan) -> Saved:
     """Bytes on disk."""
-    groups = [group for group in plan.groups if group.part != "teacher"]
+    groups = [group for group in plan.groups if group.is_saved]
     final, checkpoint = plan.sharding.saved(groups, plan.half)
     trainer = settings.trainer
     limit = trainer.get("save_total_limit")

@@ -38,7 +38,7 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
     groups = parameter_groups(meta.model)
     element = HALF if half else FLOAT32 if sharding.keeps_masters else groups[0].element
     if settings.loss.teacher == "checkpoint":
-        groups = (*groups, Group("teacher", 0, sum(group.all for group in groups), groups[0].element))
+        groups = (*groups, Group("teacher", 0, sum(group.all for group in groups), groups[0].element, is_saved=False))
     lora = settings.model.lora
     work = Pass(
         rows=rows,
@@ -128,7 +128,9 @@ def _variants(settings: TrainSettings, plan: Plan) -> Iterator[tuple[tuple[str, 
         yield (*Zero(2).overrides(Sharding()), *lora, *kept), _divided(adapted, Zero(2))
     for offloads in (("optimizer",),) if has_adapters else (("optimizer",), ("optimizer", "param")):
         level = 2 if has_adapters else 3
-        sharding = replace(now, offloads=offloads) if now.level == level else Zero(level, offloads)
+        sharding = (
+            replace(now, offloads=offloads) if isinstance(now, Zero) and now.level == level else Zero(level, offloads)
+        )
         yield (*sharding.overrides(now), *kept), _divided(plan, sharding)
 
 

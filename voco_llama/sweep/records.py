@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from voco_llama.composition import difference, flatten, to_plain
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.results import BENCHMARKS_KIND
+from voco_llama.evaluation.settings import FREE_KEYS as EVALUATE_FREE_KEYS
 from voco_llama.files import write_atomically
 from voco_llama.provenance import fingerprint_files
 from voco_llama.sweep.plan import BASE, TRAIN, Command, Job, SeedPlan
@@ -22,7 +23,7 @@ from voco_llama.training.run_folder import FREE_KEYS, SETTINGS_FILE, RunFolder
 FORMAT_VERSION = 1
 ANYWHERE = ("paths.runs=runs", "paths.data=data", "seed=0")
 """Overrides that make settings comparable: where folders lie, and which seed it is, make no difference."""
-FREE = {TRAIN: tuple(key for key in FREE_KEYS if key != "output_dir"), "evaluate": ("output", "device")}
+FREE = {TRAIN: tuple(key for key in FREE_KEYS if key != "output_dir"), "evaluate": EVALUATE_FREE_KEYS}
 """Beginnings of keys that do not touch what is made."""
 MADE = ("output_dir", "root")
 """The setting of a command that names what it makes."""

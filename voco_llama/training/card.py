@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from voco_llama.choices import LOSSES
-from voco_llama.settings import TrainSettings
+from voco_llama.settings import LOSSES, TrainSettings
 from voco_llama.text import markdown
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.inputs import list_inputs

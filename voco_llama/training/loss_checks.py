@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from voco_llama.choices import LOSSES
 from voco_llama.errors import require
-from voco_llama.settings import LossPoint, LossSettings, TrainSettings
+from voco_llama.settings import LOSSES, LossPoint, LossSettings, TrainSettings
 from voco_llama.sharding import sharding_of
 
 DISTILLED_STAGES = ("voco", "video")
@@ -34,8 +33,7 @@ def check_losses(settings: TrainSettings) -> None:
         " loss.teacher=none",
     )
     if settings.stage.name == "clip":
-        plain = loss.schedule is None and (loss.lm, loss.kl) == (1.0, 0.0)
-        require(plain, "stage clip has a loss of its own: use loss=lm")
+        require(loss.is_plain, "stage clip has a loss of its own: use loss=lm")
     if has_kl:
         _check_student(settings)
         _check_teacher(settings)

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voco_llama.choices import LOSSES
 from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama, VoCoOutput
-from voco_llama.settings import LossSettings
+from voco_llama.settings import LOSSES, LossSettings
 from voco_llama.training.teachers.teacher import Teacher
 
 LOGGED = tuple(f"loss_{name}" for name in LOSSES)
@@ -23,11 +22,6 @@ class ScheduledLoss:
 
     settings: LossSettings
     teacher: Teacher | None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is cross entropy and nothing else, so that there are no single losses to log."""
-        return self.settings.schedule is None and self.weights(0) == {"lm": 1.0, "kl": 0.0}
 
     def weights(self, done: float) -> dict[str, float]:
         """Weight of each of `LOSSES` when `done`, from 0 to 1, of the training is done."""

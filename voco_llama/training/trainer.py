@@ -130,7 +130,7 @@ class VoCoTrainer(Trainer):
         inputs = {**inputs}
         inputs["objective"] = self.scheduled_loss.objective(step / self.state.max_steps, student, inputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if not self.scheduled_loss.is_plain:
+        if not self.scheduled_loss.settings.is_plain:
             is_scaled = self.args.average_tokens_across_devices and num_items_in_batch is not None
             self.loss_log.add(step, outputs, self.accelerator.num_processes if is_scaled else 1)
         return (loss, outputs) if return_outputs else loss
