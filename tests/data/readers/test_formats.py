@@ -53,7 +53,8 @@ def test_options_reach_the_reader(files, tmp_path):
 
 def test_text_only_needs_no_folder(files):
     for name in ("llava_json", "hf_dataset"):
-        assert open_reader(name, files[name])[0].is_text_only
+        record = open_reader(name, files[name])[0]
+        assert (record.images, record.video) == ((), None)
 
 
 def test_only_tables_are_streamed(files):
