@@ -239,3 +239,25 @@ def test_keys_may_be_free():
     assert set(differing(there, here)) == {"seed", "items.0.weight", "items.1.file"}
     assert set(differing(there, here, free=("se", "items.*.file"))) == {"items.0.weight"}
     assert differing(there, here, free=("seed", "items")) == {}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "experiment=toy/instruct_4",
+        "experiment=toy/video_8",
+        "experiment=video_7b_3",
+        "compression=full_4",
+        "experiment=toy/voco_01",
+    ],
+)
+def test_a_number_is_taken_only_where_the_name_without_it_has_one(override):
+    with pytest.raises(SettingsError, match="there is no"):
+        compose([override])
+
+
+@pytest.mark.parametrize("choice", ["toy/voco_4", "'toy/voco_4'", '"toy/voco_4"', "toy/voco_4.yaml"])
+def test_a_numbered_name_may_be_quoted(choice):
+    settings = compose([f"experiment={choice}"])
+    assert settings.compression.num_voco == 4
+    assert settings.output_dir.endswith("toy/voco_4")

@@ -92,17 +92,36 @@ def _with_num_voco(overrides: Sequence[str]) -> list[str]:
     numbers, chosen = {}, []
     for override in overrides:
         group, _, choice = override.partition("=")
-        folder = CONFIG_DIR / group
-        numbered = re.fullmatch(r"(.+)_([0-9]+)((?:_[a-z]+)?)", choice)
-        if group in ("experiment", "compression") and not (folder / f"{choice}.yaml").is_file() and numbered:
-            name, number = numbered[1] + numbered[3], int(numbered[2])
-            if (folder / f"{name}.yaml").is_file():
-                override, numbers[group] = f"{group}={name}", number
-        elif group == "compression" and (folder / f"{choice}.yaml").is_file():
-            numbers[group] = OmegaConf.load(folder / f"{choice}.yaml").num_voco
+        choice = choice.strip("'\"").removesuffix(".yaml")
+        if group in ("experiment", "compression"):
+            if numbered := _numbered(group, choice):
+                choice, numbers[group] = numbered
+                override = f"{group}={choice}"
+            elif group == "compression" and (file := CONFIG_DIR / group / f"{choice}.yaml").is_file():
+                numbers[group] = OmegaConf.load(file).num_voco
         chosen.append(override)
     number = numbers.get("compression", numbers.get("experiment"))
     return chosen if number is None else [f"compression.num_voco={number}", *chosen]
+
+
+def _numbered(group: str, choice: str) -> tuple[str, int] | None:
+    """Of `voco_4_kl`: `voco_kl` and 4, if there is no file of the name, and one without the number that takes any.
+
+    That is an experiment whose folder follows the number, or a compression to VoCo tokens alone, always as many.
+    """
+    name = re.fullmatch(r"(.+)_([1-9][0-9]*)((?:_[a-z]+)?)", choice)
+    if name is None or (CONFIG_DIR / group / f"{choice}.yaml").is_file():
+        return None
+    base = f"{name[1]}{name[3]}"
+    file = CONFIG_DIR / group / f"{base}.yaml"
+    if group not in ("experiment", "compression") or not file.is_file():
+        return None
+    values = OmegaConf.to_container(OmegaConf.load(file))
+    if group == "experiment":
+        takes_any = "compression.num_voco" in values.get("output_dir", "")
+    else:
+        takes_any = values["condition"] == "voco" and "num_voco_choices" not in values
+    return (base, int(name[2])) if takes_any else None
 
 
 def read_file(file: Path, schema: type[T]) -> T:
@@ -249,5 +268,8 @@ def _explain_missing(error: MissingConfigException) -> str:
     folder = CONFIG_DIR / group
     if not choice or not folder.is_dir():
         return f"there is no settings file '{error.missing_cfg_file}' in {CONFIG_DIR}"
+    if numbered := _numbered(group, choice):
+        base, number = numbered
+        return f"there is no file {group}/{choice}.yaml: write {base}, and compression: {{num_voco: {number}}}"
     known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("**/*.yaml"))
     return f"there is no {group}={choice}{did_you_mean(choice, known)} (choices: {', '.join(known)})"

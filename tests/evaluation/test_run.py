@@ -178,6 +178,7 @@ def test_limit_takes_the_first_documents(settings_for):
         ({"tasks": ["pope_full", "pope_adv"]}, "pope_adv is named twice"),
         ({"suite": "tox"}, "there is no suite 'tox'; did you mean 'toy'"),
         ({"limit": 0}, "limit must be at least 1"),
+        ({"limit": 5, "tasks": ["gqa", "mme"]}, "limit is 5, and MME is scored by pairs"),
         ({"num_voco": 0}, "num_voco must be at least 1"),
         ({"row": "../x"}, "names a file"),
     ],

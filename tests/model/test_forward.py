@@ -291,3 +291,13 @@ def test_a_frozen_tower_keeps_no_graph(processor, pixels):
     assert model.vision(pixels).requires_grad
     model.vision.requires_grad_(False)
     assert not model.vision(pixels).requires_grad
+
+
+def test_logits_are_made_where_they_are_wanted(processor, pixels):
+    """In training, labels alone make none; a mask that asks for them does, as without labels and in evaluation."""
+    model = tiny_model(processor).train()
+    batch = batch_of(processor, [processor.lay_out(answered("<image>\nWhat is it?"))], labels=True)
+    everywhere = batch["document"] >= 0
+    assert model(**batch, pixel_values=pixels[:1]).logits is None
+    assert len(model(**batch, pixel_values=pixels[:1], logits_mask=everywhere).logits) == int(everywhere.sum())
+    assert model.eval()(**batch, pixel_values=pixels[:1]).logits is not None

@@ -135,7 +135,11 @@ class EvaluateSettings:
         if self.condition is not None:
             require_choice("condition", self.condition, ANSWER_CONDITIONS)
         check_counts(self)
-        self.columns()
+        tasks = self.columns().columns.values()
+        require(
+            self.limit is None or self.limit % 2 == 0 or "mme" not in tasks,
+            f"limit is {self.limit}, and MME is scored by pairs of questions: give an even one, or tasks without mme",
+        )
 
     def columns(self) -> Suite:
         """The columns of the result; an unknown suite or task is a `SettingsError`."""

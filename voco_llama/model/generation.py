@@ -99,6 +99,7 @@ class VoCoGeneration:
     def generate(
         self,
         input_ids: Tensor,
+        *,
         pixel_values: Tensor | None = None,
         cache: VoCoCache | None = None,
         condition: Condition | None = None,

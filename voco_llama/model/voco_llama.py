@@ -128,6 +128,7 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
     def forward(
         self,
         input_ids: Tensor,
+        *,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -152,7 +153,8 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
             condition: Overrides the configuration's.
             objective: Makes the loss, chunk by chunk; None: plain cross entropy.
             with_logits: False: the head runs for the loss alone, which never holds all logits; without labels it does
-                not run, and the hidden states that it would read are returned. None: False in training with labels.
+                not run, and the hidden states that it would read are returned. None: False where a model in training is
+                given labels and no `logits_mask`.
             **row: The rows' other fields (`segment`, `voco`, `position`, `document`), as `input_ids`.
 
         Raises:
@@ -170,7 +172,7 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
         hidden_states = self.decoder(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
         ).last_hidden_state
-        targets = None if labels is None else next_tokens(labels)
+        targets, asked_for_logits = None if labels is None else next_tokens(labels), logits_mask is not None
         if logits_mask is None:
             logits_mask = (facts.segment == 0) & (facts.document >= 0) if labels is None else targets != IGNORE_INDEX
         kept, output = hidden_states[logits_mask], VoCoOutput(logits_mask=logits_mask)
@@ -179,7 +181,7 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
             losses = (objective or Objective())(head, kept, targets[logits_mask], num_items_in_batch)
             output.loss, output.loss_lm, output.loss_kl = losses.total, losses.lm, losses.kl
         if with_logits is None:
-            with_logits = labels is None or not self.training
+            with_logits = labels is None or asked_for_logits or not self.training
         if with_logits:
             output.logits = head(kept)
         elif labels is None:

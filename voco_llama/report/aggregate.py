@@ -227,14 +227,14 @@ def check_results(results: Mapping[Path, Result], allow_limited: bool) -> None:
             )
         if result["limit"] is not None and not allow_limited:
             raise DataError(
-                f"row {name!r} was evaluated on {result['limit']} questions only: evaluate it without a limit, or allow"
-                " limited rows"
+                f"row {name!r} was evaluated on {result['limit']} questions only: evaluate it without a limit, or"
+                " set allow_limited=true"
             )
         if result.get("failures") and not allow_limited:
             first, count = result["failures"][0], len(result["failures"])
             raise DataError(
                 f"row {name!r} left {count} questions unanswered (first: {first['id']}, {first['error']}): evaluate it"
-                " again, or allow limited rows"
+                " again, or set allow_limited=true"
             )
         for benchmark, described in result.get("benchmarks", {}).items():
             fingerprint = described["data_fingerprint"]
