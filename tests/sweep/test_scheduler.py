@@ -69,7 +69,7 @@ def test_a_failure_stops_only_what_needs_it(run, caplog):
 
 
 def test_the_time_left_is_the_mean_of_what_was_done(caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "voco_llama")
     progress = Progress(total=9, done=2, slots=2)
     progress.ended(Task("a"), 100.0)
     progress.ended(Task("base", counts=False), 1e6)
