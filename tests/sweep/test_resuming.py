@@ -97,8 +97,8 @@ def test_an_evaluation_alone_needs_its_data_but_no_training(run, tmp_path):
             r" results/seed_0/upper.sweep.json and runs/seed_0/toy/upper to make it again",
         ),
         (
-            {"evaluate": ["limit=5"]},
-            r"result upper of row seed_0/upper was made with other settings: limit \(None there, 5 now\): remove"
+            {"evaluate": ["limit=6"]},
+            r"result upper of row seed_0/upper was made with other settings: limit \(None there, 6 now\): remove"
             r" \S+/upper.benchmarks.json",
         ),
         (
@@ -126,7 +126,7 @@ def test_what_the_refusal_says_to_remove_is_enough(run, tmp_path):
         shutil.rmtree(tmp_path / f"runs/seed_0/toy/{row}")
     assert run(overrides=["trainer.max_steps=5"]) == ALL[2:]
     (tmp_path / "results/seed_0/upper.benchmarks.json").unlink()
-    changed = {"overrides": ["trainer.max_steps=5"], "evaluate": ["limit=5"]}
+    changed = {"overrides": ["trainer.max_steps=5"], "evaluate": ["limit=6"]}
     assert run(only=["upper"], skip=["lower"], **changed) == ["evaluate upper"]
 
 
