@@ -232,13 +232,11 @@ LOSSES = tuple(entry.name for entry in fields(LossPoint) if entry.name != "at")
 class LossSettings:
     """What is minimized: `lm` x cross entropy + `kl` x temperature^2 x KL(teacher || student), on answer tokens.
 
-    The teacher reads the same rows with the image visible (condition `full`).
-
     Attributes:
         temperature: Both sides' logits are divided by it in the KL term.
         chunk_size: Tokens whose logits exist at the same time; smaller needs less memory.
-        teacher: `checkpoint`: the frozen model in `teacher_checkpoint`. `adapters_off`: the student without its
-            adapters (`model.lora`). `top_k`: the files that `voco-llama teacher` wrote to `top_k_folder`.
+        teacher: Reads the same rows under condition `full`. `checkpoint`: the model in `teacher_checkpoint`.
+            `adapters_off`: the student without its LoRA. `top_k`: what `voco-llama teacher` wrote to `top_k_folder`.
         teacher_checkpoint: A VoCoLlama folder; it may be the one that the student starts from.
         schedule: Weights over training, linear between these points and constant before the first and after the last;
             in place of `lm` and `kl`.
