@@ -5,7 +5,8 @@ status 2; anything else that escapes is a bug and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 
 
@@ -102,6 +103,24 @@ class DataError(VoCoError):
 
 class CheckpointError(VoCoError):
     """A checkpoint or a cache cannot be loaded here, or does not fit the model."""
+
+
+@contextmanager
+def refused_as(error: type[VoCoError], what: object, advice: str = "") -> Iterator[None]:
+    """Whatever exception a library meets a user's file with becomes one of ours: `what: cannot be read (why): advice`.
+
+    Put it around calls that decode what a user gave us and nothing else: on damaged files libraries raise exceptions of
+    any type. Errors of ours pass as they are; a bug of ours inside would lose its traceback.
+
+    Raises:
+        VoCoError: Of the type `error`, where the block raised.
+    """
+    try:
+        yield
+    except VoCoError:
+        raise
+    except Exception as caught:
+        raise error(f"{what}: cannot be read ({one_line(caught)})" + (f": {advice}" if advice else "")) from caught
 
 
 def require(holds: bool, message: str) -> None:
