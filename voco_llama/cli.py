@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with these arguments, by default those of the process.
 
     Returns:
-        The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt.
+        The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt, 143 for SIGTERM.
     """
     options = _parser().parse_args(_join_words(sys.argv[1:] if arguments is None else arguments))
     _set_up_logging()
@@ -255,9 +255,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VoCoError as error:
         sys.stderr.write(f"error: {own_line(error)}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command again goes on from what is finished and saved\n")
-        return 130
+    except KeyboardInterrupt as error:
+        line = str(error) or "interrupted: the same command again goes on from what is finished and saved"
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"{line}\n")
+        if getattr(error, "together", False):
+            _leave_process_group()
+        return getattr(error, "status", 130)
     _leave_process_group()
     return status
 

@@ -127,3 +127,17 @@ def require(holds: bool, message: str) -> None:
     """Raise a `SettingsError` of this message if a condition does not hold."""
     if not holds:
         raise SettingsError(message)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM; its text is one line fit to be shown.
+
+    Attributes:
+        status: The exit status.
+        together: Whether all processes of a training leave it at the same step.
+    """
+
+    def __init__(self, number: int, message: str, together: bool = False) -> None:
+        super().__init__(message)
+        self.status = 128 + number
+        self.together = together

@@ -1,17 +1,75 @@
 """Files written aside and renamed: a reader sees the old one or the whole new one, and a kill leaves no half.
 
-And files of JSON read, whose every fault is one line.
+A folder is worked in by one process at a time (`locked`), and a disk that takes no more is one line (`writing`), as is
+every fault of a file of JSON that is read.
 """
 
+import errno
+import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from voco_llama.errors import CheckpointError, VoCoError, refused_as
+from voco_llama.errors import CheckpointError, SettingsError, VoCoError, refused_as
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Of a file system that knows none."""
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_NO_ROOM_TEXTS = re.compile(
+    "|".join([*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed", "unexpected pos"])
+)
+"""How safetensors, torch, and a `DataLoader` of its workers say it, in errors without a number."""
+
+_held: list[TextIO] = []
+"""Lock files of this process."""
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock file for as long as the block runs; its text, the process id, is for people.
+
+    The lock is the operating system's (`flock`), so that it ends with the process that holds it, however that ends.
+
+    Raises:
+        SettingsError: Another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+", encoding="utf-8") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            opened.seek(0)
+            process = opened.read().strip() or "unknown"
+            raise SettingsError(
+                f"process {process} is at work in {file.parent} (it holds {file.name}): wait for it, or stop it"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        opened.truncate(0)
+        opened.write(f"{os.getpid()}\n")
+        opened.flush()
+        _held.append(opened)
+        try:
+            yield
+        finally:
+            if opened in _held:
+                _held.remove(opened)
+
+
+def _leave_locks() -> None:
+    """A data worker would else hold its parent's lock on after that was killed."""
+    while _held:
+        _held.pop().close()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 @contextmanager
@@ -48,3 +106,61 @@ def read_json(file: Path, error: type[VoCoError] = CheckpointError, advice: str 
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__}, not an object")
     return value
+
+
+def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a log, one a line; half a line that a kill left is passed over."""
+    for line in file.read_bytes().splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+@contextmanager
+def writing(folder: Path, advice: str) -> Iterator[None]:
+    """Around work that writes below a folder: a disk that is full, or not ours to write to, is one line.
+
+    Raises:
+        SettingsError: `<where> cannot be written (<why>): <advice>`.
+    """
+    try:
+        yield
+    except VoCoError:
+        raise
+    except Exception as error:
+        if (refusal := _refusal(error, folder)) is None:
+            raise
+        where, why = refusal
+        raise SettingsError(f"{where} cannot be written ({why}): {advice}") from error
+
+
+def _refusal(error: BaseException, folder: Path) -> tuple[str, str] | None:
+    """Where a disk did not take what was written, and why not; None: the error is about something else."""
+    name = getattr(error, "filename", None)
+    number = error.errno if isinstance(error, OSError) else None
+    if number in NO_ROOM:
+        return str(name or folder), os.strerror(number)
+    if number in NOT_ALLOWED and name is not None:
+        path, root = Path(os.fsdecode(name)).absolute(), folder.absolute()
+        if path.is_relative_to(root) or root.is_relative_to(path):
+            return str(name), os.strerror(number)
+    if found := _NO_ROOM_TEXTS.search(str(error)):
+        return str(folder), found[0]
+    cause = error.__cause__ or error.__context__
+    return None if cause is None else _refusal(cause, folder)
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to; nothing is written.
+
+    Raises:
+        SettingsError: It, or what it would lie in, is a file or may not be written to.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise SettingsError(f"{key}: {there} is a file, not a folder: name another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingsError(f"{key}: {there} cannot be written to: name a folder elsewhere")

@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from voco_llama.errors import SettingsError
+from voco_llama.files import locked
 from voco_llama.sweep import jobs
 from voco_llama.sweep import run as run_module
-from voco_llama.sweep.jobs import JobProcess, environment, locked, terminated_as_interrupted
+from voco_llama.sweep.jobs import JobProcess, environment, terminated_as_interrupted
 from voco_llama.sweep.run import LOCK_FILE, sweep
 from voco_llama.sweep.settings import RowSettings
 
@@ -24,7 +25,7 @@ DEAD = 2**22 + 1
 HOLDER = """
 import sys, time
 from pathlib import Path
-from voco_llama.sweep.jobs import locked
+from voco_llama.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -20,6 +20,7 @@ import numpy as np
 from voco_llama.data.readers import Reader
 from voco_llama.data.records import Record
 from voco_llama.errors import DataError, SettingsError
+from voco_llama.files import read_json_lines
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -182,7 +183,7 @@ class Mixture(Sequence[Record]):
         self.bad_records_folder.mkdir(parents=True, exist_ok=True)
         name = _BAD_FILES.replace("*", f"{socket.gethostname()}-{os.getpid()}")
         with (self.bad_records_folder / name).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+            stream.write(f"\n{json.dumps(entry)}\n")  # it may follow half a line that a kill left
 
 
 class LoadedMixture(Sequence[T], Generic[T]):
@@ -203,8 +204,7 @@ def summarize_bad_records(folder: str | Path) -> list[dict[str, Any]]:
     """What all processes wrote down, each bad record once: dicts of `file`, `record` and `error`, in this order."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted(Path(folder).glob(_BAD_FILES)):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
+        for entry in read_json_lines(path):
             found.setdefault((entry["file"], entry["record"]), entry)
     return [found[key] for key in sorted(found)]
 

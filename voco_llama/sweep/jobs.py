@@ -1,11 +1,6 @@
-"""Processes: the lock on a folder, a job in a process of its own, a training under a launcher.
-
-A folder is worked in by one process at a time. The lock is the operating system's (`flock`), so that it ends with the
-process that holds it, however that ends; the file's text, the process id, is for people.
-"""
+"""Processes: a job in a process of its own, a training under a launcher."""
 
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
@@ -26,29 +21,6 @@ STOP_SECONDS = 40
 
 class LaunchError(VoCoError):
     """A training under a launcher failed; what it printed says why."""
-
-
-@contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold a lock file.
-
-    Raises:
-        SettingsError: Another process holds it.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", encoding="utf-8") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            opened.seek(0)
-            process = opened.read().strip() or "unknown"
-            raise SettingsError(
-                f"process {process} is at work in {file.parent} (it holds {file.name}): wait for it, or stop it"
-            ) from error
-        opened.truncate(0)
-        opened.write(f"{os.getpid()}\n")
-        opened.flush()
-        yield
 
 
 def launcher_arguments(launcher: str) -> list[str]:

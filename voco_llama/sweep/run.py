@@ -11,13 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 from voco_llama.errors import SettingsError, VoCoError
+from voco_llama.files import locked
 from voco_llama.sweep.jobs import (
     JobProcess,
     devices,
     environment,
     launch,
     launcher_arguments,
-    locked,
     terminated_as_interrupted,
 )
 from voco_llama.sweep.plan import BASE, TRAIN, Command, SeedPlan, expand

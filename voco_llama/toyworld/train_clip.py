@@ -23,11 +23,13 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from voco_llama.data.media.images import ImageTransform, load_image
 from voco_llama.data.records import Record
 from voco_llama.errors import DataError, SettingsError
+from voco_llama.files import write_atomically, written_aside
 from voco_llama.model.weights import OPEN_CLIP_WEIGHTS_FILE
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
 from voco_llama.training.build import load_tokenizer, open_mixture
 from voco_llama.training.checks import check_settings
+from voco_llama.training.interrupts import Interrupts
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import GroupedSampler
 from voco_llama.training.stages import count_parameters, format_table
@@ -70,9 +72,15 @@ def train_clip(settings: TrainSettings) -> Path:
     """
     check_settings(settings)
     run = RunFolder(settings)
-    if run.is_finished():
-        logger.info("%s is finished: nothing to do", run.path)
-        return run.path
+    with Interrupts() as interrupts, run.taken():
+        if run.is_finished():
+            logger.info("%s is finished: nothing to do", run.path)
+        else:
+            _train_clip(settings, run, interrupts)
+    return run.path
+
+
+def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> None:
     checkpoint = run.checkpoint()
     arguments = training_arguments(settings)
     if arguments.world_size > 1 or arguments.gradient_accumulation_steps > 1:
@@ -92,9 +100,9 @@ def train_clip(settings: TrainSettings) -> Path:
     order = GroupedSampler(
         "none", torch.ones(len(trained)), torch.zeros(len(trained)), arguments.train_batch_size, settings.seed
     )
-    trainer = VoCoTrainer(order=order, model=model, args=arguments, train_dataset=trained)
+    trainer = VoCoTrainer(order=order, model=model, args=arguments, train_dataset=trained, interrupts=interrupts)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train_from(checkpoint)
     accuracy = retrieval_accuracy(model, held_out)
     shown = ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items())
     logger.info("retrieval among %d held-out pairs: %s", num_held_out, shown)
@@ -109,7 +117,6 @@ def train_clip(settings: TrainSettings) -> Path:
             "held_out_pairs": num_held_out,
         }
     )
-    return run.path
 
 
 def build_clip(config: dict[str, Any]) -> CLIP:
@@ -126,11 +133,11 @@ def save_clip(clip: CLIP, config: dict[str, Any], folder: Path) -> None:
     """Write what `open_clip.create_model('local-dir:<folder>')` and `model.vision.name=<folder>` read."""
     transform = ImageTransform(config["vision_cfg"]["image_size"])
     preprocess = {"mean": list(transform.mean), "std": list(transform.std), "resize_mode": "longest"}
-    (folder / OPEN_CLIP_CONFIG_FILE).write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n", encoding="utf-8"
-    )
     weights = {name: value.detach().cpu().contiguous() for name, value in clip.state_dict().items()}
-    save_file(weights, str(folder / OPEN_CLIP_WEIGHTS_FILE))
+    with written_aside(folder / OPEN_CLIP_WEIGHTS_FILE) as aside:
+        save_file(weights, str(aside))
+    described = {"model_cfg": config, "preprocess_cfg": preprocess}  # last: by it the folder counts as a tower
+    write_atomically(folder / OPEN_CLIP_CONFIG_FILE, json.dumps(described, indent=2) + "\n")
 
 
 def read_pairs(

@@ -24,12 +24,13 @@ model, processor = VoCoLlama.from_pretrained("."), VoCoProcessor.from_pretrained
 
 def write_card(
     folder: Path,
+    name: str,
     settings: TrainSettings,
     num_records: list[int],
     result: dict[str, Any],
     starts: list[dict[str, Any]],
 ) -> None:
-    """Write the card into the folder of a trained model: what its run saw of each source in an epoch, how it went."""
+    """Write the card of a trained model into its folder, under a name: what its run saw of each source, how it went."""
     head = {"library_name": "voco-llama", "pipeline_tag": "image-text-to-text", "tags": TAGS}
     start = {entry.key: entry.name for entry in list_inputs(settings) if entry.part == "start"}
     if all(not Path(name).exists() for name in start.values()):
@@ -39,7 +40,7 @@ def write_card(
     sources = zip(settings.data.sources, num_records, strict=True)
     lines = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
-        f"# {folder.parent.name}\n",
+        f"# {name}\n",
         f"A model of voco-llama (VoCo-LLaMA, arXiv 2406.12275): condition `{compression.condition}`, {seen}, stage"
         f" `{settings.stage.name}`.\n",
         USE,

@@ -20,6 +20,7 @@ from voco_llama.training.build import build_or_load, build_processor, open_mixtu
 from voco_llama.training.card import write_card
 from voco_llama.training.checks import check_settings
 from voco_llama.training.elastic import ElasticDraw
+from voco_llama.training.interrupts import Interrupts
 from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
 from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.run_folder import RunFolder
@@ -51,11 +52,16 @@ def train(settings: TrainSettings) -> Path:
         raise SettingsError("stage clip trains a tower alone: call voco_llama.toyworld.train_clip.train_clip")
 
     run = RunFolder(settings)
-    if run.is_finished():
-        logger.info("%s is finished: nothing to do", run.path)
-        return run.final
-    checkpoint = run.checkpoint()
+    with Interrupts() as interrupts, run.taken():
+        if run.is_finished():
+            logger.info("%s is finished: nothing to do", run.path)
+        else:
+            _train(settings, run, interrupts)
+    return run.final
 
+
+def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> None:
+    checkpoint = run.checkpoint()
     arguments = training_arguments(settings)
     set_seed(settings.seed)
     mixture = open_mixture(settings, run.bad_records)
@@ -82,20 +88,19 @@ def train(settings: TrainSettings) -> Path:
         projector_learning_rate=settings.projector_learning_rate,
         scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
         elastic=elastic,
+        interrupts=interrupts,
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
         data_collator=Collator(processor.tokens),
         processing_class=processor,
     )
-    if checkpoint is not None:
-        logger.info("going on from %s", checkpoint)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train_from(checkpoint)
     data_wait_share = trainer.data_wait.share
     if adapters is not None:
-        save_and_merge(adapters, run.final if arguments.should_save else None)
-    save_final(trainer, run.final)
+        save_and_merge(adapters, run.unfinished_final if arguments.should_save else None)
+    save_final(trainer, run.unfinished_final)
     if arguments.should_save:
         bad_records = summarize_bad_records(run.bad_records)
         log_bad_records(bad_records)
@@ -108,10 +113,10 @@ def train(settings: TrainSettings) -> Path:
             "parameters": [vars(count) for count in table],
             "bad_records": bad_records,
         }
-        write_card(run.final, settings, mixture.num_records, result, run.starts())
+        write_card(run.unfinished_final, run.path.name, settings, mixture.num_records, result, run.starts())
+        run.place_final()
         run.finish(result)
         logger.info("trained: %s", run.final)
-    return run.final
 
 
 class KeptRows(Sequence[dict[str, Tensor]]):

@@ -3,7 +3,9 @@
 settings.yaml     the resolved settings
 inputs.json       fingerprints of the data files and of the model that it started from
 environment.json  git commit, package versions, command line's start time, seed
-checkpoint-N/     Trainer checkpoints (resume)
+checkpoint-N/     Trainer checkpoints (resume), each with the sizes of its files
+.unfinished/      what is being written
+.run.lock         held by the process that trains
 runs/             tensorboard
 bad_records/      what each process skipped
 final/            the trained model, its processor and its card (README.md)
@@ -12,18 +14,23 @@ result.json       written last: loss curve, table of what trained, skipped recor
 
 import json
 import logging
+import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from voco_llama.composition import difference, to_plain
-from voco_llama.errors import SettingsError
-from voco_llama.files import write_atomically
+from voco_llama.errors import SettingsError, refused_as
+from voco_llama.files import locked, write_atomically, writing
 from voco_llama.provenance import provenance
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import world_size
+from voco_llama.training.checkpoints import UNFINISHED, by_step, damage, discard_unfinished, last_whole, take_place
 from voco_llama.training.inputs import fingerprints
 
 logger = logging.getLogger(__name__)
@@ -33,6 +40,7 @@ INPUTS_FILE = "inputs.json"
 ENVIRONMENT_FILE = "environment.json"
 RESULT_FILE = "result.json"
 FINAL_FOLDER = "final"
+LOCK_FILE = ".run.lock"
 
 FREE_KEYS = (
     "resume",
@@ -68,27 +76,58 @@ class RunFolder:
         return self.path / FINAL_FOLDER
 
     @property
+    def unfinished_final(self) -> Path:
+        """Where it is written before it goes there."""
+        return self.path / UNFINISHED / FINAL_FOLDER
+
+    @property
     def bad_records(self) -> Path:
         """Where processes list what they skipped."""
         return self.path / "bad_records"
 
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within it this command alone works in the folder, and a disk that takes nothing more is one line.
+
+        Raises:
+            SettingsError: Another process works in it, or it cannot be written to.
+        """
+        advice = "make room, or choose another output_dir; the same command goes on from what is whole"
+        is_first = os.environ.get("RANK", "0") == "0"
+        with writing(self.path, advice), locked(self.path / LOCK_FILE) if is_first else nullcontext():
+            yield
+
     def is_finished(self) -> bool:
         """Whether the run already ended, by these very settings and from these very inputs.
+
+        Of a run that left nothing to go on from, the settings may change.
 
         Raises:
             SettingsError: The folder belongs to other settings or inputs, or `resume=never` and it is in use.
         """
-        if not (self.path / SETTINGS_FILE).is_file():
+        if not (self.path / SETTINGS_FILE).is_file() or not self._holds_work():
             return False
         if self.settings.resume == "never":
             raise SettingsError(f"{self.path} holds a run and resume=never: choose another output_dir or remove it")
         self._check_same_settings()
         self._check_same_inputs()
-        return (self.path / RESULT_FILE).is_file()
+        return _is_json(self.path / RESULT_FILE)
+
+    def _holds_work(self) -> bool:
+        """Whether anything in the folder took training to make."""
+        made = (self.path / RESULT_FILE, self.final)
+        return any(path.exists() for path in made) or any(by_step(self.path))
+
+    def _saved_settings(self) -> dict[str, Any]:
+        file = self.path / SETTINGS_FILE
+        with refused_as(SettingsError, file, f"choose another output_dir, or remove {self.path}"):
+            there = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if not isinstance(there, dict):
+                raise ValueError("it holds no settings")
+        return there
 
     def _check_same_settings(self) -> None:
-        there = yaml.safe_load((self.path / SETTINGS_FILE).read_text(encoding="utf-8"))
-        differing = difference(there, to_plain(self.settings), TrainSettings, FREE_KEYS)
+        differing = difference(self._saved_settings(), to_plain(self.settings), TrainSettings, FREE_KEYS)
         if differing:
             raise SettingsError(
                 f"{self.path} holds a run with other settings: {differing}: choose another output_dir or remove it"
@@ -108,29 +147,37 @@ class RunFolder:
             )
 
     def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from: the one that `resume` names, or the last that was written to its end."""
-        if self.settings.resume not in ("auto", "never"):
-            return Path(self.settings.resume)
-        found = [path for path in self.path.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-        for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-            if _is_json(path / "trainer_state.json"):  # the Trainer writes it last
-                return path
-            logger.warning("%s was not written to its end: passed over", path)
-        return None
+        """The checkpoint to go on from: the one that `resume` names, or the last that is whole.
+
+        Raises:
+            SettingsError: The one that `resume` names is not whole.
+        """
+        if self.settings.resume in ("auto", "never"):
+            return last_whole(self.path)
+        folder = Path(self.settings.resume)
+        if (why := damage(folder)) is not None:
+            raise SettingsError(f"resume={folder} is damaged ({why}): name another checkpoint, or auto or never")
+        return folder
 
     def begin(self) -> None:
         """Write what the run is; a run that goes on adds its environment to those before."""
+        discard_unfinished(self.path)
+        before = self.starts() if self._holds_work() else []
+        if not before:
+            shutil.rmtree(self.bad_records, ignore_errors=True)  # maybe of other data
         write_atomically(self.path / INPUTS_FILE, json.dumps(fingerprints(self.settings), indent=2) + "\n")
         write_atomically(self.path / SETTINGS_FILE, yaml.safe_dump(to_plain(self.settings), sort_keys=False))
-        file = self.path / ENVIRONMENT_FILE
-        starts = self.starts() if file.is_file() else []
         here = {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": self.settings.seed,
             "processes": world_size() or 1,
             **provenance(),
         }
-        write_atomically(file, json.dumps([*starts, here], indent=2) + "\n")
+        write_atomically(self.path / ENVIRONMENT_FILE, json.dumps([*before, here], indent=2) + "\n")
+
+    def place_final(self) -> None:
+        """Give the trained model its place; it was written to `unfinished_final`."""
+        take_place(self.path, FINAL_FOLDER)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write `result.json`, by which the run counts as finished."""
@@ -142,13 +189,15 @@ class RunFolder:
         return result | {"loss_curve": result.get("loss_curve", [])[-1:], "starts": self.starts()}
 
     def starts(self) -> list[dict[str, Any]]:
-        """Environment of each start of the run, the last one's at the end."""
-        return json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        """Environment of each start of the run, the last one's at the end; none if the file is missing or damaged."""
+        file = self.path / ENVIRONMENT_FILE
+        there = json.loads(file.read_text(encoding="utf-8")) if _is_json(file) else None
+        return there if isinstance(there, list) else []
 
 
 def _is_json(file: Path) -> bool:
     try:
         json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return False
     return True

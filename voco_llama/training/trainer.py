@@ -10,18 +10,23 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
-from voco_llama.errors import SettingsError
+from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.layout import truncate_voco
 from voco_llama.text import duration
 from voco_llama.training.batch import GlobalBatch
+from voco_llama.training.checkpoints import UNFINISHED, discard_unfinished, publish
 from voco_llama.training.elastic import ElasticDraw
+from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
 from voco_llama.training.losses import LOGGED, LossLog, ScheduledLoss
 from voco_llama.training.sampling import EpochSampler
 from voco_llama.training.stages import give_learning_rate, part_parameters
@@ -45,6 +50,7 @@ class VoCoTrainer(Trainer):
         projector_learning_rate: Of the projector and the compressor; None: that of the arguments.
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
+        interrupts: End it after a step; None: a signal ends it at once.
         kwargs: What `transformers.Trainer` takes.
     """
 
@@ -56,9 +62,11 @@ class VoCoTrainer(Trainer):
         projector_learning_rate: float | None = None,
         elastic: ElasticDraw | None = None,
         scheduled_loss: ScheduledLoss | None = None,
+        interrupts: Interrupts | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._is_saving = False
         self.scheduled_loss = scheduled_loss
         self.loss_log = LossLog()
         if scheduled_loss is not None and scheduled_loss.teacher is not None:
@@ -73,9 +81,30 @@ class VoCoTrainer(Trainer):
         """Tokens of this process since training began, padding left out; summed on the device without waiting."""
         self.remove_callback(PrinterCallback)
         self.add_callback(_Progress(self))
+        self.interrupts = interrupts
+        if interrupts is not None:
+            self.add_callback(interrupts)
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train, from the start or from a checkpoint on.
+
+        Raises:
+            Interrupted: A signal ended it; the checkpoint that its text names was written first.
+            CheckpointError: The checkpoint cannot be read.
+        """
+        if checkpoint is not None:
+            logger.info("going on from %s", checkpoint)
+        if self.interrupts is not None:
+            self.interrupts.takes_steps = True
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if self.interrupts is not None:
+            self.interrupts.check(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order
+
+    def get_train_dataloader(self) -> DataLoader:
+        return outlives_one_sigterm(super().get_train_dataloader())
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
         """The Trainer's own, or Muon; the projector may have a learning rate of its own."""
@@ -150,6 +179,45 @@ class VoCoTrainer(Trainer):
                 f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate, or train in"
                 " bf16 or float32 instead of fp16"
             )
+
+    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
+        folder = super()._get_output_dir(*args, **kwargs)
+        return str(Path(folder) / UNFINISHED) if self._is_saving else folder
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's own, written aside; it gets its name when every process has written its part."""
+        run, is_writer = Path(self.args.output_dir), self.args.should_save
+        if is_writer:
+            discard_unfinished(run)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()
+            if is_writer:
+                publish(run, f"checkpoint-{self.state.global_step}", self.args.save_total_limit)
+        except Exception:
+            discard_unfinished(run)  # a disk that is full needs the room
+            raise
+        finally:
+            self._is_saving = False
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with _reading(checkpoint):
+            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
+    return refused_as(CheckpointError, checkpoint, "remove it, and the same command goes on from the one before")
 
 
 class _Progress(TrainerCallback):
