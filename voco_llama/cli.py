@@ -54,7 +54,11 @@ class Command:
 
         schema = resolve_name(self.schema)
         if issubclass(schema, TrainSettings):
-            return compose(overrides, self.config, schema)
+            from voco_llama.training.given import check_given
+
+            settings = compose(overrides, self.config, schema)
+            check_given(overrides, settings)
+            return settings
         copied = ("default", "default_factory", "metadata")
         own = [
             (entry.name, entry.type, dataclasses.field(**{key: getattr(entry, key) for key in copied}))

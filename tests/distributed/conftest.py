@@ -23,7 +23,7 @@ def overrides(tmp_path_factory):
             f"paths.toyworld={folder / 'world'}",
             f"output_dir={folder / name}",
             f"model.checkpoint={start or 'null'}",
-            f"model.vision.name={folder / 'world' / 'clip' / 'tiny_clip.json'}",
+            *([] if start else [f"model.vision.name={folder / 'world' / 'clip' / 'tiny_clip.json'}"]),
             f"trainer.max_steps={STEPS}",
             f"trainer.per_device_train_batch_size={8 // processes}",
             "trainer.learning_rate=3.0e-3",

@@ -13,9 +13,12 @@ from voco_llama.preflight.shapes import MetaModel, meta_model, walk
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import MOMENTS
 from voco_llama.training.batch import GlobalBatch
+from voco_llama.training.build import build_processor
 from voco_llama.training.checks import check_settings, segments_a_row, tokens_for_text
 from voco_llama.training.inputs import list_inputs
 from voco_llama.training.stages import ModuleCount, format_table
+from voco_llama.training.teachers.teacher import check_teacher
+from voco_llama.training.trackers import check_trackers
 
 GB = 1e9
 
@@ -99,10 +102,12 @@ def dry_run(settings: TrainSettings) -> DryRun:
         VoCoError: Settings contradict each other, or the shape of a part is not known here.
     """
     check_settings(settings, paths=False)
+    check_trackers(settings.trainer)
     if settings.stage.name == "clip":
         raise SettingsError("dry_run is for models with a language model: stage clip trains a tower alone")
     batch = GlobalBatch.of(settings)
     meta = meta_model(settings)
+    _check_parts(settings)
     segment = meta.model.config.segment_shape().num_vision, settings.compression.num_voco
     memory = plan_memory(settings, meta)
     text = tokens_for_text(settings, sum(segment))
@@ -119,6 +124,20 @@ def dry_run(settings: TrainSettings) -> DryRun:
         memory=memory,
         notes=(*meta.notes, *uncounted(settings), *_missing(settings)),
     )
+
+
+def _check_parts(settings: TrainSettings) -> None:
+    """Refuse a processor, and a teacher, that a training would refuse; what is not here is not looked at.
+
+    Raises:
+        CheckpointError: They are not the model's.
+    """
+    parts = [entry for entry in list_inputs(settings) if entry.part != "data" and entry.is_read]
+    if any(entry.is_hub or not entry.is_here for entry in parts):
+        return
+    processor = build_processor(settings)
+    if settings.loss.teacher == "checkpoint":
+        check_teacher(settings.loss.teacher_checkpoint, processor)
 
 
 def plan_memory(settings: TrainSettings, meta: MetaModel) -> Memory:

@@ -21,7 +21,7 @@ from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.preflight.memory import Decoder, Tower
 from voco_llama.settings import TrainSettings
-from voco_llama.tokens import IGNORE_INDEX, add_special_tokens
+from voco_llama.tokens import IGNORE_INDEX, add_special_tokens, check_tokenizer, check_vocabulary
 from voco_llama.training.build import compression_config
 from voco_llama.training.lora import add_adapters, trained_by
 from voco_llama.training.stages import ModuleCount, set_trainable
@@ -127,6 +127,8 @@ def _vocabulary(settings: TrainSettings, num_rows: int, notes: list[str]) -> int
     except (OSError, ValueError):
         notes.append(f"the tokenizer {name} is not here: {ADDED_TOKENS} tokens more than the language model has")
         return num_rows + ADDED_TOKENS
+    check_tokenizer(tokenizer)
+    check_vocabulary(tokenizer, num_rows, "model.tokenizer and model.language")
     add_special_tokens(tokenizer)
     return max(num_rows, len(tokenizer))
 

@@ -1,7 +1,5 @@
 """Checks of one training against this machine: its settings, inputs, disk, launch, and its memory on a GPU."""
 
-import importlib
-import netrc
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +11,8 @@ import torch
 from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from voco_llama.errors import SettingsError, one_line
+from voco_llama.errors import one_line
+from voco_llama.files import check_writable
 from voco_llama.preflight.dry_run import Memory, count_saved, plan_memory, verdict
 from voco_llama.preflight.finding import GB, SECONDS, SHARED_MEMORY, Check, Finding, judged, num_cores
 from voco_llama.preflight.plan import uncounted
@@ -23,6 +22,7 @@ from voco_llama.sharding import sharding_of
 from voco_llama.training.batch import GlobalBatch, num_processes, world_size
 from voco_llama.training.checks import check_settings
 from voco_llama.training.inputs import PROBES, Input, list_inputs
+from voco_llama.training.trackers import check_trackers
 
 PREFETCHED = 2
 """Batches a data worker holds ready (PyTorch's `prefetch_factor`)."""
@@ -135,25 +135,8 @@ def check_precision(settings: TrainSettings) -> Iterator[Finding]:
 
 def check_reports(settings: TrainSettings) -> Iterator[Finding]:
     """Whether the trackers that `report_to` names can be reached without a question."""
-    reports = settings.trainer.get("report_to") or []
-    for name in [reports] if isinstance(reports, str) else reports:
-        if name in ("none", "all"):
-            continue
-        if importlib.util.find_spec(name) is None:
-            yield Finding("error", "reports", f"{name} is not installed", "change trainer.report_to")
-        else:
-            asks = name == "wandb" and not _wandb_is_set_up()
-            advice = "run wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline"
-            yield judged(not asks, "reports", "wandb would ask who you are" if asks else name, "error", advice)
-
-
-def _wandb_is_set_up() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return True
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False
+    if names := check_trackers(settings.trainer):
+        yield Finding("ok", "reports", ", ".join(names))
 
 
 def check_sizes(settings: TrainSettings) -> Iterator[Finding]:
@@ -189,15 +172,12 @@ def check_workers(settings: TrainSettings, memory: Memory, folder: Path = SHARED
 
 def _check_disk(settings: TrainSettings, memory: Memory) -> Finding:
     folder = Path(settings.output_dir).absolute()
-    if folder.is_file():
-        raise SettingsError(f"output_dir: {folder} is a file, not a folder")
+    check_writable("output_dir", folder)
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     free, saved = shutil.disk_usage(existing).free, count_saved(settings, memory.plan)
     text = (
         f"{free / GB:.0f} GB free in {existing}; the model takes {saved.final / GB:.1f} GB, {saved.kept} checkpoints of"
         f" {saved.checkpoint / GB:.1f} GB at most"
     )
-    if not os.access(existing, os.W_OK):
-        return Finding("error", "disk", f"{existing} cannot be written to", "set output_dir or paths.runs elsewhere")
     advice = "set paths.runs to a larger disk, or lower trainer.save_total_limit"
     return judged(free >= saved.total, "disk", text, "error", advice)

@@ -14,10 +14,12 @@ from voco_llama.composition import flatten, to_plain
 from voco_llama.data.media.roots import list_archives
 from voco_llama.data.readers import check_streamed
 from voco_llama.errors import SettingsError, did_you_mean, require
+from voco_llama.files import check_writable
 from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings
 from voco_llama.sharding import sharding_of
 from voco_llama.training.inputs import check_inputs
 from voco_llama.training.loss_checks import check_losses
+from voco_llama.training.trackers import check_trackers
 from voco_llama.vision_config import num_patches, read_vision_config
 
 OWNED_KEYS = {
@@ -77,6 +79,8 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
         _check_run(settings)
         _check_segments_fit(settings)
     _check_trainer(settings)
+    if paths:
+        check_trackers(settings.trainer)
 
 
 def _check_ranges(settings: TrainSettings) -> None:
@@ -202,7 +206,7 @@ def _check_run(settings: TrainSettings) -> None:
             (Path(settings.resume) / "trainer_state.json").is_file(),
             f"resume={settings.resume} is no checkpoint of a run: name a folder checkpoint-N, or auto or never",
         )
-    require(not Path(settings.output_dir).is_file(), f"output_dir: {settings.output_dir} is a file, not a folder")
+    check_writable("output_dir", Path(settings.output_dir))
 
 
 def _check_segments_fit(settings: TrainSettings) -> None:

@@ -13,6 +13,7 @@ from voco_llama.errors import SettingsError
 from voco_llama.hub import is_cached, is_hub_name
 from voco_llama.provenance import sampled_fingerprint
 from voco_llama.settings import ModelSettings, SourceSettings, TrainSettings
+from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE
 
 LANGUAGE_WEIGHTS = (
     "model.safetensors.index.json",
@@ -102,7 +103,11 @@ def _of_model(model: ModelSettings, is_tower: bool) -> Iterator[Input]:
         return
     vision, language = model.vision, model.language
     is_path = vision.pretrained is None  # else an architecture's name
-    yield Input("model.vision.name", vision.name, "start", is_read=is_path, sign=".")
+    holds, hint = (
+        (OPEN_CLIP_CONFIG_FILE, CLIP_CONFIG_FILE),
+        "; train stage clip to its end first, or name another",
+    )
+    yield Input("model.vision.name", vision.name, "start", holds=holds, hint=hint, is_read=is_path, sign=".")
     if vision.pretrained is not None:
         if Path(vision.pretrained).exists():
             yield Input("model.vision.pretrained", vision.pretrained, "other")
@@ -151,8 +156,9 @@ def check_inputs(settings: TrainSettings) -> None:
             if path.is_relative_to(settings.paths.toyworld):
                 hint = "; make the toy world first: voco-llama toyworld"
             raise SettingsError(f"{entry.key}: {path} does not exist (from {Path.cwd()}){hint}")
-        if entry.holds == CONFIG and entry.hub is None:
-            raise SettingsError(f"{entry.key}: {path} holds no config.json: name the folder `final` of a finished run")
+        if entry.hub is None:
+            hint = hint if entry.holds != CONFIG else ": name the folder `final` of a finished run"
+            raise SettingsError(f"{entry.key}: {path} holds no {' or '.join(entry.holds)}{hint}")
 
 
 def fingerprints(settings: TrainSettings) -> dict[str, str]:

@@ -21,22 +21,27 @@ def check_losses(settings: TrainSettings) -> None:
     loss = settings.loss
     _check_numbers(loss)
     _check_lora(settings)
-    has_kl = any(point.kl > 0 for point in loss.schedule or [loss])
+    hears_teacher = has_kl(loss)
     name = "loss.kl" if loss.schedule is None else "loss.schedule's kl"
     require(
-        not has_kl or loss.teacher != "none",
+        not hears_teacher or loss.teacher != "none",
         f"{name} is above 0, but there is no teacher: set loss.teacher to checkpoint, adapters_off or top_k",
     )
     require(
-        has_kl or loss.teacher == "none",
+        hears_teacher or loss.teacher == "none",
         f"loss.teacher is {loss.teacher}, but {name} is 0, so that it would not be heard: raise it, or set"
         " loss.teacher=none",
     )
     if settings.stage.name == "clip":
         require(loss.is_plain, "stage clip has a loss of its own: use loss=lm")
-    if has_kl:
+    if hears_teacher:
         _check_student(settings)
         _check_teacher(settings)
+
+
+def has_kl(loss: LossSettings) -> bool:
+    """Whether the KL term counts at any moment."""
+    return any(point.kl > 0 for point in loss.schedule or [loss])
 
 
 def _check_numbers(loss: LossSettings) -> None:

@@ -1,0 +1,113 @@
+"""Settings that were given on the command line and that the training would not read: each is refused, with the reason.
+
+What one file of `configs/` sets and another supersedes is no mistake, so only overrides are looked at.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from voco_llama.errors import require
+from voco_llama.settings import TeacherSettings, TrainSettings
+from voco_llama.training.loss_checks import has_kl
+
+NOTHING = ("", "null", "none")
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Settings, by patterns, that are not read where something holds; `why` is formatted with `settings`."""
+
+    keys: tuple[str, ...]
+    holds: Callable[[TrainSettings], bool]
+    why: str
+
+
+UNREAD = (
+    Unread(
+        ("model.vision*", "model.language*", "model.projector*", "model.tokenizer"),
+        lambda settings: settings.model.checkpoint is not None,
+        "model.checkpoint={settings.model.checkpoint} names the whole model: set model.checkpoint=null to build one of"
+        " parts",
+    ),
+    Unread(
+        ("model.lora.alpha", "model.lora.dropout", "model.lora.targets*"),
+        lambda settings: settings.model.lora.rank == 0,
+        "there are no adapters: set model.lora.rank",
+    ),
+    Unread(
+        ("compression.q_former*",),
+        lambda settings: settings.compression.compressor != "q_former",
+        "compression.compressor is {settings.compression.compressor}: choose compression=q_former_N",
+    ),
+    Unread(
+        ("compression.draw",),
+        lambda settings: settings.compression.num_voco_choices is None,
+        "nothing is drawn: set compression.num_voco_choices",
+    ),
+    Unread(
+        ("data.shuffle_buffer",),
+        lambda settings: not settings.data.streaming,
+        "nothing is streamed, and all rows are shuffled: set data.streaming=true",
+    ),
+    Unread(
+        ("loss.temperature",),
+        lambda settings: not has_kl(settings.loss),
+        "the loss has no KL term: choose loss=kl or loss=lm_kl",
+    ),
+    Unread(
+        ("loss.teacher_checkpoint",),
+        lambda settings: settings.loss.teacher in ("none", "adapters_off"),
+        "loss.teacher is {settings.loss.teacher}: choose loss=kl or loss=lm_kl",
+    ),
+    Unread(
+        ("loss.top_k_folder",),
+        lambda settings: settings.loss.teacher != "top_k",
+        "loss.teacher is {settings.loss.teacher}: set loss.teacher=top_k",
+    ),
+    Unread(
+        ("loss.lm", "loss.kl"),
+        lambda settings: settings.loss.schedule is not None,
+        "loss.schedule goes before: set loss.schedule=null",
+    ),
+    Unread(
+        ("trainer.optim*",),
+        lambda settings: settings.optimizer == "muon",
+        "optimizer is muon: set optimizer=trainer",
+    ),
+    Unread(
+        ("trainer.num_train_epochs",),
+        lambda settings: _is_positive(settings.trainer.get("max_steps")),
+        "trainer.max_steps={settings.trainer[max_steps]} goes before: set trainer.max_steps=-1",
+    ),
+)
+
+
+def check_given(overrides: Sequence[str], settings: TrainSettings) -> None:
+    """Refuse an override that nothing would read, most of all one that names another model than is trained.
+
+    Raises:
+        SettingsError: The first.
+    """
+    given = dict(_given(overrides))
+    for key, value in given.items():
+        for unread in UNREAD:
+            is_for_teacher = isinstance(settings, TeacherSettings) and key.startswith("loss.")
+            if not is_for_teacher and any(fnmatchcase(key, pattern) for pattern in unread.keys):
+                why = unread.why.format(settings=settings)
+                require(not unread.holds(settings), f"{key}={value} would not be read, for {why}, or leave it out")
+    checkpoint = settings.model.checkpoint
+    require(
+        "model" not in given or "model.checkpoint" in given or checkpoint is None,
+        f"model={given.get('model')} and model.checkpoint={checkpoint}, of the experiment, both name the model: set"
+        " model.checkpoint=null, or leave model=... out",
+    )
+
+
+def _given(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = [override.lstrip("+").partition("=") for override in overrides if not override.startswith("~")]
+    return [(key.strip(), value.strip()) for key, _, value in pairs if value.strip().lower() not in NOTHING]
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and value > 0
