@@ -247,6 +247,19 @@ def test_each_bad_record_is_logged_and_listed_once(tmp_path, caplog):
     )
 
 
+def test_half_a_line_that_a_kill_left_is_left_out(tmp_path):
+    listed = tmp_path / "bad"
+    mixture = damaged(tmp_path, 4, bad=(1, 2), skip_bad_records=True, bad_records_folder=listed)
+    mixture.try_load(1, record_id)
+    (file,) = listed.iterdir()
+    (listed / "bad_records.other-1.jsonl").write_bytes(file.read_bytes()[:-9])
+    file.write_bytes(file.read_bytes()[:-9])
+    again = damaged(tmp_path, 4, bad=(1, 2), skip_bad_records=True, bad_records_folder=listed)
+    assert [entry["record"] for entry in summarize_bad_records(listed)] == [1]
+    again.try_load(2, record_id)  # a process of the same id goes on in the same file
+    assert [entry["record"] for entry in summarize_bad_records(listed)] == [1, 2]
+
+
 # ---- worker processes
 
 

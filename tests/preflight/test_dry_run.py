@@ -1,21 +1,27 @@
 """A dry run: of the toy world against a real training, of the 7B configurations on every machine that they ship for."""
 
 import dataclasses
+import re
+import shutil
 import socket
 import time
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from voco_llama import cli, hub
 from voco_llama.composition import CONFIG_DIR, compose
 from voco_llama.data import kept_tables
-from voco_llama.errors import SettingsError
+from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.preflight import plan as plan_module
 from voco_llama.preflight.dry_run import dry_run, format_dry_run, verdict
+from voco_llama.preflight.finding import run_checks
 from voco_llama.preflight.memory import estimate
 from voco_llama.preflight.plan import memory_plan, what_fits
 from voco_llama.preflight.shapes import meta_model
+from voco_llama.preflight.training import training_checks
 from voco_llama.training.batch import GlobalBatch, world_size
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
 from voco_llama.training.checks import segments_a_row
@@ -195,7 +201,11 @@ def test_processes_are_torchruns_before_the_settings(toy, monkeypatch):
         (["trainer.per_device_train_batch_size=0"], "trainer.per_device_train_batch_size is 0"),
         (["trainer.gradient_accumulation_steps=2"], "is decided by the setting global_batch_size"),
         (["data.max_length=500"], "data.max_length is 500, but 1 segments of 577 tokens are 577"),
-        (["model.language.pretrained=some/thing"], "the shape of some/thing is not known here"),
+        (["model.language.pretrained=some/thing"], "names the whole model: set model.checkpoint=null"),
+        (
+            ["model.checkpoint=null", "model.language.pretrained=some/thing"],
+            "the shape of some/thing is not known here",
+        ),
         (["hardware.num_processes=0"], "hardware.num_processes is 0"),
         (["trainer.lr_scheduler_type=cosin"], "trainer.lr_scheduler_type: "),
     ],
@@ -224,6 +234,46 @@ def test_what_is_not_modelled_is_said():
     )
     assert [note.split(" ")[0] for note in run.notes if "modelled" in note] == ["FSDP", "optimizer"]
     assert any("muon" in note for note in plan_module.uncounted(composed("toy/instruct")))
+
+
+def foreign_tokenizer(folder):
+    """Saved in a folder: far more tokens than the toy language model has."""
+    vocabulary = {f"word{index}": index for index in range(5000)} | {"<unk>": 5000, "<s>": 5001, "</s>": 5002}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
+    return folder
+
+
+def test_a_foreign_tokenizer_is_refused_as_by_train(settings_for, tmp_path):
+    settings = settings_for("toy/instruct", f"model.tokenizer={foreign_tokenizer(tmp_path / 'tokenizer')}")
+    line = r"^model.tokenizer and model.language: the tokenizer has 5003 tokens and the language model \d+ embeddings"
+    for refuses in (build_or_load, dry_run):
+        with pytest.raises(CheckpointError, match=line):
+            refuses(settings)
+    (finding,) = [found for found in run_checks(training_checks(settings)) if found.what == "memory estimate"]
+    assert finding.level == "error"
+    assert re.match(line, finding.detail)
+
+
+def test_a_foreign_tokenizer_in_a_checkpoint_and_of_a_teacher_is_refused_as_by_train(settings_for, tmp_path):
+    start = train(settings_for("toy/instruct", "trainer.max_steps=1"))
+    foreign = foreign_tokenizer(tmp_path / "tokenizer")
+    damaged = shutil.copytree(start, tmp_path / "damaged")
+    for file in foreign.iterdir():
+        shutil.copy(file, damaged)
+    for settings in (
+        settings_for("toy/voco_1", f"model.checkpoint={damaged}"),
+        settings_for("toy/voco_1", "loss=kl", f"loss.teacher_checkpoint={damaged}"),
+    ):
+        for refuses in (train, dry_run):
+            with pytest.raises(CheckpointError):
+                refuses(settings)
+
+
+def test_trackers_are_refused_as_by_train(settings_for):
+    with pytest.raises(SettingsError, match="'tensorbord' is no tracker; did you mean 'tensorboard'"):
+        dry_run(settings_for("toy/instruct", "trainer.report_to=tensorbord"))
 
 
 def test_a_dry_run_never_trains(toy):

@@ -177,7 +177,8 @@ def test_the_hint_for_a_missing_world(tmp_path):
 
 def test_more_that_is_not_there(disk, tmp_path):
     for values, message in (
-        ({"model.checkpoint": tmp_path / "images"}, "holds no config.json"),
+        ({"model.checkpoint": tmp_path / "images"}, "holds no config.json: name the folder `final` of a finished run"),
+        ({"model.vision.name": tmp_path / "images"}, "holds no open_clip_config.json or config.json; train stage clip"),
         ({"resume": tmp_path / "images"}, "is no checkpoint of a run"),
         ({"output_dir": tmp_path / "rows.json"}, "is a file, not a folder"),
     ):

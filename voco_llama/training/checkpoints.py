@@ -28,7 +28,7 @@ NEEDED = {
     "weights": ("model*.safetensors", "pytorch_model*"),
     "state of the optimizer": ("optimizer*", "latest"),  # `latest`: DeepSpeed's
     "state of random numbers": ("rng_state*.pth",),
-    "trainer_state.json": ("trainer_state.json",),
+    "state of the training": ("trainer_state.json",),
 }
 """What a training goes on from, and how its files are named; one of them must be there."""
 
@@ -54,7 +54,7 @@ def _faults(folder: Path) -> Iterator[str]:
             _check_opens(file)
     for what, patterns in NEEDED.items():
         if not any(next(folder.glob(pattern), None) for pattern in patterns):
-            yield f"it has no {what}"
+            yield f"it has no {what} ({' or '.join(patterns)})"
     if (folder / "optimizer.pt").exists() and not (folder / "scheduler.pt").exists():
         yield "scheduler.pt is missing"
 

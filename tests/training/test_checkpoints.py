@@ -1,0 +1,275 @@
+"""Runs that were cut off anywhere, torn checkpoints, one process a folder, and a disk that takes nothing more."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from transformers import Trainer
+
+from tests.training.conftest import losses, settings_in
+from voco_llama.errors import SettingsError
+from voco_llama.files import locked
+from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.training import run as run_module
+from voco_llama.training.checkpoints import SIZES_FILE, UNFINISHED, damage, publish
+from voco_llama.training.run import train
+from voco_llama.training.run_folder import LOCK_FILE, RunFolder
+from voco_llama.training.trainer import VoCoTrainer
+
+STEPS = ("trainer.max_steps=6", "trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.save_total_limit=2")
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+@contextmanager
+def killed_in(owner, name: str, call: int):
+    """The `call`-th call of a method, from 1, is where the kill comes: after what the method does."""
+    method, calls = getattr(owner, name), []
+
+    def dies(*args, **kwargs):
+        result = method(*args, **kwargs)
+        calls.append(None)
+        if len(calls) == call:
+            raise Killed
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, dies)
+        try:
+            yield
+        except Killed:
+            return
+    raise AssertionError(f"{name} was not called so often")
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory) -> Path:
+    """A run of six steps, uninterrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(settings_in(world, run, "toy/voco_1", *STEPS))
+    return run
+
+
+@pytest.fixture(scope="module")
+def cut(world, tmp_path_factory) -> Path:
+    """The same, killed after step 5: it has checkpoints 2 and 4."""
+    run = tmp_path_factory.mktemp("cut") / "run"
+    with killed_in(VoCoTrainer, "training_step", 5):
+        train(settings_in(world, run, "toy/voco_1", *STEPS))
+    return run
+
+
+@pytest.fixture
+def settings(settings_for):
+    return settings_for("toy/voco_1", *STEPS)
+
+
+@pytest.fixture
+def folder(cut, settings) -> Path:
+    """This test's copy of `cut`."""
+    return Path(shutil.copytree(cut, settings.output_dir))
+
+
+def same_end(run: Path, whole: Path) -> bool:
+    weights = [(each / "final" / "model.safetensors").read_bytes() for each in (run, whole)]
+    return losses(run) == losses(whole) and weights[0] == weights[1]
+
+
+def shorten(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+TORN = {
+    "model.safetensors": shorten,
+    "optimizer.pt": lambda file: file.write_bytes(b""),
+    "scheduler.pt": Path.unlink,
+    "rng_state.pth": Path.unlink,
+    "trainer_state.json": shorten,
+    "config.json": None,  # without the list of sizes nobody misses it
+}
+
+
+@pytest.mark.parametrize("is_older", [False, True], ids=["with sizes", "older"])
+@pytest.mark.parametrize("name", TORN)
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(folder, settings, name, is_older, caplog):
+    last = folder / "checkpoint-4"
+    assert damage(last) is None
+    if is_older:
+        for checkpoint in folder.glob("checkpoint-*"):
+            (checkpoint / SIZES_FILE).unlink()
+    assert RunFolder(settings).checkpoint() == last
+    (TORN[name] or Path.unlink)(last / name)
+    if is_older and TORN[name] is None:
+        return
+    assert RunFolder(settings).checkpoint() == folder / "checkpoint-2"
+    assert "checkpoint-4 was not written to its end, or is damaged (" in caplog.text
+    assert name.partition(".")[0] in caplog.text
+    settings.resume = str(last)
+    with pytest.raises(SettingsError, match=r"^resume=\S+checkpoint-4 is damaged \(.+\): name another checkpoint"):
+        RunFolder(settings).checkpoint()
+    (folder / "checkpoint-2" / "model.safetensors").write_bytes(b"")
+    settings.resume = "auto"
+    assert RunFolder(settings).checkpoint() is None
+    assert "has no whole checkpoint: the training starts anew" in caplog.text
+
+
+def test_the_run_goes_on_from_the_one_before_to_the_same_weights(folder, settings, whole):
+    shorten(folder / "checkpoint-4" / "model.safetensors")
+    train(settings)
+    assert same_end(folder, whole)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert damage(folder / "checkpoint-4") is None
+
+
+MOMENTS = {
+    "in a checkpoint, weights written": (Trainer, "save_model", 2),
+    "in a checkpoint, all but its state": (Trainer, "_save_rng_state", 2),
+    "before a checkpoint gets its name": (Trainer, "_save_checkpoint", 2),
+    "in the model that is trained": (VoCoLlama, "save_pretrained", 4),
+    "before the model gets its name": (run_module, "write_card", 1),
+    "before the result": (RunFolder, "place_final", 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_any_moment_leaves_nothing_half_written(settings, whole, moment):
+    with killed_in(*MOMENTS[moment]):
+        train(settings)
+    run = Path(settings.output_dir)
+    assert (run / UNFINISHED).exists() == (moment != "before the result")
+    assert all(damage(path) is None for path in run.glob("checkpoint-*"))
+    assert not (run / "final").exists() or moment == "before the result"
+    train(settings)
+    assert same_end(run, whole)
+    assert not (run / UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("name", ["result.json", "environment.json"])
+@pytest.mark.parametrize("content", ["", '{"stage": '])
+def test_a_torn_file_of_a_finished_run_is_written_again(whole, settings, name, content):
+    run = Path(shutil.copytree(whole, settings.output_dir))
+    (run / name).write_text(content)
+    (run / "result.json").write_text(content)
+    train(settings)
+    assert same_end(run, whole)
+    assert json.loads((run / "environment.json").read_text())[-1]["seed"] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"- 1", b"a: ["])
+def test_torn_settings_are_one_line(folder, settings, content):
+    (folder / "settings.yaml").write_bytes(content)
+    with pytest.raises(
+        SettingsError, match=r"settings.yaml: cannot be read \(.+\): choose another output_dir"
+    ) as caught:
+        train(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_which_nothing_was_trained_is_no_run(settings, settings_for):
+    with killed_in(RunFolder, "begin", 1):
+        train(settings)
+    assert not RunFolder(settings_for("toy/voco_1", *STEPS, "seed=1")).is_finished()
+    assert not RunFolder(settings_for("toy/voco_1", *STEPS, "resume=never")).is_finished()
+
+
+def test_as_many_whole_checkpoints_stay_as_are_wanted(folder):
+    def written(step: int) -> None:
+        shutil.copytree(folder / "checkpoint-2", folder / UNFINISHED / f"checkpoint-{step}")
+        (folder / UNFINISHED / f"checkpoint-{step}" / SIZES_FILE).unlink()
+
+    def there() -> list[str]:
+        return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+    shorten(folder / "checkpoint-4" / "optimizer.pt")
+    written(3)
+    publish(folder, "checkpoint-3", 2)  # below a torn one, whose time of writing is later
+    assert there() == ["checkpoint-2", "checkpoint-3"]
+    written(3)
+    publish(folder, "checkpoint-3", None)
+    written(5)
+    publish(folder, "checkpoint-5", 1)
+    assert there() == ["checkpoint-5"]
+
+
+def test_a_folder_is_trained_in_by_one_process(settings):
+    folder = Path(settings.output_dir)
+    with locked(folder / LOCK_FILE):
+        with pytest.raises(SettingsError, match=f"^process {os.getpid()} is at work in {folder}"):
+            train(settings)
+        assert list(folder.iterdir()) == [folder / LOCK_FILE]
+
+
+FORKED = """
+import os, signal, sys, time
+from pathlib import Path
+from voco_llama.files import locked
+with locked(Path(sys.argv[1])):
+    worker = os.fork()
+    if not worker:
+        print("forked", flush=True)
+        time.sleep(60)
+    print(worker, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_kill_frees_the_folder_though_data_workers_outlive_it(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", FORKED, tmp_path / "lock"], stdout=subprocess.PIPE, text=True)
+    lines = {process.stdout.readline().strip(), process.stdout.readline().strip()}
+    worker = int((lines - {"forked"}).pop())
+    try:
+        with pytest.raises(SettingsError), locked(tmp_path / "lock"):
+            pass
+        process.kill()
+        process.wait()
+        with locked(tmp_path / "lock"):
+            os.kill(worker, 0)  # it lives
+    finally:
+        process.stdout.close()
+        os.kill(worker, signal.SIGKILL)
+
+
+@contextmanager
+def largest_file(size: int):
+    """No file may grow above so many bytes: a full disk, as far as this process sees."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "final", "settings.yaml"])
+def test_a_disk_that_is_full_is_one_line_and_the_same_command_goes_on(settings, whole, file):
+    last = whole / "checkpoint-6"
+    sizes = {name: (last / name).stat().st_size for name in ("model.safetensors", "optimizer.pt")}
+    assert sizes["model.safetensors"] < sizes["optimizer.pt"]
+    limits = {"model.safetensors": 20_000, "optimizer.pt": sizes["model.safetensors"], "settings.yaml": 100}
+    if file == "final":
+        settings.trainer["save_strategy"] = "no"
+    run = Path(settings.output_dir)
+    line = rf"^{run}\S* cannot be written \(.+\): make room, or choose another output_dir; the same command goes on"
+    with largest_file(limits.get(file, 20_000)), pytest.raises(SettingsError, match=line) as caught:
+        train(settings)
+    assert "\n" not in str(caught.value)
+    assert not list(run.glob("checkpoint-*"))
+    assert not (run / "final").exists()
+    train(settings)
+    assert same_end(run, whole)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    settings.output_dir = str(tmp_path / "file" / "run")
+    with pytest.raises(SettingsError, match=r"^output_dir: \S+file is a file, not a folder: name another$"):
+        train(settings)

@@ -1,0 +1,83 @@
+"""Overrides that a training would not read."""
+
+import pytest
+
+from voco_llama import cli
+from voco_llama.errors import SettingsError
+
+Q_FORMER = "compression.q_former.layers=2"
+
+
+def composed(*overrides: str, command: str = "train"):
+    return cli.COMMANDS[command].compose(list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["experiment=toy/align", "model.language.pretrained=another"],
+            "model.language.pretrained=another would not be read, for model.checkpoint=runs/toy/language/final names the"
+            " whole model: set model.checkpoint=null to build one of parts, or leave it out",
+        ),
+        (
+            ["model.checkpoint=a", "model.vision.name=b"],
+            "model.vision.name=b would not be read, for model.checkpoint=a",
+        ),
+        (["model.checkpoint=a", "model.vision={name: b}"], "model.checkpoint=a names the whole model"),
+        (["model.checkpoint=a", "model.projector=linear"], "model.checkpoint=a names the whole model"),
+        (["model.checkpoint=a", "model.projector_weights=b"], "model.checkpoint=a names the whole model"),
+        (["model.checkpoint=a", "+model.tokenizer=b"], "model.checkpoint=a names the whole model"),
+        (["experiment=toy/align", "model=llava_7b"], "model=llava_7b and model.checkpoint=runs/toy/language/final, of"),
+        (
+            ["model.lora.alpha=8"],
+            "model.lora.alpha=8 would not be read, for there are no adapters: set model.lora.rank",
+        ),
+        ([Q_FORMER], "compression.compressor is language_model: choose compression=q_former_N"),
+        (["compression.draw=batch"], "set compression.num_voco_choices"),
+        (["data.shuffle_buffer=9"], "set data.streaming=true"),
+        (["loss.temperature=2"], "the loss has no KL term: choose loss=kl"),
+        (["loss.teacher_checkpoint=a"], "loss.teacher is none: choose loss=kl"),
+        (["loss=kl", "loss.teacher_checkpoint=a", "loss.top_k_folder=b"], "set loss.teacher=top_k"),
+        (["loss.lm=2", "loss.schedule=[{at: 0, lm: 1, kl: 0}]"], "loss.schedule goes before"),
+        (["optimizer=muon", "trainer.optim=adafactor"], "optimizer is muon: set optimizer=trainer"),
+        (
+            ["experiment=toy/align", "trainer.num_train_epochs=3"],
+            "trainer.max_steps=200 goes before: set trainer.max_s",
+        ),
+    ],
+)
+def test_what_would_not_be_read_is_refused(overrides, message):
+    for command in ("train", "doctor", "data-stats"):
+        with pytest.raises(SettingsError) as caught:
+            composed(*overrides, command=command)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=toy/align", "model.checkpoint=null", "model.language.pretrained=another"],
+        ["experiment=toy/align", "model.dtype=bfloat16", "model.attention=eager", "model.tokenizer=null"],
+        ["experiment=toy/align", "model=llava_7b", "model.checkpoint=a"],
+        ["model=llava_7b"],
+        ["model.lora.rank=2", "model.lora.alpha=8"],
+        ["compression=q_former_4", Q_FORMER],
+        ["loss=kl", "loss.teacher_checkpoint=a", "loss.temperature=2"],
+        ["experiment=toy/align", "trainer.max_steps=-1", "trainer.num_train_epochs=3"],
+    ],
+)
+def test_what_is_read_passes(overrides):
+    composed(*overrides)
+
+
+def test_a_teacher_reads_its_temperature():
+    more = ["loss.teacher_checkpoint=a", "loss.top_k_folder=b", "loss.temperature=2"]
+    assert composed("experiment=toy/voco_1", *more, command="teacher").loss.temperature == 2
+
+
+def test_the_dry_run_refuses_it_too(capsys):
+    overrides = ["experiment=toy/align", "model.language.pretrained=another"]
+    assert cli.main(["train", *overrides, "dry_run=true"]) == 2
+    assert capsys.readouterr().err.startswith("error: model.language.pretrained=another would not be read")
