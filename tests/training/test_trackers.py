@@ -47,7 +47,7 @@ def test_none(names):
     [
         ("wandbb", "trainer.report_to: 'wandbb' is no tracker; did you mean 'wandb'? (choices: none, all, "),
         ([3], "trainer.report_to: '3' is no tracker"),
-        (["tensorboard", "mlflow"], "trainer.report_to: mlflow cannot be used here ("),
+        (["tensorboard", "mlflow"], "trainer.report_to: mlflow is not installed: install it, or choose another"),
     ],
 )
 def test_what_is_unknown_or_not_installed_is_refused(names, message):
@@ -55,6 +55,17 @@ def test_what_is_unknown_or_not_installed_is_refused(names, message):
         check_trackers({"report_to": names})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_each_that_transformers_knows_is_asked_for(monkeypatch):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in integration_utils.INTEGRATION_TO_CALLBACK:
+        try:
+            assert check_trackers({"report_to": [name]}) == [name]
+        except SettingsError as error:
+            assert str(error).startswith(f"trainer.report_to: {name} is not installed")  # noqa: PT017
 
 
 def test_a_training_is_refused_before_anything_is_read(settings_for):

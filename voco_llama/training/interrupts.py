@@ -58,13 +58,9 @@ class Interrupts(TrainerCallback):
             raise Interrupted(number, f"{name}: {GOES_ON} from what is finished and saved")
         if self._number is None:
             self._number, self._noted = number, time.monotonic()
-            self._say(
-                f"{name}: a checkpoint is written after this step, then this ends; Ctrl-C (again) leaves at once\n"
-            )
+            self._say(f"{name}: this ends after the step, with a checkpoint; Ctrl-C again leaves at once\n")
         elif number == signal.SIGINT and time.monotonic() - self._noted > SAME_SECONDS:
-            raise Interrupted(
-                number, f"{name}, left at once: {GOES_ON} from the last checkpoint that was written before"
-            )
+            raise Interrupted(number, f"{name} again: {GOES_ON} from the last checkpoint before")
 
     def _say(self, line: str) -> None:
         if os.environ.get("RANK", "0") == "0":

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from voco_llama.errors import SettingsError, did_you_mean, one_line
+from voco_llama.errors import SettingsError, did_you_mean
 
+PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
+"""Where transformers asks for a tracker's package by another name."""
 WANDB_SETTINGS = (Path("wandb/settings"), Path("~/.config/wandb/settings"))
 """Where `wandb offline` says so."""
 
@@ -33,12 +35,8 @@ def check_trackers(trainer: Mapping[str, Any]) -> list[str]:
                 f"trainer.report_to: '{name}' is no tracker{did_you_mean(str(name), list(known))} (choices: none, all,"
                 f" {', '.join(known)})"
             )
-        try:
-            known[name]()
-        except Exception as error:  # each raises its own where its package is missing
-            raise SettingsError(
-                f"trainer.report_to: {name} cannot be used here ({one_line(error)}): install it, or choose another"
-            ) from error
+        if not getattr(integration_utils, f"is_{PACKAGES.get(name, name)}_available")():
+            raise SettingsError(f"trainer.report_to: {name} is not installed: install it, or choose another")
         if name == "wandb" and not _wandb_is_set_up():
             raise SettingsError(
                 "trainer.report_to: wandb would ask who you are: run wandb login, or set WANDB_API_KEY, or"

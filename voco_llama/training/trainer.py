@@ -123,7 +123,10 @@ class VoCoTrainer(Trainer):
         return self.optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's own: all batches of a step; each is timed."""
+        """The Trainer's own: all batches of a step; each is timed. None where a run goes on from its last step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
         return super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
