@@ -31,27 +31,17 @@ _held: list[TextIO] = []
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
+def locked(file: Path, remains: bool = True) -> Iterator[None]:
     """Hold a lock file for as long as the block runs; its text, the process id, is for people.
 
     The lock is the operating system's (`flock`), so that it ends with the process that holds it, however that ends.
+    Without `remains` the file is removed afterwards.
 
     Raises:
         SettingsError: Another process holds it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", encoding="utf-8") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            opened.seek(0)
-            process = opened.read().strip() or "unknown"
-            raise SettingsError(
-                f"process {process} is at work in {file.parent} (it holds {file.name}): wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+    with _opened_lock(file) as opened:
         opened.truncate(0)
         opened.write(f"{os.getpid()}\n")
         opened.flush()
@@ -61,6 +51,28 @@ def locked(file: Path) -> Iterator[None]:
         finally:
             if opened in _held:
                 _held.remove(opened)
+                if not remains:
+                    file.unlink(missing_ok=True)
+
+
+def _opened_lock(file: Path) -> TextIO:
+    while True:
+        opened = file.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                opened.seek(0)
+                process = opened.read().strip() or "unknown"
+                opened.close()
+                if not isinstance(error, BlockingIOError):
+                    raise
+                raise SettingsError(
+                    f"process {process} is at work in {file.parent} (it holds {file.name}): wait for it, or stop it"
+                ) from error
+        if file.exists() and os.path.samestat(os.fstat(opened.fileno()), file.stat()):
+            return opened
+        opened.close()  # who held it has just removed it
 
 
 def _leave_locks() -> None:

@@ -8,8 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.distributed.launch import STEPS, losses, run, run_until_killed, torchrun
+from tests.distributed.launch import STEPS, launch, losses, run, run_until_killed, torchrun
 from tests.parity.llava_files import tiny_llava, write_hub, write_own
+from voco_llama.training.checkpoints import damage
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -67,6 +68,22 @@ def test_a_kill_in_the_second_epoch_changes_nothing(overrides, start, one_proces
     assert (folder / "checkpoint-6" / "trainer_state.json").is_file()
     assert not (folder / "result.json").exists()
     run(2, settings)
+    np.testing.assert_allclose(losses(folder), one_process, rtol=1e-4)
+
+
+@pytest.mark.parametrize("group", ["trainer=cpu", "trainer=zero3"])
+def test_a_signal_to_one_process_ends_all_at_the_same_step(overrides, start, one_process, group):
+    settings, folder = overrides(f"signalled_{group}", 2, group, start=start)
+    ended = launch(2, ["train", *settings], SIGNAL_AT="3")
+    assert 143 in ended.statuses, f"{ended.statuses}\n{ended.output[-4000:]}"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert damage(folder / "checkpoint-4") is None
+    assert (folder / "checkpoint-4" / "rng_state_1.pth").exists()
+    run(2, settings)
+    np.testing.assert_allclose(losses(folder), one_process, rtol=1e-4)
+    (folder / "result.json").unlink()
+    (folder / "checkpoint-4" / "rng_state_1.pth").unlink()
+    run(2, settings)  # both processes start anew
     np.testing.assert_allclose(losses(folder), one_process, rtol=1e-4)
 
 

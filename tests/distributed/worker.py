@@ -1,10 +1,12 @@
 """What each process of a distributed test does: a command of the command line, as torchrun would start it.
 
-A training writes down what the Trainer wrapped the model in, and can die at a given step.
+A training writes down what the Trainer wrapped the model in, and can die at a given step, or get a SIGTERM in one
+process at the step that the variable `SIGNAL_AT` names.
 """
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ class WatchedTrainer(VoCoTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == self.kill_at:
             os._exit(KILLED)
+        if self.args.process_index == 1 and str(self.state.global_step) == os.environ.get("SIGNAL_AT"):
+            os.kill(os.getpid(), signal.SIGTERM)
         return super().training_step(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

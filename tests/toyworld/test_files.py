@@ -1,6 +1,7 @@
 """The world on disk: read by the real readers, the same from the same settings, whole or not at all."""
 
 import csv
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -138,6 +139,28 @@ def test_a_foreign_folder_is_refused(light: Callable, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is no toy world; choose another folder"):
         light(SETTINGS, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_manifest_is_one_line(light: Callable, tmp_path: Path, content: bytes) -> None:
+    light(SETTINGS, tmp_path / "toy")
+    (tmp_path / "toy" / "manifest.json").write_bytes(content)
+    with pytest.raises(
+        SettingsError, match=r"manifest.json: cannot be read \(.+\): choose another folder or remove it"
+    ):
+        light(SETTINGS, tmp_path / "toy")
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(settings: ToyWorldSettings, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "no room", str(folder / "half"))
+
+    monkeypatch.setattr(world, "_write_all", fail)
+    with pytest.raises(
+        SettingsError, match=r"half cannot be written \(No space left on device\): make room, or choose"
+    ):
+        write_toyworld(SETTINGS, tmp_path / "toy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_where_writing_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from voco_llama.errors import DataError, SettingsError
-from voco_llama.toyworld.train_clip import encode_caption, retrieval_accuracy, train_clip
+from voco_llama.toyworld.train_clip import check_captions, encode_caption, retrieval_accuracy, train_clip
+from voco_llama.training.build import load_tokenizer
 from voco_llama.training.run import train
+from voco_llama.vision_config import read_vision_config
 
 
 @pytest.fixture
@@ -61,8 +63,6 @@ def test_retrieval_counts_equal_captions_as_one():
 
 
 def test_a_caption_ends_with_the_end_token(world):
-    from voco_llama.training.build import load_tokenizer
-
     tokenizer = load_tokenizer(str(world / "tokenizer"))
     full = encode_caption("a red circle", tokenizer, 8)
     assert full.shape == (8,)
@@ -81,6 +81,27 @@ def test_what_it_cannot_do(clip_settings):
         train_clip(clip_settings("trainer.per_device_train_batch_size=64"))
     with pytest.raises(SettingsError, match="use sdpa, eager"):
         train_clip(clip_settings("model.attention=flash_attention_2"))
+
+
+def test_a_tokenizer_that_the_text_tower_has_no_embeddings_for(world, clip_settings):
+    tokenizer = load_tokenizer(str(world / "tokenizer"))
+    config = read_vision_config(f"{world}/clip/tiny_clip.json")
+    check_captions(tokenizer, config, "tiny")
+    tokenizer.add_tokens([f"more{number}" for number in range(100)])
+    with pytest.raises(SettingsError, match=r"^model.tokenizer has \d+ tokens, and the text tower of tiny \d+ emb"):
+        check_captions(tokenizer, config, "tiny")
+    with pytest.raises(SettingsError, match="tiny has no text_cfg"):
+        check_captions(tokenizer, {"vision_cfg": config["vision_cfg"]}, "tiny")
+
+
+def test_an_unfinished_tower_is_named(clip_settings, settings_for, monkeypatch, tmp_path):
+    settings = clip_settings()
+    monkeypatch.setattr("voco_llama.toyworld.train_clip.ContrastiveModel", None)
+    with pytest.raises(TypeError):
+        train_clip(settings)
+    started = settings_for("toy/language", f"model.vision.name={settings.output_dir}", f"output_dir={tmp_path}/next")
+    with pytest.raises(SettingsError, match=r"run holds no open_clip_config.json or config.json; train stage clip to"):
+        train(started)
 
 
 def test_the_training_of_the_other_stages_refuses_it(clip_settings, tmp_path):

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from voco_llama.data.media.images import ImageTransform, load_image
 from voco_llama.data.records import Record
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import DataError, SettingsError, require
 from voco_llama.files import write_atomically, written_aside
 from voco_llama.model.weights import OPEN_CLIP_WEIGHTS_FILE
 from voco_llama.settings import TrainSettings
@@ -72,11 +72,11 @@ def train_clip(settings: TrainSettings) -> Path:
     """
     check_settings(settings)
     run = RunFolder(settings)
+    if run.is_finished():
+        logger.info("%s is finished: nothing to do", run.path)
+        return run.path
     with Interrupts() as interrupts, run.taken():
-        if run.is_finished():
-            logger.info("%s is finished: nothing to do", run.path)
-        else:
-            _train_clip(settings, run, interrupts)
+        _train_clip(settings, run, interrupts)
     return run.path
 
 
@@ -87,8 +87,9 @@ def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts)
         raise SettingsError("stage clip contrasts the samples of one batch: use one process and no accumulation")
     set_seed(settings.seed)
 
-    config = read_vision_config(settings.model.vision.name)
-    pairs = read_pairs(settings, config, load_tokenizer(settings.model.tokenizer))
+    config, tokenizer = read_vision_config(settings.model.vision.name), load_tokenizer(settings.model.tokenizer)
+    check_captions(tokenizer, config, settings.model.vision.name)
+    pairs = read_pairs(settings, config, tokenizer)
     num_held_out = min(MAX_HELD_OUT, int(len(pairs) * HELD_OUT_SHARE))
     held_out, trained = pairs[:num_held_out], pairs[num_held_out:]
     if len(trained) < arguments.per_device_train_batch_size or num_held_out < 2:
@@ -116,6 +117,24 @@ def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts)
             "retrieval_accuracy": accuracy,
             "held_out_pairs": num_held_out,
         }
+    )
+
+
+def check_captions(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any], where: str) -> None:
+    """Refuse a tokenizer whose tokens the text tower has no embeddings for.
+
+    Raises:
+        SettingsError: Of what the tower's configuration or the tokenizer lacks.
+    """
+    require("text_cfg" in config, f"model.vision.name: {where} has no text_cfg: give one of a whole open_clip model")
+    ends = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    missing = [name for name, token in ends.items() if token is None]
+    require(not missing, f"model.tokenizer has no {' and no '.join(missing)} token: give the toy world's")
+    rows = config["text_cfg"]["vocab_size"]
+    require(
+        len(tokenizer) <= rows,
+        f"model.tokenizer has {len(tokenizer)} tokens, and the text tower of {where} {rows} embeddings: give the"
+        " tokenizer that it was made for",
     )
 
 

@@ -34,6 +34,7 @@ from voco_llama.data.prompts import ASSISTANT, USER, VICUNA_SYSTEM
 from voco_llama.data.readers.caption_csv import INSTRUCTIONS
 from voco_llama.data.records import IMAGE_MARK
 from voco_llama.errors import SettingsError
+from voco_llama.files import read_json, writing
 from voco_llama.toyworld.benchmarks import MME_PROMPT, NAMES, write_benchmarks
 from voco_llama.toyworld.clips import Clip, Twins, draw_twins
 from voco_llama.toyworld.dialogues import (
@@ -116,6 +117,12 @@ def write_toyworld(settings: ToyWorldSettings, root: Path) -> None:
         logger.info("toy world: %s is up to date", root)
         return
     started = time.monotonic()
+    with writing(root.parent, "make room, or choose another root"):
+        _write_beside(settings, root)
+    logger.info("toy world: wrote %s in %.0f s", root, time.monotonic() - started)
+
+
+def _write_beside(settings: ToyWorldSettings, root: Path) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as folder:
         fresh = Path(folder) / "world"
@@ -123,8 +130,9 @@ def write_toyworld(settings: ToyWorldSettings, root: Path) -> None:
         _write_all(settings, fresh)
         if root.exists():
             root.rename(Path(folder) / "replaced")
+        if root.exists():  # two at once: the other's is as good
+            raise SettingsError(f"toy world: another process has just written {root}: give the same command again")
         fresh.rename(root)
-    logger.info("toy world: wrote %s in %.0f s", root, time.monotonic() - started)
 
 
 def _write_all(settings: ToyWorldSettings, root: Path) -> None:
@@ -307,8 +315,9 @@ def _is_written(settings: ToyWorldSettings, root: Path) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     manifest = root / MANIFEST
-    found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    advice = "choose another folder or remove it"
+    found = read_json(manifest, SettingsError, advice) if manifest.is_file() else {}
     if found.get("format") != FORMAT:
-        raise SettingsError(f"toy world: {root} exists and is no toy world; choose another folder or remove it")
+        raise SettingsError(f"toy world: {root} exists and is no toy world; {advice}")
     wanted = _manifest(settings)
     return {name: found.get(name) for name in wanted} == wanted and found.get("files") == _fingerprints(root)

@@ -52,11 +52,11 @@ def train(settings: TrainSettings) -> Path:
         raise SettingsError("stage clip trains a tower alone: call voco_llama.toyworld.train_clip.train_clip")
 
     run = RunFolder(settings)
+    if run.is_finished():
+        logger.info("%s is finished: nothing to do", run.path)
+        return run.final
     with Interrupts() as interrupts, run.taken():
-        if run.is_finished():
-            logger.info("%s is finished: nothing to do", run.path)
-        else:
-            _train(settings, run, interrupts)
+        _train(settings, run, interrupts)
     return run.final
 
 

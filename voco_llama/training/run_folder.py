@@ -90,11 +90,13 @@ class RunFolder:
         """Within it this command alone works in the folder, and a disk that takes nothing more is one line.
 
         Raises:
-            SettingsError: Another process works in it, or it cannot be written to.
+            SettingsError: Another process works in it, or has finished it meanwhile, or it cannot be written to.
         """
         advice = "make room, or choose another output_dir; the same command goes on from what is whole"
         is_first = os.environ.get("RANK", "0") == "0"
-        with writing(self.path, advice), locked(self.path / LOCK_FILE) if is_first else nullcontext():
+        with writing(self.path, advice), locked(self.path / LOCK_FILE, remains=False) if is_first else nullcontext():
+            if self.is_finished():
+                raise SettingsError(f"{self.path} was finished by another process just now: there is nothing to do")
             yield
 
     def is_finished(self) -> bool:

@@ -15,6 +15,7 @@ from voco_llama.composition import compose
 from voco_llama.data.mixture import LoadedMixture
 from voco_llama.data.processor import Collator
 from voco_llama.errors import CheckpointError, DataError, SettingsError
+from voco_llama.files import locked
 from voco_llama.settings import TeacherSettings
 from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.training.build import build_processor, open_mixture
@@ -22,7 +23,7 @@ from voco_llama.training.run import train
 from voco_llama.training.teachers import write_top_k as command_module
 from voco_llama.training.teachers.teacher import load_teacher, read_uncompressed
 from voco_llama.training.teachers.top_k import open_top_k, read_manifest
-from voco_llama.training.teachers.write_top_k import write_top_k
+from voco_llama.training.teachers.write_top_k import LOCK_FILE, write_top_k
 
 K, RECORDS, PER_FILE = 5, 42, 16
 
@@ -79,6 +80,13 @@ def opened(settings):
     mixture, processor = open_mixture(settings), build_processor(settings)
     rows = LoadedMixture(mixture, processor.row)
     return rows, processor, open_top_k(settings, mixture, processor, rows)
+
+
+def test_a_folder_is_written_by_one_process(command):
+    settings = command()
+    folder = Path(settings.loss.top_k_folder)
+    with locked(folder / LOCK_FILE), pytest.raises(SettingsError, match=f"is at work in {folder}"):
+        write_top_k(settings)
 
 
 def test_what_the_files_hold(files, world, upper, tmp_path):

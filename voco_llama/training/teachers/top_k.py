@@ -13,19 +13,19 @@ A file holds `records_per_file` entries of the mixture, in its order:
 Files are memory-mapped: a row reads its own tokens and no more.
 """
 
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from voco_llama.composition import difference, to_plain
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.errors import CheckpointError, DataError, one_line
+from voco_llama.errors import CheckpointError, DataError, refused_as
+from voco_llama.files import read_json
 from voco_llama.provenance import fingerprint_data, sampled_fingerprint
 from voco_llama.settings import TrainSettings
 from voco_llama.tokens import IGNORE_INDEX
@@ -68,10 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: There is none, it is damaged, or of another format version.
     """
     file = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read: make the files first, with voco-llama teacher") from error
+    manifest = read_json(file, advice="make the files first, with voco-llama teacher")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{file}: format version {manifest.get('format_version')}, and this code reads {FORMAT_VERSION}: make the"
@@ -148,14 +145,10 @@ class TopKRows(Sequence[dict[str, Tensor]]):
     def _open(self, number: int) -> tuple[Any, Tensor, Tensor]:
         if number not in self._opened:
             file = top_k_file(self.folder, number)
-            try:
+            advice = f"remove {self.folder} and make the files again, with voco-llama teacher"
+            with refused_as(CheckpointError, file, advice):
                 opened = safe_open(file, framework="pt")
                 self._opened[number] = opened, opened.get_tensor("offsets"), opened.get_tensor("checksums")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"{file}: cannot be read ({one_line(error)}): remove {self.folder} and make the files"
-                    " again, with voco-llama teacher"
-                ) from error
         return self._opened[number]
 
     def words(self, index: int, labels: Tensor) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ from transformers import TrainingArguments
 
 from voco_llama.data.mixture import LoadedMixture
 from voco_llama.data.processor import Collator
-from voco_llama.errors import SettingsError
-from voco_llama.files import write_atomically, written_aside
+from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.files import locked, write_atomically, writing, written_aside
 from voco_llama.model.losses import top_k
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.provenance import provenance, sampled_fingerprint
@@ -45,6 +45,8 @@ from voco_llama.training.teachers.top_k import (
 
 logger = logging.getLogger(__name__)
 
+LOCK_FILE = ".teacher.lock"
+
 
 def write_top_k(settings: TeacherSettings) -> Path:
     """Write the top-k files of one training's data into `loss.top_k_folder`, or go on with them.
@@ -53,7 +55,15 @@ def write_top_k(settings: TeacherSettings) -> Path:
         VoCoError: Settings, data, or the teacher cannot be used, or the folder holds files made from something else.
     """
     settings = _settings_of_the_command(settings)
-    folder, teacher_folder = Path(settings.loss.top_k_folder), Path(settings.loss.teacher_checkpoint)
+    folder = Path(settings.loss.top_k_folder)
+    advice = "make room, or choose another loss.top_k_folder; the same command goes on from what is whole"
+    with writing(folder, advice), locked(folder / LOCK_FILE, remains=False):
+        _write(settings, folder)
+    return folder
+
+
+def _write(settings: TeacherSettings, folder: Path) -> None:
+    teacher_folder = Path(settings.loss.teacher_checkpoint)
     arguments = training_arguments(settings)
     processor, mixture = build_processor(settings), open_mixture(settings)
     config = check_teacher(str(teacher_folder), processor)
@@ -70,7 +80,7 @@ def write_top_k(settings: TeacherSettings) -> Path:
     }
     if not _begin(folder, manifest):
         logger.info("%s is complete: nothing to do", folder)
-        return folder
+        return
 
     teacher = load_teacher(settings).to(arguments.device).eval()
     rows = LoadedMixture(mixture, processor.row)
@@ -89,7 +99,6 @@ def write_top_k(settings: TeacherSettings) -> Path:
         write_file(top_k_file(folder, number), teacher, loader, arguments, settings, num_voco)
         logger.info("file %d/%d  %s", number + 1, count, duration(time.perf_counter() - started))
     _finish(folder, manifest, count)
-    return folder
 
 
 def _settings_of_the_command(settings: TeacherSettings) -> TeacherSettings:
@@ -164,10 +173,12 @@ def _finish(folder: Path, manifest: dict, count: int) -> None:
     """Complete the manifest by what all files hold together."""
     tokens, mass = 0, 0.0
     for number in range(count):
-        with safe_open(top_k_file(folder, number), framework="pt") as opened:
-            metadata = opened.metadata()
-        tokens += int(metadata["tokens"])
-        mass += float(metadata["mass"])
+        file = top_k_file(folder, number)
+        with refused_as(CheckpointError, file, "remove it, and give the same command again"):
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata()
+            tokens += int(metadata["tokens"])
+            mass += float(metadata["mass"])
     records, coverage = manifest["made_from"]["records"], mass / max(tokens, 1)
     found = {"complete": True, "trained_tokens": tokens, "coverage": coverage, "environment": provenance()}
     write_atomically(folder / MANIFEST_FILE, json.dumps(manifest | found, indent=2) + "\n")
