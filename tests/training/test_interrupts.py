@@ -12,6 +12,7 @@ from voco_llama import cli
 from voco_llama.errors import Interrupted
 from voco_llama.toyworld.train_clip import train_clip
 from voco_llama.training import interrupts
+from voco_llama.training.checkpoints import damage
 from voco_llama.training.run import train
 from voco_llama.training.trainer import VoCoTrainer
 
@@ -99,11 +100,16 @@ def test_before_the_first_step_a_signal_ends_it_at_once(settings_for, monkeypatc
 
 def test_the_clip_stage_too(settings_for, signalled):
     settings = settings_for(
-        "toy/clip", *STEPS, "trainer.per_device_train_batch_size=16", "trainer.learning_rate=3.0e-3"
+        "toy/clip",
+        *STEPS,
+        "trainer.save_only_model=true",
+        "trainer.per_device_train_batch_size=16",
+        "trainer.learning_rate=3.0e-3",
     )
     signalled(4, signal.SIGTERM)
     with pytest.raises(Interrupted, match="checkpoint-4 was written"):
         train_clip(settings)
+    assert damage(Path(settings.output_dir) / "checkpoint-4") is None
 
 
 def test_the_command_ends_in_the_signals_status(monkeypatch, capsys):

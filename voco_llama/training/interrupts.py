@@ -73,6 +73,7 @@ class Interrupts(TrainerCallback):
             self._number = int(number) or None
         if self._number is not None:
             self._ends = True
+            args.save_only_model = False  # nothing could go on from weights alone
             control.should_log = control.should_save = control.should_training_stop = True
 
     def check(self, checkpoint: Path) -> None:
