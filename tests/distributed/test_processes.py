@@ -73,7 +73,7 @@ def test_a_kill_in_the_second_epoch_changes_nothing(overrides, start, one_proces
 
 @pytest.mark.parametrize("group", ["trainer=cpu", "trainer=zero3"])
 def test_a_signal_to_one_process_ends_all_at_the_same_step(overrides, start, one_process, group):
-    settings, folder = overrides(f"signalled_{group}", 2, group, start=start)
+    settings, folder = overrides(f"signalled_{group.partition('=')[2]}", 2, group, start=start)
     ended = launch(2, ["train", *settings], SIGNAL_AT="3")
     assert 143 in ended.statuses, f"{ended.statuses}\n{ended.output[-4000:]}"
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
