@@ -12,7 +12,6 @@ gives voco_1-learning_rate_0.001, voco_1-learning_rate_0.003, voco_4-learning_ra
 """
 
 import itertools
-import json
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -23,9 +22,10 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from voco_llama.composition import did_you_mean
-from voco_llama.errors import SettingsError
+from voco_llama.config_files import own_folder
+from voco_llama.errors import SettingsError, did_you_mean
 from voco_llama.evaluation.results import check_row_name
+from voco_llama.overrides import as_value
 from voco_llama.sweep.settings import RowSettings, SweepSettings
 
 BASE = "base"
@@ -61,10 +61,18 @@ class Command:
 
     @property
     def arguments(self) -> list[str]:
-        return [*self.overrides, *self.seeded]
+        """Each setting once: what is said later wins."""
+        said: dict[str, str] = {}
+        for override in (*self.overrides, *self.seeded):
+            key = override.partition("=")[0].lstrip("+")
+            said.pop(key, None)
+            said[key] = override
+        return list(said.values())
 
     def __str__(self) -> str:
-        return shlex.join(["voco-llama", self.name, *self.arguments])
+        own = own_folder()
+        folder = [] if own is None else ["--config-dir", str(own)]
+        return shlex.join(["voco-llama", self.name, *folder, *self.arguments])
 
 
 @dataclass(frozen=True)
@@ -187,10 +195,10 @@ def _check_not_owned(overrides: Collection[str], owned: Collection[str]) -> None
 
 def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, settings: SweepSettings) -> SeedPlan:
     runs, results = (folder / seed_folder(seed) for folder in (settings.runs, settings.results))
-    seeded = (f"paths.runs={quoted(runs)}", f"seed={seed}")
+    seeded = (f"paths.runs={as_value(runs)}", f"seed={seed}")
     inside = "/".join(["${paths.runs}", *([settings.folder] if settings.folder else [])])
     given = {"hub": settings.hub, "suite": settings.suite}
-    benchmarks = tuple(f"{key}={quoted(value)}" for key, value in given.items() if value is not None)
+    benchmarks = tuple(f"{key}={as_value(value)}" for key, value in given.items() if value is not None)
 
     def job(row: str, evaluations: Mapping[str, list[str]]) -> Job:
         run = f"{inside}/{row}"
@@ -199,7 +207,7 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
             result: Command(
                 EVALUATE,
                 (f"row={result}", f"checkpoint={run}/final", *benchmarks, *overrides, *settings.evaluate),
-                (f"output={quoted(results)}", *seeded),
+                (f"output={as_value(results)}", *seeded),
             )
             for result, overrides in evaluations.items()
         }
@@ -210,11 +218,6 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
             raise SettingsError("base lists an empty stage: give a command and its overrides, as [train, stage=align]")
     base = tuple(Command(name, tuple(overrides), seeded) for name, *overrides in settings.base)
     return SeedPlan(seed, runs, results, base, tuple(job(row, results) for row, results in selected.items()))
-
-
-def quoted(path: Path | str) -> str:
-    """A path as the value of an override."""
-    return str(path) if re.fullmatch(r"[\w./+${}-]+", str(path)) else json.dumps(str(path))
 
 
 def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:
@@ -252,7 +255,7 @@ def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:
 def _name(experiment: str, swept: dict[str, str]) -> str:
     """The experiment, and key and value of whatever else varies; a key in full only where its end is not enough."""
     ends = [key.rpartition(".")[2] for key in swept]
-    parts = [_clean(experiment.rpartition("/")[2])]
+    parts = [_clean(experiment.rpartition("/")[2].removesuffix(".yaml"))]
     for key, value in swept.items():
         if key != EXPERIMENT:
             end = key.rpartition(".")[2]
