@@ -6,6 +6,7 @@ It imports nothing slow: the schema of a command is looked at for its help alone
 import argparse
 import dataclasses
 import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -109,7 +110,9 @@ def _settings_of(command: Described) -> str:
         for name in groups
         if is_group(name)
     ]
-    return "\n".join([*(["groups:", *choices, ""] if choices else []), inspect.cleandoc(schema.__doc__)])
+    head = "groups (a number in a name, as in voco_4, is compression.num_voco):" if "trainer" in own else "groups:"
+    described = re.sub(r"\bNone\b", "null", inspect.cleandoc(schema.__doc__))
+    return "\n".join([*([head, *choices, ""] if choices else []), described])
 
 
 def _listed(commands: Mapping[str, Described]) -> str:

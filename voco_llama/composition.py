@@ -26,9 +26,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from voco_llama import config_files
 from voco_llama.config_files import CONFIG_DIR as CONFIG_DIR
 from voco_llama.config_files import EVAL_DIR as EVAL_DIR
-from voco_llama.config_files import choices_of, file_by_path, group_file, is_group
-from voco_llama.errors import SettingsError, did_you_mean, one_line, refused_as, require
-from voco_llama.overrides import Override, chosen, field_of, for_hydra, split, type_of, wanted
+from voco_llama.config_files import choices_of, is_group
+from voco_llama.errors import SettingsError, did_you_mean, one_line, require
+from voco_llama.numbered_names import check_own_files, numbered, with_num_voco
+from voco_llama.overrides import Override, field_of, for_hydra, split, type_of, wanted
 from voco_llama.settings import SourceSettings, TrainSettings
 
 T = TypeVar("T")
@@ -77,7 +78,8 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
         _check_renamed(override, config_name, schema)
     _check_own_folder(schema)
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
-    read = [str(for_hydra(override, schema)) for override in _with_num_voco(typed)]
+    check_own_files(typed)
+    read = [str(for_hydra(override, schema)) for override in with_num_voco(typed)]
     try:
         with hydra.initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
             config = hydra.compose(config_name, read)
@@ -109,55 +111,6 @@ def _check_own_folder(schema: type) -> None:
             f"{own} holds a folder '{entry.name}', as a setting is named: keep settings in a folder that holds nothing"
             " else",
         )
-
-
-def _with_num_voco(overrides: Sequence[Override]) -> list[Override]:
-    """`compression=voco_4` is `compression=voco compression.num_voco=4`; `experiment=toy/voco_4_kl` is toy/voco_kl so.
-
-    A file of the very name goes before. The number of a chosen compression, said or its file's own, goes before that of
-    an experiment, and `compression.num_voco=...` before both.
-    """
-    numbers, read = {}, []
-    for override in overrides:
-        group, choice = override.key, chosen(override)
-        if group in ("experiment", "compression") and choice is not None:
-            file = file_by_path(group, choice)
-            name = choice.removesuffix(".yaml")
-            if file is None and (numbered := _numbered(group, name)):
-                override = override._replace(value=numbered[0])
-                numbers[group] = numbered[1]
-            elif group == "compression" and (file := file or group_file(group, name)):
-                numbers[group] = _values_in(file).get("num_voco")
-        read.append(override)
-    number = numbers.get("compression", numbers.get("experiment"))
-    return read if number is None else [Override("", "compression.num_voco", str(number)), *read]
-
-
-def _values_in(file: Path) -> dict[str, Any]:
-    """The values of a YAML file as they stand there."""
-    with refused_as(SettingsError, file, "write `key: value` lines"):
-        values = OmegaConf.to_container(OmegaConf.load(file))
-        require(isinstance(values, dict), f"{file} holds no settings: write `key: value` lines")
-    return values
-
-
-def _numbered(group: str, choice: str) -> tuple[str, int] | None:
-    """Of `voco_4_kl`: `voco_kl` and 4, if there is no file of the name, and one without the number that takes any.
-
-    That is an experiment whose folder follows the number, or a compression to VoCo tokens alone, always as many.
-    """
-    name = re.fullmatch(r"(.+)_([1-9][0-9]*)((?:_[a-z]+)?)", choice)
-    if name is None or group not in ("experiment", "compression") or group_file(group, choice):
-        return None
-    base = f"{name[1]}{name[3]}"
-    if (file := group_file(group, base)) is None:
-        return None
-    values = _values_in(file)
-    if group == "experiment":
-        takes_any = "compression.num_voco" in str(values.get("output_dir", ""))
-    else:
-        takes_any = values.get("condition") == "voco" and "num_voco_choices" not in values
-    return (base, int(name[2])) if takes_any else None
 
 
 def read_file(file: Path, schema: type[T]) -> T:
@@ -297,8 +250,8 @@ def _did_you_mean_key(key: str, schema: type) -> str:
 
 def _explain(error: Exception, schema: type) -> str:
     """One line for what Hydra, OmegaConf or YAML have to say."""
-    cause = error.__cause__ or error.__context__
-    cause = cause if isinstance(cause, OmegaConfBaseException) else error
+    causes = (error, error.__cause__, error.__context__)
+    cause = next((one for one in causes if isinstance(one, OmegaConfBaseException)), error)
     said = re.search(r"full_key: (\S+)", str(cause))
     full_key = getattr(cause, "full_key", None) or (said[1] if said else "")
     key = full_key.replace("[", ".").replace("]", "")
@@ -307,7 +260,7 @@ def _explain(error: Exception, schema: type) -> str:
         return _explain_missing(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         file = re.match(r"In '(.+?)': ", str(error))
-        where = f" in configs/{file[1]}.yaml" if file else ""
+        where = f" in {_shown_file(file[1])}" if file else ""
         return f"unknown setting '{key}'{where}{_did_you_mean_key(key, schema)}"
     if isinstance(cause, MissingMandatoryValue):
         return f"{full_key} has no value: give one, as in '{full_key}=...'"
@@ -315,18 +268,30 @@ def _explain(error: Exception, schema: type) -> str:
         return one_line(error)
     if "interpolation" in reason or "Interpolation" in reason or "${" in reason:
         return f"{key}: {reason}: write \\${{ where the characters themselves are meant"
+    parent, _, last = key.rpartition(".")
+    if last.isdecimal() and "dict is not a subclass" in reason:
+        return f"{parent} has no item {last}: list all of them, {parent}=[...]"
     entry = field_of(schema, key)
     choices = entry.metadata.get("choices") if entry else None
     advice = f"choose one of {', '.join(choices)}" if choices else f"give {wanted(type_of(schema, key))}"
     return f"{key} is null: {advice}" if "not Optional" in reason else f"{key}: {reason}: {advice}"
 
 
+def _shown_file(name: str) -> str:
+    """A file as Hydra names it, from the folder of groups: ours from the repository's, others whole."""
+    files = [root / f"{name}.yaml" for root in config_files.config_roots()]
+    file = next((file for file in files if file.is_file()), files[-1]).resolve()
+    ours = config_files.CONFIG_DIR.resolve()
+    return f"configs/{file.relative_to(ours)}" if file.is_relative_to(ours) else str(file)
+
+
 def _explain_missing(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).partition("/")
     if not choice or not is_group(group):
         return f"there is no settings file '{error.missing_cfg_file}' in {config_files.CONFIG_DIR}"
-    if numbered := _numbered(group, choice):
-        base, number = numbered
-        return f"there is no file {group}/{choice}.yaml: write {base}, and compression: {{num_voco: {number}}}"
+    if number := numbered(group, choice):
+        base, count = number
+        return f"there is no file {group}/{choice}.yaml: write {base}, and compression: {{num_voco: {count}}}"
     known = choices_of(group)
-    return f"there is no {group}={choice}{did_you_mean(choice, known)} (choices: {', '.join(known)})"
+    choices = f"choices: {', '.join(known)}, or the path of a .yaml"
+    return f"there is no {group}={choice}{did_you_mean(choice, known)} ({choices})"

@@ -76,10 +76,16 @@ def check_given_once(overrides: Sequence[str], schema: type) -> None:
         SettingsError: It names both.
     """
     given: dict[str, str | None] = {}
+    own = {entry.name for entry in dataclasses.fields(schema)}
     for _, key, value in map(split, overrides):
         if value != given.setdefault(key, value):
             kind = _bare(type_of(schema, key))
-            several = f", or both as a list, {key}=[{given[key]},{value}]" if get_origin(kind) is list else ""
+            both = ",".join(f"{one}".strip("[]") for one in (given[key], value))
+            several = (
+                f", or both as a list, {key}=[{both}]"
+                if get_origin(kind) is list or (kind is Any and key in own)
+                else ""
+            )
             raise SettingsError(f"{key} is given twice ({given[key]} and {value}): give it once{several}")
 
 
@@ -104,12 +110,13 @@ def for_hydra(override: Override, schema: type) -> Override:
 
 def quoted(text: str) -> str:
     """Any text as a value of Hydra's grammar that is read as this very text; `${` stays an interpolation."""
-    return QuotedString(text=text, quote=Quote.single).with_quotes()
+    return QuotedString(text=text, quote=Quote.double).with_quotes()
 
 
 def as_value(text: object) -> str:
     """A path or a text as a value that is read as it, quoted only where it must be."""
-    return str(text) if _parsed(str(text)) == str(text) else quoted(str(text))
+    text = str(text)
+    return text if re.fullmatch(r"[\w./+${}-]+", text) and _parsed(text) == text else quoted(text)
 
 
 def _chosen(override: Override) -> Override:
@@ -122,7 +129,7 @@ def _chosen(override: Override) -> Override:
         return Override(prefix, key, choice)
     may_be_none = group in GLOBAL_GROUPS
     if value is None and may_be_none:
-        return Override(prefix, key, choice)
+        return Override("~", key, None)
     none = f", or {group}=null for none" if may_be_none else ""
     require(value is not None and choice != "", f"{group}={choice}: choose one of {', '.join(choices_of(group))}{none}")
     choice = value if isinstance(value, str) else choice
@@ -189,6 +196,8 @@ def type_of(schema: type, key: str) -> Any:
         if dataclasses.is_dataclass(kind):
             kind = get_type_hints(kind).get(name)
         elif get_origin(kind) in (list, dict):
+            is_item = get_origin(kind) is dict or name.isdecimal()
+            require(is_item, f"{key}: '{name}' is no number of an item: write 0 for the first")
             kind = get_args(kind)[-1]
         else:
             kind = Any if kind in (Any, dict, list) else None

@@ -30,10 +30,12 @@ from typing import Any
 import av
 from PIL import Image
 
+from voco_llama.composition import difference
 from voco_llama.data.prompts import ASSISTANT, USER, VICUNA_SYSTEM
 from voco_llama.data.readers.caption_csv import INSTRUCTIONS
 from voco_llama.data.records import IMAGE_MARK
 from voco_llama.errors import SettingsError
+from voco_llama.files import read_json
 from voco_llama.toyworld.benchmarks import MME_PROMPT, NAMES, write_benchmarks
 from voco_llama.toyworld.clips import Clip, Twins, draw_twins
 from voco_llama.toyworld.dialogues import (
@@ -307,8 +309,12 @@ def _is_written(settings: ToyWorldSettings, root: Path) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     manifest = root / MANIFEST
-    found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    advice = "choose another folder or remove it"
+    found = read_json(manifest, SettingsError, advice) if manifest.is_file() else {}
     if found.get("format") != FORMAT:
-        raise SettingsError(f"toy world: {root} exists and is no toy world; choose another folder or remove it")
+        raise SettingsError(f"toy world: {root} exists and is no toy world; {advice}")
     wanted = _manifest(settings)
+    there = found.get("settings")
+    if differing := difference(there if isinstance(there, dict) else {}, wanted["settings"]):
+        logger.warning("toy world: %s holds a world of other settings, which is replaced: %s", root, differing)
     return {name: found.get(name) for name in wanted} == wanted and found.get("files") == _fingerprints(root)
