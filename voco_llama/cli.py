@@ -10,6 +10,7 @@ its traceback. A command that looks for problems ends in status 1 where it found
 """
 
 import dataclasses
+import errno
 import logging
 import os
 import sys
@@ -20,9 +21,12 @@ from typing import Any
 
 from voco_llama.command_line import parse
 from voco_llama.config_files import using_folder
-from voco_llama.errors import SettingsError, VoCoError, own_line
+from voco_llama.errors import SettingsError, VoCoError, one_line, own_line
 
 logger = logging.getLogger("voco_llama")
+
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says of a place that cannot be written or read: no bug of ours."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +268,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = COMMANDS[words.command].typed(words.overrides)
     except VoCoError as error:
         sys.stderr.write(f"error: {own_line(error)}\n")
+        return 2
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        sys.stderr.write(f"error: {one_line(error)}: make room, or name a place that may be written\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: the same command again goes on from what is finished and saved\n")

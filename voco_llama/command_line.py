@@ -88,9 +88,10 @@ def _no_command(word: str, rest: list[str], commands: Mapping[str, Described]) -
     if group and (not rest or rest[0] in HELP):
         sys.stdout.write(f"usage: voco-llama {word} command [key=value ...]\n\ncommands:\n{_listed(group)}\n")
         raise SystemExit(0)
-    typed = "-".join([word, *rest[:1]]) if group else word
+    typed = f"{word}-{rest[0]}" if group and "=" not in rest[0] else word
     known = list(group or commands)
-    hint = did_you_mean(typed, known) or f": choose one of {', '.join(known)}"
+    hint = "" if typed == word and group else did_you_mean(typed, known)
+    hint = hint or f": choose one of {', '.join(known)}"
     raise SettingsError(f"there is no command {typed!r}{hint}")
 
 

@@ -152,7 +152,7 @@ def _readable(key: str, text: str, kind: Any) -> str:
         if value is None or isinstance(value, list) or (isinstance(value, str) and value.startswith("${")):
             return text
         if list_of in (str, Path) and not text.startswith("["):
-            return f"[{text if _is_text(text, value) else quoted(text)}]"
+            return f"[{quoted(value if _is_text(text, value) else text)}]"
         if list_of in (int, float) and isinstance(_parsed(f"[{text}]"), list):
             return f"[{text}]"
         items = '["...", "..."]' if list_of in (str, Path) else "[...]"
@@ -161,7 +161,7 @@ def _readable(key: str, text: str, kind: Any) -> str:
         )
     if value is not _UNREADABLE:
         return text
-    if kind in (Any, None):
+    if kind in (Any, None) and text[0] not in "[{":
         return quoted(text)
     raise SettingsError(f"cannot read the override {shown(f'{key}={text}')}: {key} takes {wanted(kind)}")
 
@@ -217,7 +217,7 @@ def wanted(kind: Any) -> str:
     kind = _bare(kind)
     if dataclasses.is_dataclass(kind):
         return f"keys of its own ({', '.join(entry.name for entry in dataclasses.fields(kind))})"
-    return _WANTED.get(get_origin(kind) or kind, "another value")
+    return _WANTED.get(get_origin(kind) or kind, "[a, b], {a: 1} or a text, in quotes where it begins like those")
 
 
 def _is_open(schema: type, key: str) -> bool:

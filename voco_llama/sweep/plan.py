@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -229,27 +230,40 @@ def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:
     Raises:
         SettingsError: An override cannot be read, or two combinations get the same name.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        choices = [
-            list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()] for o in parsed
-        ]
-    except HydraException as error:
-        reason = str(error).split("\n", 1)[0]
-        raise SettingsError(f"train={list(overrides)} cannot be read as overrides: {reason}") from error
-    keys = [override.get_key_element().lstrip("+") for override in parsed]
+    parsed = [_values(override) for override in overrides]
+    keys = [one.key.lstrip("+") for one in parsed]
     rows = {}
-    for values in itertools.product(*choices):
-        chosen = [
-            f"{o.get_key_element()}={v}" if o.is_sweep_override() else o.input_line
-            for o, v in zip(parsed, values, strict=True)
-        ]
-        swept = {k: v for o, k, v in zip(parsed, keys, values, strict=True) if o.is_sweep_override()}
+    for values in itertools.product(*(one.values for one in parsed)):
+        chosen = [f"{one.key}={v}" if one.varies else one.text for one, v in zip(parsed, values, strict=True)]
+        swept = {k: v for one, k, v in zip(parsed, keys, values, strict=True) if one.varies}
         name = _name(dict(zip(keys, values, strict=True)).get(EXPERIMENT, UNNAMED), swept)
         if name in rows:
             raise SettingsError(f"train: two combinations are named '{name}': name the values apart")
         rows[name] = RowSettings(train=chosen)
     return rows
+
+
+class _Values(NamedTuple):
+    """An override in the sweep grammar: its key, the values that it stands for, whether it says more than one."""
+
+    text: str
+    key: str
+    values: list[str]
+    varies: bool
+
+
+def _values(text: str) -> _Values:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        key, _, value = text.partition("=")
+        if value and not set(value) & set(",()[]{}"):  # a text that is no value of the grammar, such as a path
+            return _Values(text, key, [value], False)
+        reason = str(error).split("\n", 1)[0]
+        raise SettingsError(f"train: {text} cannot be read as overrides: {reason}: quote each value") from error
+    varies = override.is_sweep_override()
+    values = list(override.sweep_string_iterator()) if varies else [override.get_value_element_as_str()]
+    return _Values(text, override.get_key_element(), values, varies)
 
 
 def _name(experiment: str, swept: dict[str, str]) -> str:
