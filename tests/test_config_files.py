@@ -170,6 +170,11 @@ def test_a_folder_that_hides_a_setting_is_refused(own):
         ("experiment=toy/voco_1,toy/voco_4", "there is no experiment=toy/voco_1,toy/voco_4"),
         ("experiment=toy", "there is no experiment=toy "),
         ("experiment=..", "there is no experiment=.. "),
+        ("stage=a\nb", "there is no stage=a b "),
+        ("~stage=[a]", r"cannot read the override '~stage=\[a\]': write ~stage"),
+        ("plan=toy", "unknown setting 'plan' of this command; known at the top are model, "),
+        ("stage@x=voco", "unknown setting 'stage' of this command"),
+        ("optimizer=a\nb", "optimizer is 'a\\\\nb': choose one of trainer, muon"),
         ("experiment=nope.yaml", "there is no experiment=nope.yaml"),
     ],
 )

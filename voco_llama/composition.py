@@ -225,7 +225,7 @@ def _check_values(value: Any, key: str = "", entry: dataclasses.Field | None = N
     elif isinstance(value, dict):
         value.update({name: _check_values(item, f"{key}{name}.") for name, item in value.items()})
     elif entry is not None and (choices := entry.metadata.get("choices")) and value not in choices:
-        raise SettingsError(f"{key[:-1]} is '{value}': choose one of {', '.join(choices)}")
+        raise SettingsError(f"{key[:-1]} is {value!r}: choose one of {', '.join(choices)}")
     elif isinstance(value, float) and not math.isfinite(value) and key != "trainer.max_grad_norm.":
         raise SettingsError(f"{key[:-1]} is {value}: give a finite number")
     elif isinstance(value, str) and "\0" in value:
@@ -262,6 +262,8 @@ def _explain(error: Exception, schema: type) -> str:
         file = re.match(r"In '(.+?)': ", str(error))
         where = f" in {_shown_file(file[1])}" if file else ""
         return f"unknown setting '{key}'{where}{_did_you_mean_key(key, schema)}"
+    if unused := re.match(r"Could not override '([^'@]+)", reason):
+        return f"unknown setting '{unused[1]}' of this command{_did_you_mean_key(unused[1], schema)}"
     if isinstance(cause, MissingMandatoryValue):
         return f"{full_key} has no value: give one, as in '{full_key}=...'"
     if not key:

@@ -80,13 +80,13 @@ def check_given_once(overrides: Sequence[str], schema: type) -> None:
     for _, key, value in map(split, overrides):
         if value != given.setdefault(key, value):
             kind = _bare(type_of(schema, key))
-            both = ",".join(f"{one}".strip("[]") for one in (given[key], value))
+            both = ",".join(_flat(one).strip("[]") for one in (given[key], value))
             several = (
                 f", or both as a list, {key}=[{both}]"
                 if get_origin(kind) is list or (kind is Any and key in own)
                 else ""
             )
-            raise SettingsError(f"{key} is given twice ({given[key]} and {value}): give it once{several}")
+            raise SettingsError(f"{key} is given twice ({_flat(given[key])} and {_flat(value)}): give it once{several}")
 
 
 def for_hydra(override: Override, schema: type) -> Override:
@@ -119,13 +119,20 @@ def as_value(text: object) -> str:
     return text if re.fullmatch(r"[\w./+${}-]+", text) and _parsed(text) == text else quoted(text)
 
 
+def _flat(text: object) -> str:
+    return " ".join(str(text).splitlines())
+
+
 def _chosen(override: Override) -> Override:
     prefix, group, choice = override
+    if choice is not None:
+        choice = _flat(choice)  # no name of a file has several lines, and a message has one
     key = f"{group}@_global_" if group in GLOBAL_GROUPS else group
     value = None if choice is None else _parsed(choice)
     if isinstance(value, dict):
         return override  # values of the keys themselves
     if choice is None or isinstance(value, list):
+        require(choice is None or prefix != "~", f"cannot read the override {shown(str(override))}: write ~{group}")
         return Override(prefix, key, choice)
     may_be_none = group in GLOBAL_GROUPS
     if value is None and may_be_none:
