@@ -1,6 +1,7 @@
 """The command line: what it prints, and its exit status."""
 
 import dataclasses
+import errno
 import subprocess
 import sys
 
@@ -99,6 +100,15 @@ def test_an_error_out_of_a_worker_is_one_line_too(running, capsys):
     running(raising(worker))
     assert cli.main(["train"]) == 2
     assert capsys.readouterr().err == "error: x: y\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_place_that_cannot_be_written_is_one_line(running, capsys, number):
+    running(raising(OSError(number, "says the system", "/a/b")))
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: [Errno {number}] says the system: '/a/b': make room, or name a place that may be written\n"
+    )
 
 
 def test_an_interrupt_is_status_130(running):

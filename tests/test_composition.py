@@ -74,7 +74,7 @@ def test_roots_come_from_the_environment(monkeypatch):
         ("stage=vioce", "did you mean 'voco'"),
         ("stage.name=pretrain", "choose one of clip, language, align, instruct, voco, video"),
         ("experiment=toy/voc", "did you mean 'toy/voco'"),
-        ("stage=4", "Config group override must be a string or a list. Got int"),
+        ("stage=4", "there is no stage=4 (choices: align"),
         ("output_dir=???", "output_dir has no value"),
         ("seed==", "cannot read the override"),
         ("model.checkpoint=${nowhere}", "model.checkpoint"),
@@ -93,7 +93,7 @@ def test_a_schema_can_be_brought_along(tmp_path, monkeypatch):
         count: int = 1
         names: list[str] = field(default_factory=list)
 
-    monkeypatch.setattr("voco_llama.composition.CONFIG_DIR", tmp_path)
+    monkeypatch.setattr("voco_llama.config_files.CONFIG_DIR", tmp_path)
     (tmp_path / "small.yaml").write_text("defaults: [small_schema, _self_]\ncount: 2\n")
     assert compose(["names=[a,b]"], "small", Small) == Small(2, ["a", "b"])
     (tmp_path / "small.yaml").write_text("defaults: [small_schema, _self_]\ncuont: 2\n")
@@ -102,7 +102,7 @@ def test_a_schema_can_be_brought_along(tmp_path, monkeypatch):
 
 
 def test_an_unknown_key_in_a_group_file_names_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("voco_llama.composition.CONFIG_DIR", tmp_path)
+    monkeypatch.setattr("voco_llama.config_files.CONFIG_DIR", tmp_path)
     (tmp_path / "compression").mkdir()
     (tmp_path / "train.yaml").write_text("defaults: [train_schema, compression: mine, _self_]\n")
     (tmp_path / "compression" / "mine.yaml").write_text("condition: voco\nnum_vocos: 1\n")
@@ -111,7 +111,7 @@ def test_an_unknown_key_in_a_group_file_names_the_file(tmp_path, monkeypatch):
 
 
 def test_broken_yaml_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("voco_llama.composition.CONFIG_DIR", tmp_path)
+    monkeypatch.setattr("voco_llama.config_files.CONFIG_DIR", tmp_path)
     (tmp_path / "train.yaml").write_text("defaults: [train_schema\n")
     with pytest.raises(SettingsError) as raised:
         compose([])

@@ -2,14 +2,15 @@
 
     voco-llama train experiment=toy/voco_1 trainer.learning_rate=1e-5
     torchrun --nproc_per_node 8 -m voco_llama.cli train experiment=voco_1
+    voco-llama train --config-dir FOLDER experiment=mine    # FOLDER/experiment/mine.yaml; or experiment=./mine.yaml
 
 Each command is a function here, of its settings: what is slow to import it imports by itself, so that other commands
 and mistakes do without. A user's mistake ends in one line and status 2, an interrupt in status 130; anything else keeps
 its traceback. A command that looks for problems ends in status 1 where it found some.
 """
 
-import argparse
 import dataclasses
+import errno
 import logging
 import os
 import sys
@@ -18,9 +19,14 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from voco_llama.errors import SettingsError, VoCoError, own_line
+from voco_llama.command_line import parse
+from voco_llama.config_files import using_folder
+from voco_llama.errors import SettingsError, VoCoError, one_line, own_line
 
 logger = logging.getLogger("voco_llama")
+
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says of a place that cannot be written or read: no bug of ours."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,13 @@ class Command:
         paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings))
         composed = compose(overrides, self.config, dataclasses.make_dataclass(schema.__name__, [*own, paths]))
         return schema(**{name: getattr(composed, name) for name, _, _ in own})
+
+    def typed(self, overrides: list[str]) -> int:
+        """Run it with what somebody typed, where each setting is given once; returns the exit status."""
+        from voco_llama.overrides import check_given_once
+
+        check_given_once(overrides, resolve_name(self.schema))
+        return self(overrides)
 
     def __call__(self, overrides: list[str]) -> int:
         """Run it; returns the exit status."""
@@ -252,12 +265,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt, 143 for SIGTERM.
     """
-    options = _parser().parse_args(_join_words(sys.argv[1:] if arguments is None else arguments))
     _set_up_logging()
     try:
-        status = COMMANDS[options.command](options.overrides)
+        words = parse(list(sys.argv[1:] if arguments is None else arguments), COMMANDS)
+        with using_folder(words.folder):
+            status = COMMANDS[words.command].typed(words.overrides)
     except VoCoError as error:
         sys.stderr.write(f"error: {own_line(error)}\n")
+        return 2
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        sys.stderr.write(f"error: {one_line(error)}: make room, or name a place that may be written\n")
         return 2
     except KeyboardInterrupt as error:
         line = str(error) or "interrupted: the same command again goes on from what is finished and saved"
@@ -275,25 +294,6 @@ def _leave_process_group() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _join_words(arguments: Sequence[str]) -> list[str]:
-    """A command of two words may be written with a blank: `data prepare` is `data-prepare`."""
-    joined = "-".join(arguments[:2])
-    return [joined, *arguments[2:]] if joined in COMMANDS else list(arguments)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="voco-llama",
-        description="Compress an image into a few VoCo tokens, and answer from their cache.",
-        epilog="Settings are Hydra overrides, group=choice and key=value; the files are those of configs/.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, command in COMMANDS.items():
-        known = commands.add_parser(name, help=command.help, description=command.help)
-        known.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as Hydra overrides")
-    return parser
 
 
 def _set_up_logging() -> None:

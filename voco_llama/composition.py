@@ -2,11 +2,12 @@
 
 Dataclasses hold the schema (`voco_llama.settings`, and one beside each command), YAML below `configs/` holds the
 values, Hydra composes them; an unknown key fails. Here are only checks that one value can pass or fail on its own (its
-type, its choices). hydra is used here and in `sweep/plan.py`, omegaconf here and in `settings.py`.
+type, its choices). What is typed is read in `overrides`, and where files are found stands in `config_files`.
 """
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -14,22 +15,25 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from hydra.core.plugins import Plugins
+from hydra.errors import MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
-from yaml import YAMLError
 
-from voco_llama.errors import SettingsError, did_you_mean
+from voco_llama import config_files
+from voco_llama.config_files import CONFIG_DIR as CONFIG_DIR
+from voco_llama.config_files import EVAL_DIR as EVAL_DIR
+from voco_llama.config_files import choices_of, is_group
+from voco_llama.errors import SettingsError, did_you_mean, one_line, require
+from voco_llama.numbered_names import check_own_files, numbered, with_num_voco
+from voco_llama.overrides import Override, field_of, for_hydra, split, type_of, wanted
 from voco_llama.settings import SourceSettings, TrainSettings
 
 T = TypeVar("T")
 
-_PACKAGE = Path(__file__).resolve().parent
-CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
-"""Inside the package in an installed wheel, beside it in a checkout."""
-EVAL_DIR = CONFIG_DIR.with_name("eval")
-"""Tables, suites and tasks; beside the configurations in both."""
 SHOWN_KEYS = 5
 """Of those that differ."""
 
@@ -45,12 +49,23 @@ RENAMED: dict[str, dict[str, str]] = {
 -> its new name; or a setting, or a choice (`group=choice`), -> a sentence with the new way."""
 
 
+class _OwnFolder(SearchPathPlugin):
+    """Has Hydra look for files in the folder of the user's own first."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if (own := config_files.own_folder()) is not None:
+            search_path.prepend("own", f"file://{own}")
+
+
+Plugins.instance().register(_OwnFolder)
+
+
 def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: type = TrainSettings) -> Any:
     """Compose one configuration and return its dataclass.
 
     Args:
-        overrides: Hydra overrides, `group=choice` or `key=value`. Keys below `trainer.` may be new ones: they are
-            held against `TrainingArguments` later.
+        overrides: `group=choice`, where a choice may be the path of a file, or `key=value` (`voco_llama.overrides`).
+            Keys below `trainer.` may be new ones: they are held against `TrainingArguments` later.
         config_name: A top-level file of `configs/`, whose defaults list opens with `<config_name>_schema`.
         schema: The dataclass behind it.
 
@@ -58,70 +73,44 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
         SettingsError: An unknown key, group or choice, one that is called otherwise now, a value of the wrong type, a
             value that is missing.
     """
-    for override in overrides:
+    typed = [split(text) for text in overrides]
+    for override in typed:
         _check_renamed(override, config_name, schema)
+    _check_own_folder(schema)
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
-    overrides = [f"++{text}" if text.startswith("trainer.") else text for text in _with_num_voco(overrides)]
+    check_own_files(typed)
+    read = [str(for_hydra(override, schema)) for override in with_num_voco(typed)]
     try:
-        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            config = hydra.compose(config_name, overrides)
+        with hydra.initialize_config_dir(str(config_files.CONFIG_DIR), version_base="1.3"):
+            config = hydra.compose(config_name, read)
         settings = OmegaConf.to_object(config)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: stage=4
+        plain = OmegaConf.to_container(config, resolve=True)
+    except Exception as error:  # of Hydra, OmegaConf, YAML, and what their resolvers raise
         raise SettingsError(_explain(error, schema)) from error
-    _check_nothing_was_dropped(config, settings, schema)
-    _check_choices(settings)
+    _check_nothing_was_dropped(plain, settings, schema)
+    _check_values(settings)
     return settings
 
 
-def _check_renamed(override: str, config_name: str, schema: type) -> None:
+def _check_renamed(override: Override, config_name: str, schema: type) -> None:
     known = RENAMED.get("train", {}) if issubclass(schema, TrainSettings) else {}
     known = known | RENAMED.get(config_name, {})
-    text = override.lstrip("+~")
-    key, _, value = text.partition("=")
+    _, key, value = override
+    text = key if value is None else f"{key}={value}"
     new = known.get(text) or known.get(key)
     if new is not None:
         raise SettingsError(f"{text}: {new}" if " " in new else f"{key} is now {new}: write {new}={value}")
 
 
-def _with_num_voco(overrides: Sequence[str]) -> list[str]:
-    """`compression=voco_4` is `compression=voco compression.num_voco=4`; `experiment=toy/voco_4_kl` is toy/voco_kl so.
-
-    A file of the very name goes before. The number of a chosen compression, said or its file's own, goes before that of
-    an experiment, and `compression.num_voco=...` before both.
-    """
-    numbers, chosen = {}, []
-    for override in overrides:
-        group, _, choice = override.partition("=")
-        choice = choice.strip("'\"").removesuffix(".yaml")
-        if group in ("experiment", "compression"):
-            if numbered := _numbered(group, choice):
-                choice, numbers[group] = numbered
-                override = f"{group}={choice}"
-            elif group == "compression" and (file := CONFIG_DIR / group / f"{choice}.yaml").is_file():
-                numbers[group] = OmegaConf.load(file).num_voco
-        chosen.append(override)
-    number = numbers.get("compression", numbers.get("experiment"))
-    return chosen if number is None else [f"compression.num_voco={number}", *chosen]
-
-
-def _numbered(group: str, choice: str) -> tuple[str, int] | None:
-    """Of `voco_4_kl`: `voco_kl` and 4, if there is no file of the name, and one without the number that takes any.
-
-    That is an experiment whose folder follows the number, or a compression to VoCo tokens alone, always as many.
-    """
-    name = re.fullmatch(r"(.+)_([1-9][0-9]*)((?:_[a-z]+)?)", choice)
-    if name is None or (CONFIG_DIR / group / f"{choice}.yaml").is_file():
-        return None
-    base = f"{name[1]}{name[3]}"
-    file = CONFIG_DIR / group / f"{base}.yaml"
-    if group not in ("experiment", "compression") or not file.is_file():
-        return None
-    values = OmegaConf.to_container(OmegaConf.load(file))
-    if group == "experiment":
-        takes_any = "compression.num_voco" in values.get("output_dir", "")
-    else:
-        takes_any = values["condition"] == "voco" and "num_voco_choices" not in values
-    return (base, int(name[2])) if takes_any else None
+def _check_own_folder(schema: type) -> None:
+    """Hydra takes a folder of settings for a group, and a setting of its name for a choice of its files."""
+    own = config_files.own_folder()
+    for entry in dataclasses.fields(schema) if own else ():
+        require(
+            not (own / entry.name).is_dir() or (config_files.CONFIG_DIR / entry.name).is_dir(),
+            f"{own} holds a folder '{entry.name}', as a setting is named: keep settings in a folder that holds nothing"
+            " else",
+        )
 
 
 def read_file(file: Path, schema: type[T]) -> T:
@@ -131,9 +120,11 @@ def read_file(file: Path, schema: type[T]) -> T:
         SettingsError: The file is missing or no YAML, a key is unknown, or a value is missing or of the wrong type.
     """
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file)))
-    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file)))
+    except Exception as error:  # of OmegaConf and YAML
         raise SettingsError(f"{file}: {_explain(error, schema)}") from error
+    require(isinstance(settings, schema), f"{file} holds no settings: write `key: value` lines")
+    return settings
 
 
 def to_plain(settings: Any) -> dict[str, Any]:
@@ -212,22 +203,36 @@ def _short(value: Any) -> str:
     return f"{value[:8]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
 
 
-def _check_nothing_was_dropped(config: DictConfig, settings: Any, schema: type) -> None:
+def _check_nothing_was_dropped(config: Any, settings: Any, schema: type) -> None:
     """`++key=value` slips past the schema, and the conversion to a dataclass then drops it: refuse it."""
     known = dict(flatten(to_plain(settings)))
-    for key, _ in flatten(OmegaConf.to_container(config, resolve=True)):
+    for key, _ in flatten(config):
         if key not in known:
             raise SettingsError(f"unknown setting '{key}'{_did_you_mean_key(key, schema)}")
 
 
-def _check_choices(settings: Any, prefix: str = "") -> None:
-    for entry in dataclasses.fields(settings):
-        value = getattr(settings, entry.name)
-        choices = entry.metadata.get("choices")
-        if dataclasses.is_dataclass(value):
-            _check_choices(value, f"{prefix}{entry.name}.")
-        elif choices and value not in choices:
-            raise SettingsError(f"{prefix}{entry.name} is '{value}': choose one of {', '.join(choices)}")
+def _check_values(value: Any, key: str = "", entry: dataclasses.Field | None = None) -> Any:
+    """Refuse what is no choice of its setting, and numbers that are not finite; `~/` becomes the home folder.
+
+    Returns:
+        The value.
+    """
+    if dataclasses.is_dataclass(value):
+        for one in dataclasses.fields(value):
+            setattr(value, one.name, _check_values(getattr(value, one.name), f"{key}{one.name}.", one))
+    elif isinstance(value, list):
+        value[:] = [_check_values(item, f"{key}{index}.") for index, item in enumerate(value)]
+    elif isinstance(value, dict):
+        value.update({name: _check_values(item, f"{key}{name}.") for name, item in value.items()})
+    elif entry is not None and (choices := entry.metadata.get("choices")) and value not in choices:
+        raise SettingsError(f"{key[:-1]} is {value!r}: choose one of {', '.join(choices)}")
+    elif isinstance(value, float) and not math.isfinite(value) and key != "trainer.max_grad_norm.":
+        raise SettingsError(f"{key[:-1]} is {value}: give a finite number")
+    elif isinstance(value, str) and "\0" in value:
+        raise SettingsError(f"{key[:-1]} is {value!r}: leave out the character \\0")
+    elif isinstance(value, str | Path) and str(value).startswith("~/"):
+        return type(value)(Path(value).expanduser())
+    return value
 
 
 def _keys_of(schema: type, prefix: str = "") -> Iterator[str]:
@@ -245,31 +250,50 @@ def _did_you_mean_key(key: str, schema: type) -> str:
 
 def _explain(error: Exception, schema: type) -> str:
     """One line for what Hydra, OmegaConf or YAML have to say."""
-    cause = error.__cause__ or error.__context__
-    cause = cause if isinstance(cause, OmegaConfBaseException) else error
-    key = getattr(cause, "full_key", None)
-    reason = str(cause).split("\n", 1)[0]
-    if isinstance(error, OverrideParseException):
-        return f"cannot read the override '{error.override}': write group=choice or key=value, quoted for the shell"
+    causes = (error, error.__cause__, error.__context__)
+    cause = next((one for one in causes if isinstance(one, OmegaConfBaseException)), error)
+    said = re.search(r"full_key: (\S+)", str(cause))
+    full_key = getattr(cause, "full_key", None) or (said[1] if said else "")
+    key = full_key.replace("[", ".").replace("]", "")
+    reason = str(cause).split("\n", 1)[0].rstrip(".")
     if isinstance(error, MissingConfigException):
         return _explain_missing(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-        key = key.replace("[", ".").replace("]", "")
         file = re.match(r"In '(.+?)': ", str(error))
-        where = f" in configs/{file[1]}.yaml" if file else ""
+        where = f" in {_shown_file(file[1])}" if file else ""
         return f"unknown setting '{key}'{where}{_did_you_mean_key(key, schema)}"
+    if unused := re.match(r"Could not override '([^'@]+)", reason):
+        return f"unknown setting '{unused[1]}' of this command{_did_you_mean_key(unused[1], schema)}"
     if isinstance(cause, MissingMandatoryValue):
-        return f"{key} has no value: give one, as in '{key}=...'"
-    return " ".join(f"{key}: {reason}".split()) if key else " ".join(str(error).split())
+        return f"{full_key} has no value: give one, as in '{full_key}=...'"
+    if not key:
+        return one_line(error)
+    if "interpolation" in reason or "Interpolation" in reason or "${" in reason:
+        return f"{key}: {reason}: write \\${{ where the characters themselves are meant"
+    parent, _, last = key.rpartition(".")
+    if last.isdecimal() and "dict is not a subclass" in reason:
+        return f"{parent} has no item {last}: list all of them, {parent}=[...]"
+    entry = field_of(schema, key)
+    choices = entry.metadata.get("choices") if entry else None
+    advice = f"choose one of {', '.join(choices)}" if choices else f"give {wanted(type_of(schema, key))}"
+    return f"{key} is null: {advice}" if "not Optional" in reason else f"{key}: {reason}: {advice}"
+
+
+def _shown_file(name: str) -> str:
+    """A file as Hydra names it, from the folder of groups: ours from the repository's, others whole."""
+    files = [root / f"{name}.yaml" for root in config_files.config_roots()]
+    file = next((file for file in files if file.is_file()), files[-1]).resolve()
+    ours = config_files.CONFIG_DIR.resolve()
+    return f"configs/{file.relative_to(ours)}" if file.is_relative_to(ours) else str(file)
 
 
 def _explain_missing(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).partition("/")
-    folder = CONFIG_DIR / group
-    if not choice or not folder.is_dir():
-        return f"there is no settings file '{error.missing_cfg_file}' in {CONFIG_DIR}"
-    if numbered := _numbered(group, choice):
-        base, number = numbered
-        return f"there is no file {group}/{choice}.yaml: write {base}, and compression: {{num_voco: {number}}}"
-    known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("**/*.yaml"))
-    return f"there is no {group}={choice}{did_you_mean(choice, known)} (choices: {', '.join(known)})"
+    if not choice or not is_group(group):
+        return f"there is no settings file '{error.missing_cfg_file}' in {config_files.CONFIG_DIR}"
+    if number := numbered(group, choice):
+        base, count = number
+        return f"there is no file {group}/{choice}.yaml: write {base}, and compression: {{num_voco: {count}}}"
+    known = choices_of(group)
+    choices = f"choices: {', '.join(known)}, or the path of a .yaml"
+    return f"there is no {group}={choice}{did_you_mean(choice, known)} ({choices})"

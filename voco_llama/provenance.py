@@ -40,7 +40,7 @@ def provenance() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "accelerator": device},
     }
 
@@ -60,7 +60,8 @@ def git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Of a package; None: it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -37,6 +37,15 @@ def test_names(overrides, names):
     assert list(rows_of(*overrides)) == names
 
 
+@pytest.mark.parametrize("value", ["runs/lr=1e-3/final", "a#1", "~/x", "it's", "é"])
+def test_a_text_that_is_no_value_of_the_grammar_is_one_value(value):
+    override = f"model.checkpoint={value}"
+    assert rows_of("experiment=a,/b/c.yaml", override) == {
+        "a": ["experiment=a", override],
+        "c": ["experiment=/b/c.yaml", override],
+    }
+
+
 def test_overrides_are_kept_as_they_were_written():
     written = "loss.teacher_checkpoint=${paths.runs}/toy/instruct/final"
     assert rows_of("experiment=a,b", written)["a"] == ["experiment=a", written]

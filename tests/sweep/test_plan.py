@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from voco_llama.cli import COMMANDS
 from voco_llama.errors import SettingsError
 from voco_llama.sweep.plan import expand
 from voco_llama.sweep.settings import RowSettings
@@ -81,6 +82,20 @@ def test_a_row_without_evaluations_has_one_of_its_name(settings):
 )
 def test_only_and_skip(settings, only, skip, left):
     assert names(expand(replace(settings, only=only, skip=skip))) == left
+
+
+def test_what_is_said_later_is_said_alone(settings):
+    changed = replace(settings, overrides=["trainer.max_steps=3", "+trainer.max_steps=4"], evaluate=["condition=blind"])
+    upper = expand(changed)[0].jobs[0]
+    assert [text for text in upper.train.arguments if "max_steps" in text] == ["+trainer.max_steps=4"]
+    assert [text for text in upper.evaluations["lower"].arguments if "condition" in text] == ["condition=blind"]
+
+
+@pytest.mark.parametrize("runs", ["/a/é, (1)", "a\\b", "1_000", "it's"])
+def test_any_folder_can_be_named(settings, runs):
+    (plan,) = expand(replace(settings, runs=Path(runs)))
+    composed = COMMANDS["train"].compose(plan.jobs[0].train.arguments)
+    assert composed.paths.runs == f"{runs}/seed_0"
 
 
 def test_a_path_with_a_blank_is_quoted(settings):

@@ -120,9 +120,14 @@ def light(monkeypatch: pytest.MonkeyPatch) -> Callable[[ToyWorldSettings, Path],
     return write_toyworld
 
 
-def test_a_world_of_other_settings_is_replaced(light: Callable, tmp_path: Path) -> None:
+def test_a_world_of_other_settings_is_replaced(
+    light: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     light(SETTINGS, tmp_path / "toy")
+    light(SETTINGS, tmp_path / "toy")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     light(replace(SETTINGS, seed=7), tmp_path / "toy")
+    assert "holds a world of other settings, which is replaced: seed (0 there, 7 now)" in caplog.text
     assert (tmp_path / "toy" / "chat.json").read_text() == "[7]"
     assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]
 
@@ -132,6 +137,15 @@ def test_a_changed_file_is_written_again(light: Callable, tmp_path: Path) -> Non
     (tmp_path / "toy" / "chat.json").write_text("[]")
     light(SETTINGS, tmp_path / "toy")
     assert (tmp_path / "toy" / "chat.json").read_text() == "[0]"
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "\\xff", ""])
+def test_a_damaged_manifest_is_one_line(light: Callable, tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(text.encode().decode("unicode_escape").encode("latin1"))
+    with pytest.raises(
+        SettingsError, match=r"manifest.json: cannot be read \(.*\): choose another folder or remove it"
+    ):
+        light(SETTINGS, tmp_path)
 
 
 def test_a_foreign_folder_is_refused(light: Callable, tmp_path: Path) -> None:

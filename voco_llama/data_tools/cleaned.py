@@ -1,7 +1,7 @@
 """A cleaned copy of a data set: the records that can be trained on, byte for byte, in files of the same formats.
 
     <cleaned>/<name of each source's file>
-              data.yaml       the `data` group that reads them: copy it to configs/data/ and choose it by its name
+              data.yaml       the `data` group that reads them: data=<cleaned>/data.yaml chooses it
 
 Images and clips are not copied: `media_folder` stays. The folder is written whole or not at all.
 """

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
-from voco_llama.composition import EVAL_DIR, did_you_mean, read_file
+from voco_llama.composition import read_file
+from voco_llama.config_files import EVAL_DIR, eval_file
 from voco_llama.errors import SettingsError, require
 from voco_llama.evaluation.results import check_row_name
 from voco_llama.evaluation.tasks import GROUPS, check_task
@@ -48,16 +49,14 @@ class Suite:
 
 
 def read_suite(name: str, folder: Path = SUITES_DIR) -> Suite:
-    """Read `<folder>/<name>.yaml`.
+    """Read a suite by its name, of the user's own folder or `<folder>`, or by its path.
 
     Raises:
         SettingsError: There is no such suite, or its file has an unknown key, no columns, or an unknown task.
     """
-    there = sorted(file.stem for file in folder.glob("*.yaml"))
-    if name not in there:
-        raise SettingsError(f"there is no suite {name!r}{did_you_mean(name, there)}: choose from {', '.join(there)}")
-    suite = read_file(folder / f"{name}.yaml", Suite)
-    require(bool(suite.columns), f"{folder / name}.yaml: a suite has columns (column: task): name at least one")
+    file = eval_file("suite", name, folder)
+    suite = read_file(file, Suite)
+    require(bool(suite.columns), f"{file}: a suite has columns (column: task): name at least one")
     for task in suite.columns.values():
         check_task(task)
     return suite
@@ -95,7 +94,7 @@ class EvaluateSettings:
             lower bound is `voco` on the weights of the upper bound.
         num_voco: VoCo tokens an image; None: that of the suite's row, else as many as the checkpoint was trained
             with.
-        suite: A file of `eval/suites/`: columns and their tasks.
+        suite: A file of `eval/suites/` by name, or the path of one: columns and their tasks.
         tasks: Tasks of lmms-eval by name, in place of the suite's; each is a column of that name.
         max_new_tokens: A limit below the tasks' own; None: the suite's.
         keep_answers: Write each answer to disk as it comes; None: as the suite says.

@@ -10,10 +10,10 @@ series: {voco: VoCo}
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from voco_llama.composition import EVAL_DIR, did_you_mean, read_file
-from voco_llama.errors import SettingsError, require
+from voco_llama.composition import read_file
+from voco_llama.config_files import EVAL_DIR, eval_file
+from voco_llama.errors import require
 
 TABLES_DIR = EVAL_DIR / "tables"
 
@@ -65,16 +65,12 @@ def read_selection(name: str) -> Selection:
     """Read a table's file.
 
     Args:
-        name: Of a file in `eval/tables` without its ending, or a path that ends with `.yaml`.
+        name: Of a file in `eval/tables` or the user's own folder, or a path that ends with `.yaml`.
 
     Raises:
         SettingsError: There is no such file, or it does not fit the schema.
     """
-    file = Path(name) if name.endswith(".yaml") else TABLES_DIR / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(known.stem for known in TABLES_DIR.glob("*.yaml"))
-        hint = f"{did_you_mean(name, known)} (choices: {', '.join(known)}, or the path of a .yaml)"
-        raise SettingsError(f"there is no table {name!r}{hint}")
+    file = eval_file("table", name, TABLES_DIR)
     selection = read_file(file, Selection)
     require(selection != Selection(), f"{file}: selects nothing: name rows, pairs or series")
     names = [row.row for row in selection.rows]

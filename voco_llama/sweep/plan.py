@@ -12,20 +12,21 @@ gives voco_1-learning_rate_0.001, voco_1-learning_rate_0.003, voco_4-learning_ra
 """
 
 import itertools
-import json
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from voco_llama.composition import did_you_mean
-from voco_llama.errors import SettingsError
+from voco_llama.config_files import own_folder
+from voco_llama.errors import SettingsError, did_you_mean
 from voco_llama.evaluation.results import check_row_name
+from voco_llama.overrides import as_value
 from voco_llama.sweep.settings import RowSettings, SweepSettings
 
 BASE = "base"
@@ -61,10 +62,18 @@ class Command:
 
     @property
     def arguments(self) -> list[str]:
-        return [*self.overrides, *self.seeded]
+        """Each setting once: what is said later wins."""
+        said: dict[str, str] = {}
+        for override in (*self.overrides, *self.seeded):
+            key = override.partition("=")[0].lstrip("+")
+            said.pop(key, None)
+            said[key] = override
+        return list(said.values())
 
     def __str__(self) -> str:
-        return shlex.join(["voco-llama", self.name, *self.arguments])
+        own = own_folder()
+        folder = [] if own is None else ["--config-dir", str(own)]
+        return shlex.join(["voco-llama", self.name, *folder, *self.arguments])
 
 
 @dataclass(frozen=True)
@@ -187,10 +196,10 @@ def _check_not_owned(overrides: Collection[str], owned: Collection[str]) -> None
 
 def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, settings: SweepSettings) -> SeedPlan:
     runs, results = (folder / seed_folder(seed) for folder in (settings.runs, settings.results))
-    seeded = (f"paths.runs={quoted(runs)}", f"seed={seed}")
+    seeded = (f"paths.runs={as_value(runs)}", f"seed={seed}")
     inside = "/".join(["${paths.runs}", *([settings.folder] if settings.folder else [])])
     given = {"hub": settings.hub, "suite": settings.suite}
-    benchmarks = tuple(f"{key}={quoted(value)}" for key, value in given.items() if value is not None)
+    benchmarks = tuple(f"{key}={as_value(value)}" for key, value in given.items() if value is not None)
 
     def job(row: str, evaluations: Mapping[str, list[str]]) -> Job:
         run = f"{inside}/{row}"
@@ -199,7 +208,7 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
             result: Command(
                 EVALUATE,
                 (f"row={result}", f"checkpoint={run}/final", *benchmarks, *overrides, *settings.evaluate),
-                (f"output={quoted(results)}", *seeded),
+                (f"output={as_value(results)}", *seeded),
             )
             for result, overrides in evaluations.items()
         }
@@ -212,11 +221,6 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
     return SeedPlan(seed, runs, results, base, tuple(job(row, results) for row, results in selected.items()))
 
 
-def quoted(path: Path | str) -> str:
-    """A path as the value of an override."""
-    return str(path) if re.fullmatch(r"[\w./+${}-]+", str(path)) else json.dumps(str(path))
-
-
 def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:
     """Rows by name, each with the overrides of its training and one evaluation.
 
@@ -226,22 +230,12 @@ def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:
     Raises:
         SettingsError: An override cannot be read, or two combinations get the same name.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        choices = [
-            list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()] for o in parsed
-        ]
-    except HydraException as error:
-        reason = str(error).split("\n", 1)[0]
-        raise SettingsError(f"train={list(overrides)} cannot be read as overrides: {reason}") from error
-    keys = [override.get_key_element().lstrip("+") for override in parsed]
+    parsed = [_values(override) for override in overrides]
+    keys = [one.key.lstrip("+") for one in parsed]
     rows = {}
-    for values in itertools.product(*choices):
-        chosen = [
-            f"{o.get_key_element()}={v}" if o.is_sweep_override() else o.input_line
-            for o, v in zip(parsed, values, strict=True)
-        ]
-        swept = {k: v for o, k, v in zip(parsed, keys, values, strict=True) if o.is_sweep_override()}
+    for values in itertools.product(*(one.values for one in parsed)):
+        chosen = [f"{one.key}={v}" if one.varies else one.text for one, v in zip(parsed, values, strict=True)]
+        swept = {k: v for one, k, v in zip(parsed, keys, values, strict=True) if one.varies}
         name = _name(dict(zip(keys, values, strict=True)).get(EXPERIMENT, UNNAMED), swept)
         if name in rows:
             raise SettingsError(f"train: two combinations are named '{name}': name the values apart")
@@ -249,10 +243,33 @@ def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:
     return rows
 
 
+class _Values(NamedTuple):
+    """An override in the sweep grammar: its key, the values that it stands for, whether it says more than one."""
+
+    text: str
+    key: str
+    values: list[str]
+    varies: bool
+
+
+def _values(text: str) -> _Values:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        key, _, value = text.partition("=")
+        if value and not set(value) & set(",()[]{}"):  # a text that is no value of the grammar, such as a path
+            return _Values(text, key, [value], False)
+        reason = str(error).split("\n", 1)[0]
+        raise SettingsError(f"train: {text} cannot be read as overrides: {reason}: quote each value") from error
+    varies = override.is_sweep_override()
+    values = list(override.sweep_string_iterator()) if varies else [override.get_value_element_as_str()]
+    return _Values(text, override.get_key_element(), values, varies)
+
+
 def _name(experiment: str, swept: dict[str, str]) -> str:
     """The experiment, and key and value of whatever else varies; a key in full only where its end is not enough."""
     ends = [key.rpartition(".")[2] for key in swept]
-    parts = [_clean(experiment.rpartition("/")[2])]
+    parts = [_clean(experiment.rpartition("/")[2].removesuffix(".yaml"))]
     for key, value in swept.items():
         if key != EXPERIMENT:
             end = key.rpartition(".")[2]

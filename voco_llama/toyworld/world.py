@@ -30,6 +30,7 @@ from typing import Any
 import av
 from PIL import Image
 
+from voco_llama.composition import difference
 from voco_llama.data.prompts import ASSISTANT, USER, VICUNA_SYSTEM
 from voco_llama.data.readers.caption_csv import INSTRUCTIONS
 from voco_llama.data.records import IMAGE_MARK
@@ -320,4 +321,7 @@ def _is_written(settings: ToyWorldSettings, root: Path) -> bool:
     if found.get("format") != FORMAT:
         raise SettingsError(f"toy world: {root} exists and is no toy world; {advice}")
     wanted = _manifest(settings)
+    there = found.get("settings")
+    if differing := difference(there if isinstance(there, dict) else {}, wanted["settings"]):
+        logger.warning("toy world: %s holds a world of other settings, which is replaced: %s", root, differing)
     return {name: found.get(name) for name in wanted} == wanted and found.get("files") == _fingerprints(root)

@@ -33,7 +33,7 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
         arguments = TrainingArguments(
             output_dir=settings.output_dir, seed=settings.seed, remove_unused_columns=False, **values
         )
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # whatever its constructor meets a value with
         raise SettingsError(f"trainer: {one_line(error)}") from error
     if settings.model.attention == "flex_attention" and arguments.device.type == "cpu":
         raise SettingsError("model.attention=flex_attention has no backward pass on a CPU: use sdpa")

@@ -20,6 +20,7 @@ from voco_llama.sharding import sharding_of
 from voco_llama.training.inputs import check_inputs
 from voco_llama.training.loss_checks import check_losses
 from voco_llama.training.trackers import check_trackers
+from voco_llama.training.trainer_values import check_trainer_values
 from voco_llama.vision_config import num_patches, read_vision_config
 
 OWNED_KEYS = {
@@ -245,6 +246,7 @@ def _check_trainer(settings: TrainSettings) -> None:
             raise SettingsError(f"trainer.{key} cannot be set: rows are laid out here, and there is no evaluation set")
         if key not in known:
             raise SettingsError(f"unknown setting 'trainer.{key}'{did_you_mean(key, known)} (TrainingArguments' keys)")
+    check_trainer_values(trainer)
     require(
         settings.global_batch_size is None or "gradient_accumulation_steps" not in trainer,
         "trainer.gradient_accumulation_steps is decided by the setting global_batch_size: set that, or set it to null",
