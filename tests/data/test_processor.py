@@ -287,12 +287,12 @@ def test_it_loads_without_a_model_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
-        (lambda folder: (folder / PROCESSOR_FILE).unlink(), "cannot be read as a processor"),
-        (lambda folder: (folder / PROCESSOR_FILE).write_text("{"), "cannot be read as a processor"),
+        (lambda folder: (folder / PROCESSOR_FILE).unlink(), "voco_processor.json: cannot be read"),
+        (lambda folder: (folder / PROCESSOR_FILE).write_text("{"), "voco_processor.json: cannot be read"),
         (lambda folder: (folder / PROCESSOR_FILE).write_text("{}"), "not of format version"),
         (lambda folder: rewrite(folder, {"num_vocoo": 1}), "processor is damaged"),
         (lambda folder: rewrite(folder, {"style": {"order": "last"}}), "processor is damaged"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "processor is damaged"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "its tokenizer: cannot be read"),
     ],
     ids=["no file", "no JSON", "other version", "unknown key", "unknown order", "no tokenizer"],
 )

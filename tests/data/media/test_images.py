@@ -237,7 +237,7 @@ def test_transform_round_trip():
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"image_size": 0}, "image_size must be a whole number of at least 1"),
         ({"mean": [0.5]}, "mean needs three values"),
         ({"mean": [127, 127, 127]}, "mean must lie in"),
         ({"std": [0, 1, 1]}, "std above 0"),

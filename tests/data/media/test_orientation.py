@@ -50,6 +50,7 @@ def test_every_orientation_of_every_format(kind, options, orientation):
     np.testing.assert_array_equal(shown, theirs.convert("RGB"))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's, when the test itself opens the image
 @pytest.mark.parametrize(
     "exif", [b"no tiff header", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 30]
 )

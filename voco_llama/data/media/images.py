@@ -203,8 +203,10 @@ class ImageTransform:
             if len(value) != 3:
                 raise SettingsError(f"image transform: {name} needs three values (red, green, blue), not {len(value)}")
             object.__setattr__(self, name, value)
-        if self.image_size < 1:
-            raise SettingsError(f"image transform: image_size must be at least 1, not {self.image_size}")
+        if type(self.image_size) is not int or self.image_size < 1:
+            raise SettingsError(
+                f"image transform: image_size must be a whole number of at least 1, not {self.image_size!r}"
+            )
         if not all(0 <= channel <= 1 for channel in self.mean) or not all(channel > 0 for channel in self.std):
             raise SettingsError("image transform: mean must lie in [0, 1] and std above 0 (colors scaled to [0, 1])")
 
