@@ -18,9 +18,9 @@ from voco_llama.choices import (
     SegmentAttention,
     require_choice,
 )
-from voco_llama.errors import CheckpointError
+from voco_llama.errors import CheckpointError, refused_as
 from voco_llama.layout import SegmentShape
-from voco_llama.llava_folder import is_llava, read_llava_folder
+from voco_llama.llava_folder import CONFIG_FILE, is_llava, read_llava_folder
 from voco_llama.tokens import AddedTokens
 from voco_llama.vision_config import num_patches
 
@@ -115,7 +115,11 @@ class VoCoLlamaConfig(PreTrainedConfig):
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Any:
         """As in transformers; of a LLaVA's folder, the configuration that the model made of it will have."""
         if not is_llava(folder):
-            return super().from_pretrained(folder, **kwargs)
+            with refused_as(CheckpointError, f"{folder}: its {CONFIG_FILE}", "give the folder of a saved model"):
+                read = super().from_pretrained(folder, **kwargs)
+                config = read[0] if isinstance(read, tuple) else read  # a tuple where unused arguments are wanted
+                config.segment_shape(), config.kv_shape, config.image_size  # refused now, and not when used
+                return read
         described = read_llava_folder(folder)
         described.text_config.vocab_size = max(described.text_config.vocab_size, len(described.tokenizer))
         return cls(

@@ -18,6 +18,7 @@ from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.files import written_aside
 from voco_llama.llava_folder import CONFIG_FILE, EXPORT_KEY, KNOWN_TOWERS, LANGUAGE_TYPES, is_llava
 from voco_llama.model.layouts import LlavaParts, join_llava, open_clip_to_clip
 from voco_llama.model.voco_llama import VoCoLlama
@@ -32,7 +33,7 @@ TOWER_FOLDER = "vision_tower"
 
 
 def export(settings: ExportSettings) -> Path:
-    """Read a checkpoint and write it in another layout, with the processor's files.
+    """Read a checkpoint and write it in another layout, with the processor's files, whole or not at all.
 
     Returns:
         The folder written.
@@ -54,14 +55,16 @@ def export(settings: ExportSettings) -> Path:
                 raise SettingsError(f"{key} is for the folder of a LLaVA, and {settings.checkpoint} is none: remove it")
         processor = VoCoProcessor.from_pretrained(settings.checkpoint)
         model = VoCoLlama.from_pretrained(settings.checkpoint, dtype=settings.dtype)
-    output.mkdir(parents=True, exist_ok=True)
-    if settings.layout == "voco":
-        model.save_pretrained(output)
-        processor.save_pretrained(output)
-    else:
+    if settings.layout != "voco":
         _check(model, settings.layout)
-        write = _write_hub_layout if settings.layout == "llava_hf" else _write_own_layout
-        write(model, processor, output)
+    with written_aside(output) as folder:
+        folder.mkdir()
+        if settings.layout == "voco":
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+        else:
+            write = _write_hub_layout if settings.layout == "llava_hf" else _write_own_layout
+            write(model, processor, folder)
     logger.info("written: %s", output)
     return output
 

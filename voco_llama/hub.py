@@ -18,13 +18,12 @@ WEIGHTS = ("*.safetensors", "*.bin")
 FILES = (".parquet", ".arrow", ".json", ".jsonl")
 """Endings by which a name is a file's, although it reads like one of the hub."""
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
 def is_hub_name(name: str | Path) -> bool:
     """Whether it is not a path here, and reads as `owner/name`."""
-    path = Path(name)
-    return not path.exists() and path.suffix not in FILES and bool(_HUB_NAME.fullmatch(str(name)))
+    return bool(_HUB_NAME.fullmatch(str(name))) and Path(name).suffix not in FILES and not Path(name).exists()
 
 
 def is_cached(name: str, files: Sequence[str], kind: str = "model") -> bool:
@@ -51,7 +50,7 @@ def local_folder(name: str | Path, files: Sequence[str] = (*DESCRIPTIONS, *WEIGH
         return Path(name)
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(files)))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the library or of the network, of any type
         raise CheckpointError(
             f"{name}: no such folder, and the hub does not give a model of that name ({one_line(error)}): name a"
             " folder, or download the model first (hf download)"

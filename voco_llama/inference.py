@@ -15,7 +15,8 @@ from PIL import Image
 from voco_llama.choices import Condition
 from voco_llama.data.media.images import load_image
 from voco_llama.data.media.video import read_frames
-from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.errors import SettingsError
+from voco_llama.llava_folder import adapter_base, check_is_model
 from voco_llama.model.cache import VoCoCache
 from voco_llama.provenance import SAMPLED, fingerprint_files
 
@@ -99,13 +100,13 @@ class Inference:
 
 def check_checkpoint(folder: Path) -> None:
     """Refuse a folder without a saved model (`CheckpointError`)."""
-    if not (Path(folder) / "config.json").is_file():
-        raise CheckpointError(f"{folder}: holds no saved model (no config.json): name a folder that training wrote")
+    check_is_model(Path(folder))
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
-    """A hash of the saved weights and of the configuration and processor files beside them."""
-    return fingerprint_files(f for f in Path(folder).iterdir() if f.suffix in SAMPLED)
+    """A hash of the saved weights and of the configuration and processor files beside them, of adapters and base."""
+    folders = {Path(folder), adapter_base(Path(folder))}
+    return fingerprint_files(f for place in folders for f in place.iterdir() if f.suffix in SAMPLED and f.is_file())
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,28 @@ Three kinds are known, and told apart by what stands in `config.json`:
     llava       LLaVA's own (`liuhaotian/llava-v1.5-7b`): the language model's keys with `mm_*` among them
     llava       the same with `<voco>` in its tokenizer: the VoCo-LLaMA authors' checkpoints
     llava_hf    `llava-hf/llava-1.5-7b-hf`: `text_config` and `vision_config`
+
+A folder of adapters of peft (LLaVA's LoRA) stands for their base with them in it: what it lacks is read in the base.
 """
 
 import copy
-import json
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from voco_llama.choices import PROJECTORS, Condition, Order
-from voco_llama.errors import CheckpointError, SettingsError, one_line
+from voco_llama.choices import CONDITIONS, ORDERS, PROJECTORS, Condition, Order, require_choice
+from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.files import read_json
+from voco_llama.hub import local_folder
 from voco_llama.layout import SegmentShape
 from voco_llama.tokens import VOCO_TOKEN, TokenIds, add_special_tokens, check_vocabulary, segment_affixes
 from voco_llama.vision_config import from_clip_config, num_patches, read_vision_config
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, ADAPTER_FILE = "config.json", "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 EXPORT_KEY = "voco_llama"
 """Of `config.json`: what our export adds to say how the model was trained (condition, num_voco, order)."""
 
@@ -44,6 +49,7 @@ class LlavaFolder:
 
     Attributes:
         path: The folder.
+        base: The model that the folder's adapters are of; without adapters the folder itself.
         text_config: Of the language model, with the vocabulary of the stored weights.
         vision_config: Of the tower, in open_clip's form.
         vision_source: Where the tower's weights are if they are not among the folder's: name and `pretrained` as
@@ -57,6 +63,7 @@ class LlavaFolder:
     """
 
     path: Path
+    base: Path
     text_config: PreTrainedConfig
     vision_config: dict[str, Any]
     vision_source: tuple[str, str | None] | None = None
@@ -72,18 +79,68 @@ class LlavaFolder:
 
 
 def is_llava(folder: str | Path) -> bool:
-    """Whether a folder's `config.json` is a LLaVA's, in any layout."""
-    config = read_config(folder)
+    """Whether a folder's `config.json`, or that of the base of its adapters, is a LLaVA's, in any layout.
+
+    Raises:
+        CheckpointError: It holds adapters of something that is not here.
+    """
+    config = read_config(_with(Path(folder), CONFIG_FILE))
     return "mm_vision_tower" in config or (config.get("model_type") == "llava" and "vision_config" in config)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """What a folder's `config.json` says; nothing where there is none that can be read."""
     try:
-        config = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(Path(folder) / CONFIG_FILE)
+    except CheckpointError:
         return {}
-    return config if isinstance(config, dict) else {}
+
+
+def adapter_base(folder: Path) -> Path:
+    """The folder of the model that the adapters of peft in a folder are of; the folder itself where it holds none.
+
+    Raises:
+        CheckpointError: The base is not here.
+    """
+    file = folder / ADAPTER_FILE
+    if not file.is_file():
+        return folder
+    base = read_json(file, advice="get the adapters again").get("base_model_name_or_path")
+    advice = (
+        f"put its folder where base_model_name_or_path in {ADAPTER_FILE} says, or merge the adapters into it (peft)"
+    )
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{folder}: holds adapters that do not say of what: {advice}")
+    for path in (folder / base, Path(base)):
+        if path.is_dir():
+            return path
+    try:
+        found = local_folder(base)
+        if found.is_dir():
+            return found
+        raise CheckpointError(f"{base}: no such folder")
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: holds adapters of a model that is not here ({error}): {advice}") from error
+
+
+def check_is_model(folder: Path) -> None:
+    """Refuse a folder without a saved model, or with adapters alone of what is no LLaVA.
+
+    Raises:
+        CheckpointError: It says what the folder holds instead.
+    """
+    if (folder / ADAPTER_FILE).is_file() and not is_llava(folder):
+        raise CheckpointError(
+            f"{folder}: holds adapters of {adapter_base(folder)}, which is no LLaVA: merge them into it"
+            " (merge_and_unload of peft), or name the folder of the whole model"
+        )
+    if not (_with(folder, CONFIG_FILE) / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder}: holds no saved model (no {CONFIG_FILE}): name a folder that training wrote")
+
+
+def _with(folder: Path, *files: str) -> Path:
+    """The folder, or the base of its adapters where it has none of these files."""
+    return folder if any((folder / file).is_file() for file in files) else adapter_base(folder)
 
 
 def read_llava_folder(
@@ -105,33 +162,39 @@ def read_llava_folder(
             length and the table of embeddings disagree.
     """
     folder = Path(folder)
-    file = folder / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}): name a folder of LLaVA-1.5") from error
+    base = adapter_base(folder)
+    where = _with(folder, CONFIG_FILE)
+    file = where / CONFIG_FILE
+    config = read_json(file, advice="name a folder of LLaVA-1.5")
     if not is_llava(folder):
         raise CheckpointError(
             f"{file}: model_type {config.get('model_type')!r} without mm_vision_tower is no LLaVA-1.5: name a folder of"
             " one, or its language model as model.language.pretrained"
         )
-    if "vision_config" in config:
-        parts = _read_hub_layout(folder, config)
-    else:
-        parts = _read_own_layout(folder, config, vision_tower)
-    tokenizer = _load_tokenizer(folder) if tokenizer is None else copy.deepcopy(tokenizer)
+    with refused_as(CheckpointError, file, "get it again"):
+        if "vision_config" in config:
+            parts = _read_hub_layout(where, config)
+        else:
+            parts = _read_own_layout(where, config, vision_tower)
+    tokenizer = (
+        load_tokenizer(_with(folder, *TOKENIZER_FILES), str(folder)) if tokenizer is None else copy.deepcopy(tokenizer)
+    )
     vocabulary, num_rows = tokenizer.get_vocab(), parts["text_config"].vocab_size
     check_vocabulary(tokenizer, num_rows, str(folder))
-    export = config.get(EXPORT_KEY) or {}
-    trained = export.get("condition") or ("voco" if VOCO_TOKEN in vocabulary else "full")
-    condition = condition or trained
-    order = export.get("order") or ("authors" if trained == "voco" else "llava")
-    if num_voco is None:
-        num_voco = export.get("num_voco", 1 if condition == "voco" else 0)
+    with refused_as(CheckpointError, f"{file}: its {EXPORT_KEY}", "export the model again"):
+        export = config.get(EXPORT_KEY) or {}
+        trained = export.get("condition") or ("voco" if VOCO_TOKEN in vocabulary else "full")
+        condition = condition or trained
+        order = export.get("order") or ("authors" if trained == "voco" else "llava")
+        if num_voco is None:
+            num_voco = operator.index(export.get("num_voco", 1 if condition == "voco" else 0))
+        require_choice("condition", condition, CONDITIONS)
+        require_choice("order", order, ORDERS)
     known = {id for id in vocabulary.values() if id < num_rows}
     tokens = add_special_tokens(tokenizer)
     return LlavaFolder(
         path=folder,
+        base=base,
         **parts,
         tokenizer=tokenizer,
         tokens=tokens,
@@ -142,14 +205,17 @@ def read_llava_folder(
     )
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig())
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise CheckpointError(
-            f"{folder}: its tokenizer cannot be loaded ({one_line(error)}): put the files of the tokenizer into the"
-            " folder"
-        ) from error
+def load_tokenizer(folder: Path, where: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a saved model, which messages call `where`.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    with refused_as(CheckpointError, f"{where}: its tokenizer", "put the files of the model's own into the folder"):
+        # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig())
+        tokenizer("a", add_special_tokens=False)  # some damage shows when it is used
+        return tokenizer
 
 
 def _read_hub_layout(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -161,15 +227,11 @@ def _read_hub_layout(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     _require(strategy == "default", folder, f"vision_feature_select_strategy {strategy!r}", "patch tokens (default)")
     act, bias = config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True)
     _require(act == "gelu" and bias, folder, f"projector_hidden_act {act!r}, bias {bias}", "a GELU projector with bias")
-    file = folder / CONFIG_FILE
-    try:
-        read = LlavaConfig.from_dict(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({one_line(error)}): get it again") from error
+    read = LlavaConfig.from_dict(config)
     kind = read.vision_config.model_type
     _require(kind == "clip_vision_model", folder, f"a vision tower of type {kind!r}", "CLIP")
     try:
-        vision = from_clip_config(read.vision_config.to_dict(), str(file))
+        vision = from_clip_config(read.vision_config.to_dict(), str(folder / CONFIG_FILE))
     except SettingsError as error:
         raise CheckpointError(str(error)) from error
     return {
@@ -204,7 +266,7 @@ def _read_own_layout(folder: Path, config: dict[str, Any], vision_tower: str | N
         "text_config": AutoConfig.for_model(LANGUAGE_TYPES[kind], **text),
         "vision_config": vision,
         "vision_source": source,
-        "vision_layer": config.get("mm_vision_select_layer", -2),
+        "vision_layer": operator.index(config.get("mm_vision_select_layer", -2)),
         "projector": projector,
         "max_length": config.get("tokenizer_model_max_length"),
     }
@@ -214,7 +276,7 @@ def _tower(folder: Path, tower: str) -> tuple[str, str | None]:
     """Name and `pretrained` of a tower: a known one, a folder (beside the weights, or any), or open_clip's name."""
     if tower in KNOWN_TOWERS:
         return KNOWN_TOWERS[tower]
-    for path in (folder / tower, Path(tower)):
+    for path in (folder / tower, adapter_base(folder) / tower, Path(tower)):
         if path.is_dir():
             return str(path), None
     return tower, "openai"

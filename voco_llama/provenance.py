@@ -89,6 +89,7 @@ def sampled_fingerprint(path: Path) -> str:
     if path.is_dir():
         files = [file for file in path.iterdir() if file.suffix in SAMPLED]
         files += [file for file in path.rglob("*") if file.suffix in TABLES]
+        files = [file for file in files if file.is_file()]
     for file in sorted(files, key=lambda file: file.name):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\0".encode())

@@ -4,11 +4,11 @@ It is read from wherever a tower may come from, and translated from and to that 
 read here.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from voco_llama.errors import SettingsError
+from voco_llama.errors import SettingsError, refused_as, shown
+from voco_llama.files import read_json
 
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
 CLIP_CONFIG_FILE = "config.json"
@@ -38,13 +38,8 @@ def read_vision_config(name: str) -> dict[str, Any]:
     if path.is_dir():
         path = path / (OPEN_CLIP_CONFIG_FILE if (path / OPEN_CLIP_CONFIG_FILE).is_file() else CLIP_CONFIG_FILE)
     if path.suffix == ".json":
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise SettingsError(
-                f"model.vision.name: {path} cannot be read as an open_clip configuration ({error})"
-            ) from error
-        return config_in_file(config, str(path))
+        advice = "give an open_clip configuration, or the config.json of a CLIP, as model.vision.name"
+        return config_in_file(read_json(path, SettingsError, advice), str(path))
     import open_clip
 
     config = open_clip.get_model_config(name)
@@ -59,14 +54,17 @@ def config_in_file(config: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         SettingsError: It describes neither an open_clip model nor a CLIP of Hugging Face.
     """
-    if config.get("model_type") in CLIP_MODEL_TYPES:
-        return from_clip_config(config, where)
-    config = config.get("model_cfg", config)
-    if "vision_cfg" not in config:
-        raise SettingsError(
-            f"{where} describes no vision tower: give an open_clip configuration (with vision_cfg) or the config.json"
-            f" of a CLIP (model_type {' or '.join(CLIP_MODEL_TYPES)})"
-        )
+    with refused_as(SettingsError, where, "get the configuration of the vision tower again"):
+        if config.get("model_type") in CLIP_MODEL_TYPES:
+            config = from_clip_config(config, where)
+        config = config.get("model_cfg", config)
+        if "vision_cfg" not in config:
+            raise SettingsError(
+                f"{where} describes no vision tower: give an open_clip configuration (with vision_cfg) or the"
+                f" config.json of a CLIP (model_type {' or '.join(CLIP_MODEL_TYPES)})"
+            )
+        if num_patches(config) < 1:
+            raise ValueError("not a single patch in an image")
     return config
 
 
@@ -94,9 +92,14 @@ def from_clip_config(config: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where}: a tower with layer_norm_eps {has[0]} and {has[1]} channels is none of open_clip's {needs}: use"
             " another one"
         )
-    width = vision["hidden_size"]
+    width, embed_dim = vision["hidden_size"], config.get("projection_dim") or vision["projection_dim"]
+    names = ("image_size", "patch_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = {"hidden_size": width, "projection_dim": embed_dim} | {name: vision[name] for name in names}
+    for name, size in sizes.items():
+        if type(size) is not int or not 0 < size < 2**31:
+            raise SettingsError(f"{where}: {name} is {shown(size)}: get the configuration of the tower again")
     return {
-        "embed_dim": config.get("projection_dim") or vision["projection_dim"],
+        "embed_dim": embed_dim,
         "quick_gelu": HIDDEN_ACTS[vision["hidden_act"]],
         "vision_cfg": {
             "image_size": vision["image_size"],

@@ -68,7 +68,7 @@ def test_the_processor_of_the_training(chosen, tmp_path):
         ({"model.tokenizer": "nobody/nothing"}, "model.tokenizer: nobody/nothing is neither"),
         ({"model.checkpoint": "no/such/run"}, "model.checkpoint: no/such/run is neither"),
         ({"model.tokenizer": None, "model.language.pretrained": None}, "model.tokenizer: None is neither"),
-        ({"model.vision.name": "none.json"}, "model.vision.name: none.json cannot be read"),
+        ({"model.vision.name": "none.json"}, "none.json: cannot be read"),
     ],
 )
 def test_nothing_at_hand(chosen, own, reason, caplog):

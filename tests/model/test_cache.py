@@ -1,13 +1,9 @@
-"""`VoCoCache`: what it is, what it may be made of, and its file."""
+"""`VoCoCache`: what it is, and what it may be made of; its file is in `test_cache_file.py`."""
 
-import json
-import pickle
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from tests.model.rows import random_images
@@ -37,24 +33,6 @@ def pixels(processor):
 @pytest.fixture(scope="module")
 def cache(model, pixels):
     return model.compress(pixels)
-
-
-@pytest.fixture
-def file(cache, tmp_path):
-    cache.save(tmp_path / "images.voco")
-    return tmp_path / "images.voco"
-
-
-def contents(file) -> tuple[dict, dict]:
-    """Tensors and our metadata of a file."""
-    with safe_open(file, framework="pt") as opened:
-        return {n: opened.get_tensor(n) for n in ("keys", "values")}, json.loads(opened.metadata()["voco_llama"])
-
-
-def rewrite(file, tensors: dict | None = None, **metadata) -> None:
-    old_tensors, old_metadata = contents(file)
-    described = json.dumps(old_metadata | metadata)
-    save_file(tensors or old_tensors, file, metadata={"voco_llama": described})
 
 
 # ---- in memory
@@ -289,103 +267,3 @@ def test_the_fingerprint_does_not_change_with_what_compression_does_not_use(proc
     model.set_attn_implementation("eager")
     model.train().requires_grad_(False)
     assert model.fingerprint() == before
-
-
-# ---- in a file
-
-
-def test_a_file_says_what_it_holds(file, model, cache):
-    tensors, metadata = contents(file)
-    assert metadata == {
-        "format": "voco_llama.cache",
-        "format_version": "1",
-        "fingerprint": model.fingerprint(),
-        "num_voco": "2",
-        "dtype": "float32",
-    }
-    assert torch.equal(tensors["keys"], cache.keys)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [lambda c: c, lambda c: c[1:3], lambda c: c.truncate(1), lambda c: c.to(torch.bfloat16), lambda c: c[[0, 0]]],
-    ids=["whole", "slice", "truncated", "bfloat16", "repeated"],
-)
-def test_what_is_saved_is_loaded(cache, model, tmp_path, change):
-    changed = change(cache)
-    changed.save(tmp_path / "c")
-    loaded = VoCoCache.load(tmp_path / "c", model)
-    assert torch.equal(loaded.keys, changed.keys)
-    assert torch.equal(loaded.values, changed.values)
-    assert loaded.fingerprint == cache.fingerprint
-    assert loaded.keys.dtype == changed.keys.dtype
-
-
-def test_a_file_is_never_unpickled(file, model, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a cache file was unpickled")
-
-    for name in ("load", "loads", "Unpickler"):
-        monkeypatch.setattr(pickle, name, refuse)
-    monkeypatch.setattr(torch, "load", refuse)
-    VoCoCache.load(file, model)
-    file.write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(CheckpointError, match="cannot be read as a VoCo cache"):
-        VoCoCache.load(file, model)
-
-
-def refused(file, model) -> str:
-    with pytest.raises(CheckpointError) as error:
-        VoCoCache.load(file, model)
-    text = str(error.value)
-    assert text.startswith(f"{file}: ")
-    assert "\n" not in text
-    return text
-
-
-def test_another_models_cache_is_refused(file, processor):
-    assert "was made by another model" in refused(file, tiny_model(processor, seed=1))
-
-
-def test_another_format_version_is_refused(file, model):
-    rewrite(file, format_version="2")
-    assert "has cache format 2, this version reads 1" in refused(file, model)
-
-
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"voco_llama": "{"}, {"voco_llama": "[]"}])
-def test_other_safetensors_files_are_refused(file, model, metadata):
-    save_file({"keys": torch.zeros(1)}, file, metadata=metadata)
-    assert "VoCo cache" in refused(file, model)
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_a_truncated_file_is_refused(file, model, keep):
-    file.write_bytes(file.read_bytes()[:keep])
-    assert "cannot be read as a VoCo cache" in refused(file, model)
-
-
-def test_a_missing_file_is_refused(tmp_path, model):
-    assert "cannot be read as a VoCo cache" in refused(tmp_path / "gone", model)
-
-
-def test_a_missing_tensor_is_refused(file, model):
-    rewrite(file, {"keys": contents(file)[0]["keys"]})
-    assert "cannot be read as a VoCo cache" in refused(file, model)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda t: {"keys": t["keys"][:1], "values": t["values"][:1]},
-        lambda t: {"keys": t["keys"][..., :1, :], "values": t["values"][..., :1, :]},
-        lambda t: {"keys": t["keys"], "values": t["values"][:, :1]},
-        lambda t: {"keys": t["keys"][0], "values": t["values"][0]},
-        lambda t: {"keys": t["keys"].half(), "values": t["values"].half()},
-        lambda t: {"keys": t["keys"], "values": t["values"].half()},
-    ],
-    ids=["a layer less", "another N", "fewer values", "no layers", "another dtype", "two dtypes"],
-)
-def test_tensors_that_belie_the_description_are_refused(file, model, change):
-    tensors = {name: tensor.contiguous() for name, tensor in change(contents(file)[0]).items()}
-    rewrite(file, tensors)
-    assert "do not agree with its description or with the model" in refused(file, model)

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from voco_llama.errors import DataError
-from voco_llama.files import written_aside
+from voco_llama.errors import DataError, refused_as
+from voco_llama.files import read_json, written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +103,8 @@ def _locked(file: Path) -> Iterator[bool]:
 
 
 def _map(entry: Path, names: Iterable[str]) -> Table:
-    try:
+    with refused_as(DataError, entry, "gone or damaged, its file changed since it was opened; start again"):
         table = Table({name: np.load(_array_file(entry, name), mmap_mode="r") for name in names})
-    except (OSError, ValueError) as error:
-        raise DataError(f"{entry}: gone or damaged, its file changed since it was opened; start again") from error
     table.entry = entry
     return table
 
@@ -124,11 +122,12 @@ def _read(entry: Path) -> Table | None:
     if not entry.is_dir():
         return None
     try:
-        checksums = json.loads((entry / _CHECKSUMS).read_text(encoding="utf-8"))
-        if checksums == {name: _checksum(_array_file(entry, name)) for name in checksums}:
-            return _map(entry, checksums)
+        with refused_as(DataError, entry):
+            checksums = read_json(entry / _CHECKSUMS, DataError)
+            if checksums == {name: _checksum(_array_file(entry, name)) for name in checksums}:
+                return _map(entry, checksums)
         found = "wrong checksum"
-    except (OSError, ValueError, TypeError) as error:
+    except DataError as error:
         found = str(error)
     logger.warning("%s: damaged (%s): it is made again", entry, found)
     return None

@@ -15,23 +15,25 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
-from voco_llama.choices import Condition
+from voco_llama.choices import CONDITIONS, Condition, require_choice
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.media.images import ImageTransform, load_image
 from voco_llama.data.media.video import read_frames
 from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
-from voco_llama.errors import CheckpointError, DataError, one_line
+from voco_llama.errors import CheckpointError, DataError, SettingsError, refused_as
+from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
 from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
-from voco_llama.llava_folder import is_llava, read_config, read_llava_folder
+from voco_llama.llava_folder import is_llava, load_tokenizer, read_config, read_llava_folder
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
 PROCESSOR_FILE = "voco_processor.json"
 FORMAT_VERSION = 1
+_DAMAGED = "the processor is damaged; save the model again"
 
 
 @dataclass(frozen=True)
@@ -218,31 +220,44 @@ class VoCoProcessor(PushToHubMixin):
         file = folder / PROCESSOR_FILE
         if not file.is_file() and is_llava(folder):
             return cls.from_llava(folder)
-        try:
-            described = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(
-                f"{file}: cannot be read as a processor ({error}): give a folder of a saved model"
-            ) from error
+        described = read_json(file, advice="it is no processor, or damaged; give the folder of a saved model")
         if described.pop("format_version", None) != FORMAT_VERSION:
             raise CheckpointError(f"{file}: is not of format version {FORMAT_VERSION}: save the model again")
+        tokenizer = load_tokenizer(folder, str(folder))
         try:
-            is_with_model = read_config(folder).get("model_type") == VoCoLlamaConfig.model_type
-            config = VoCoLlamaConfig.from_pretrained(folder) if is_with_model else None
-            processor = cls(
-                # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
-                tokenizer=AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig()),
-                image_transform=ImageTransform(**described.pop("image_transform")),
-                style=PromptStyle(**described.pop("style")),
-                **described,
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder}: its processor is damaged ({one_line(error)}): save the model again"
-            ) from error
-        if config is not None:
+            with refused_as(CheckpointError, file, _DAMAGED):
+                processor = cls(
+                    tokenizer=tokenizer,
+                    image_transform=ImageTransform(**described.pop("image_transform")),
+                    style=PromptStyle(**described.pop("style")),
+                    **described,
+                )
+                processor._check()
+        except SettingsError as error:  # of a value that may not be
+            raise CheckpointError(f"{file}: {error}: {_DAMAGED}") from error
+        if read_config(folder).get("model_type") == VoCoLlamaConfig.model_type:
+            config = VoCoLlamaConfig.from_pretrained(folder)
             config.check_rows(processor.segment_shape(), processor.tokens, processor.condition, str(folder))
+            if (side := processor.image_transform.image_size) != config.image_size:
+                raise CheckpointError(
+                    f"{folder}: model and processor disagree: images of {config.image_size} and {side} pixels a side:"
+                    " the files are of different models"
+                )
         return processor
+
+    def _check(self) -> None:
+        """Refuse values of a file that would only fail when they are used."""
+        require_choice("condition", self.condition, CONDITIONS)
+        least = {"num_vision": 0, "num_voco": 0, "num_frames": 1} | (
+            {} if self.max_length is None else {"max_length": 1}
+        )
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < smallest:
+                raise SettingsError(f"{name} is {value!r}: it should be a whole number of at least {smallest}")
+        if not isinstance(self.style.system, str):
+            raise SettingsError(f"system is {self.style.system!r}: it should be a text")
+        self.segment_shape(), self.tokens
 
     @classmethod
     def from_llava(
@@ -263,7 +278,7 @@ class VoCoProcessor(PushToHubMixin):
         check_tokenizer(described.tokenizer)
         return cls(
             tokenizer=described.tokenizer,
-            image_transform=ImageTransform.beside(folder, described.vision_config["vision_cfg"]["image_size"]),
+            image_transform=ImageTransform.beside(described.base, described.vision_config["vision_cfg"]["image_size"]),
             style=PromptStyle(order=described.order),
             num_vision=described.shape.num_vision,
             num_voco=described.shape.num_voco,

@@ -8,16 +8,18 @@ themselves, so the first n of N tokens are the cache of n tokens.
 
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from voco_llama.errors import CheckpointError
+from voco_llama.errors import CheckpointError, refused_as
+from voco_llama.files import written_aside
 
 SAMPLES = 64
 """Of each weight, in a fingerprint."""
@@ -25,6 +27,8 @@ _NOT_IDENTITY = ("dtype", "torch_dtype", "transformers_version", "_name_or_path"
 
 FORMAT = "voco_llama.cache"
 FORMAT_VERSION = 1
+CHECKSUM = "checksum"
+"""Of the metadata; files of before have none, and are read without."""
 
 
 def rotate_keys(keys: Tensor, offset: Tensor, inverse_frequency: Tensor) -> Tensor:
@@ -153,9 +157,14 @@ class VoCoCache:
         return VoCoCache(self.keys.to(*target), self.values.to(*target), self.fingerprint)
 
     def save(self, file: str | Path) -> None:
-        """Write one safetensors file: the tensors, and format version, fingerprint, N and dtype as metadata."""
+        """Write one safetensors file, whole or not at all.
+
+        It holds the tensors, and format version, fingerprint, N, dtype and a checksum of the tensors as metadata.
+        """
         tensors = {"keys": self.keys.contiguous(), "values": self.values.contiguous()}
-        save_file(tensors, str(file), metadata={"voco_llama": json.dumps(self._metadata())})
+        described = self._metadata() | {CHECKSUM: _checksum(self.keys, self.values)}
+        with written_aside(Path(file)) as aside:
+            save_file(tensors, aside, metadata={"voco_llama": json.dumps(described)})
 
     def _metadata(self) -> dict[str, str]:
         return {
@@ -171,17 +180,14 @@ class VoCoCache:
         """Read a cache for `model` (a `VoCoLlama`), onto its device.
 
         Raises:
-            CheckpointError: The file is no VoCo cache, is damaged, or was made by another model.
+            CheckpointError: The file is no VoCo cache, is damaged, holds numbers that are not finite, or was made by
+                another model.
         """
-        try:
-            with safe_open(str(file), framework="pt", device=str(model.device)) as opened:
-                metadata = json.loads((opened.metadata() or {}).get("voco_llama", "{}"))
-                _check_metadata(file, metadata, model.fingerprint())
-                keys, values = opened.get_tensor("keys"), opened.get_tensor("values")
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise CheckpointError(
-                f"{file}: cannot be read as a VoCo cache ({error}): compress the images again"
-            ) from error
+        advice = "it is no VoCo cache, or damaged; compress the images again"
+        with refused_as(CheckpointError, file, advice), safe_open(str(file), framework="pt") as opened:
+            metadata = json.loads((opened.metadata() or {}).get("voco_llama", "{}"))
+            _check_metadata(file, metadata, model.fingerprint())
+            keys, values = opened.get_tensor("keys"), opened.get_tensor("values")
         cache = cls(keys, values, metadata["fingerprint"])
         layers, heads, head_dim = model.config.kv_shape
         fits = (
@@ -195,7 +201,19 @@ class VoCoCache:
                 f"{file}: its tensors {list(keys.shape)} do not agree with its description or with the model"
                 f" ({layers} layers, {heads} heads of {head_dim}): compress the images again"
             )
-        return cache
+        if metadata.get(CHECKSUM, (checksum := _checksum(keys, values))) != checksum:
+            raise CheckpointError(f"{file}: damaged, its tensors are not what was saved: compress the images again")
+        if not (keys.isfinite().all() and values.isfinite().all()):
+            raise CheckpointError(f"{file}: holds numbers that are not finite (nan, inf): compress the images again")
+        return cache.to(model.device)
+
+
+def _checksum(keys: Tensor, values: Tensor) -> str:
+    """CRC-32 of the bytes of both, in hexadecimal: it finds every error of up to 32 bits in a row, at GBs a second."""
+    checksum = 0
+    for tensor in (keys, values):
+        checksum = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), checksum)
+    return f"{checksum:08x}"
 
 
 def _check_metadata(file: str | Path, metadata: dict[str, str], fingerprint: str) -> None:

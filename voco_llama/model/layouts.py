@@ -14,11 +14,12 @@ Below the towers' prefixes stands Hugging Face's CLIP, with or without `vision_m
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from voco_llama.errors import CheckpointError
+from voco_llama.errors import CheckpointError, refused_as
 from voco_llama.model.weights import Weights, below, without_buffers
 
 _CLIP_NAMES = (
@@ -71,8 +72,11 @@ def clip_to_open_clip(weights: Mapping[str, Tensor], embed_dim: int, where: str)
     for name, parts in joined.items():
         if set(parts) != set("qkv"):
             raise CheckpointError(f"{where}: {name} needs q, k and v and has {', '.join(sorted(parts))}: get it again")
-        converted[name] = torch.cat([parts[letter] for letter in "qkv"])
-    width = converted["class_embedding"].shape[0]
+        with refused_as(CheckpointError, f"{where}: {name}", "its q, k and v do not go together; get it again"):
+            converted[name] = torch.cat([parts[letter] for letter in "qkv"])
+    if (embedding := converted.get("class_embedding")) is None:
+        raise CheckpointError(f"{where}: its vision tower has no embeddings.class_embedding: get it again")
+    width = embedding.shape[0]
     converted["proj"] = torch.zeros(width, embed_dim) if projection is None else projection.T.contiguous()
     return converted
 
@@ -124,18 +128,29 @@ _LLAVA_NAMES = (
 _HF_PROJECTOR = {"linear_1": "0", "linear_2": "2"}
 
 
-def split_llava(weights: Mapping[str, Tensor], where: str) -> LlavaParts:
+def place_in_llava(name: str) -> tuple[str, str]:
+    """The part that a tensor of a LLaVA belongs to, in any layout, and its name there."""
+    pattern, part, beginning = next(entry for entry in _LLAVA_NAMES if re.match(entry[0], name))
+    return part, re.sub(f"^(?:{pattern})", beginning, name)
+
+
+def split_llava(weights: Mapping[str, Tensor], where: str, replaced: Mapping[str, Tensor] | None = None) -> LlavaParts:
     """The parts of a LLaVA's weights, whichever of its layouts they have, also of a projector alone.
 
     That is `mm_projector.bin` of LLaVA's alignment, or a stage of ours.
+
+    Args:
+        weights: All of them.
+        where: What messages call them.
+        replaced: Tensors, in any layout, in place of those of `weights`, or besides.
 
     Raises:
         CheckpointError: There is no projector.
     """
     parts: dict[str, Weights] = {"language": {}, "projector": {}, "vision": {}}
-    for name, tensor in without_buffers(weights).items():
-        pattern, part, beginning = next(entry for entry in _LLAVA_NAMES if re.match(entry[0], name))
-        parts[part][re.sub(f"^(?:{pattern})", beginning, name)] = tensor
+    for name, tensor in chain(without_buffers(weights).items(), without_buffers(replaced or {}).items()):
+        part, name = place_in_llava(name)
+        parts[part][name] = tensor
     if not parts["projector"]:
         raise CheckpointError(
             f"{where}: holds no projector (model.mm_projector.* or multi_modal_projector.*), so it is no LLaVA: give a"

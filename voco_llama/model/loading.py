@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME
 
 from voco_llama.choices import Condition
 from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
-from voco_llama.errors import CheckpointError, VoCoError, one_line
+from voco_llama.errors import CheckpointError, refused_as
 from voco_llama.hub import local_folder
 from voco_llama.layout import SegmentShape
-from voco_llama.llava_folder import is_llava, read_llava_folder
+from voco_llama.llava_folder import check_is_model, is_llava, read_llava_folder
+from voco_llama.model.adapters import WHOLE_FILE, merge_adapters, read_adapters
 from voco_llama.model.language import fill_language_model
-from voco_llama.model.layouts import clip_to_open_clip, split_llava
+from voco_llama.model.layouts import clip_to_open_clip, place_in_llava, split_llava
 from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
 from voco_llama.model.weights import Weights, check_fit, check_loaded, read_weights, weights_file
 from voco_llama.tokens import AddedTokens, extend_embeddings
@@ -43,19 +41,13 @@ class LoadingMixin:
                 missing, unexpected, or of another shape.
         """
         folder = local_folder(folder)
-        if folder.exists() and not (folder / CONFIG_NAME).is_file():
-            raise CheckpointError(f"{folder}: has no {CONFIG_NAME}: give a folder that save_pretrained wrote")
+        check_is_model(folder)
         if kwargs.get("attn_implementation") is not None:
             check_backend(kwargs["attn_implementation"])
         if is_llava(folder):
             return cls.from_llava(folder, **kwargs)
-        try:
+        with refused_as(CheckpointError, f"{folder}: its configuration or weights", "give the folder of a saved model"):
             model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
-        except VoCoError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise CheckpointError(f"{folder}: cannot be loaded ({reason}): give the folder of a saved model") from error
         check_loaded(info, f"{folder}: its weights", "the folder is damaged or its config.json was edited")
         return model
 
@@ -75,7 +67,8 @@ class LoadingMixin:
         The processor that goes with it is `VoCoProcessor.from_llava` of the same folder and `num_voco`.
 
         Args:
-            folder: With `config.json`, weights and tokenizer.
+            folder: With `config.json`, weights and tokenizer; or with LLaVA's LoRA adapters, which are merged into
+                their base.
             tokenizer: In place of the folder's, as it was trained with; left as it is.
             vision_tower: In place of the tower that the folder names, if that is neither a known one nor a folder.
             num_voco: VoCo tokens of a segment; None: what our export says, else 1 under `voco` and 0 under `full`.
@@ -89,12 +82,19 @@ class LoadingMixin:
         """
         described = read_llava_folder(local_folder(folder), vision_tower, tokenizer, num_voco, condition)
         where = str(described.path)
-        if not weights_file(described.path) and (described.path / PROJECTOR_FILE).is_file():
+        if not weights_file(described.base) and (described.path / PROJECTOR_FILE).is_file():
             raise CheckpointError(
                 f"{where}: holds a projector alone ({PROJECTOR_FILE}): set model.projector_weights to it, beside the"
                 " language model and the tower that it was trained with (model.language.pretrained, model.vision)"
             )
-        parts = split_llava(read_weights(described.path), where)
+        weights, adapters, replaced = read_weights(described.base), {}, {}
+        if described.base != described.path:
+            adapters, replaced = read_adapters(described.path)
+            if not any(place_in_llava(name)[0] == "projector" for name in (*weights, *replaced)):
+                raise CheckpointError(
+                    f"{where}: has no {WHOLE_FILE}, which holds the projector: get it with the adapters"
+                )
+        parts = split_llava(weights, where, replaced)
         if parts.vision:
             vision = clip_to_open_clip(parts.vision, described.vision_config["embed_dim"], where)
         elif described.vision_source is not None:
@@ -104,6 +104,8 @@ class LoadingMixin:
         language_model = fill_language_model(
             described.text_config, parts.language, where, dtype=dtype, attention=attn_implementation
         )
+        if adapters:
+            language_model = merge_adapters(language_model, adapters, described.path)
         model = cls.from_parts(
             language_model,
             described.vision_config,

@@ -4,7 +4,6 @@ open_clip's `ViT-L-14-336` computes GELU and OpenAI's weights were trained with 
 shapes, so a wrong pair would only show as bad results. Wherever the activation of weights is known, it is compared.
 """
 
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -14,7 +13,8 @@ from zipfile import ZipFile, is_zipfile
 import torch
 
 from voco_llama.configuration import VoCoLlamaConfig
-from voco_llama.errors import CheckpointError, SettingsError, one_line
+from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.files import read_json
 from voco_llama.model.layouts import clip_to_open_clip, is_clip
 from voco_llama.model.parts import VisionTower
 from voco_llama.model.weights import Weights, below, check_fit, guess_layout, read_weights, weights_file
@@ -74,7 +74,8 @@ def load_vision_tower(config: VoCoLlamaConfig, weights: Weights | None) -> Visio
     Raises:
         CheckpointError: Names or shapes do not fit.
     """
-    tower = VisionTower(config.vision_config, config.vision_layer)
+    with refused_as(CheckpointError, "the vision tower's configuration", "check model.vision.name, or get it again"):
+        tower = VisionTower(config.vision_config, config.vision_layer)
     if weights is not None:
         advice = "check model.vision.name and model.vision.pretrained"
         check_fit(tower.visual.state_dict(), weights, "the vision weights", advice)
@@ -93,13 +94,10 @@ def _read_tag(name: str, tag: str, config: dict[str, Any]) -> Weights:
     known = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     _check_activation(known, config, name, tag)
     logger.info("open_clip reads %s of %s: from its cache, or the hub (which fails in a minute offline)", tag, name)
-    try:
+    with refused_as(
+        CheckpointError, f"model.vision.pretrained: {tag} of {name} in open_clip", "give a local file or folder"
+    ):
         return open_clip.create_model(name, pretrained=tag).visual.state_dict()
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"model.vision.pretrained: open_clip cannot get {tag} of {name} ({one_line(error)}): give a local"
-            " file or folder"
-        ) from error
 
 
 def _activation_beside(path: Path) -> bool | None:
@@ -108,9 +106,8 @@ def _activation_beside(path: Path) -> bool | None:
     for file in (folder / OPEN_CLIP_CONFIG_FILE, folder / CLIP_CONFIG_FILE):
         if file.is_file():
             try:
-                described = json.loads(file.read_text(encoding="utf-8"))
-                return config_in_file(described, str(file)).get("quick_gelu", False)
-            except (json.JSONDecodeError, SettingsError):
+                return config_in_file(read_json(file, SettingsError), str(file)).get("quick_gelu", False)
+            except SettingsError:
                 continue  # of something else
     return None
 
@@ -132,7 +129,7 @@ def _check_activation(known: bool | None, config: dict[str, Any], name: str, pre
 def _is_torchscript(path: Path) -> bool:
     if not path.is_file() or not is_zipfile(path):
         return False
-    with ZipFile(path) as archive:
+    with refused_as(CheckpointError, path, "get it again"), ZipFile(path) as archive:
         return any(entry.endswith("/constants.pkl") for entry in archive.namelist())
 
 
@@ -140,7 +137,5 @@ def _read_torchscript(path: Path) -> Weights:
     """TorchScript has an unpickler of its own, which runs no Python."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.load.* is deprecated")
-        try:
+        with refused_as(CheckpointError, path, "it is TorchScript and damaged; get it again"):
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: cannot be read as TorchScript ({one_line(error)}): get it again") from error

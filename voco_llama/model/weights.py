@@ -4,7 +4,6 @@ Tensors are mapped from disk, not copied. Nothing that a file holds is executed:
 `weights_only=True`. Every file of an index is opened before any tensor is used, so that nothing is ever half-loaded.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from voco_llama.errors import CheckpointError, one_line
+from voco_llama.errors import CheckpointError, refused_as
+from voco_llama.files import read_json
 
 Weights = dict[str, Tensor]
 
@@ -26,6 +25,8 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", OPEN_CLIP_WEIGHTS_FILE
 INDEX_SUFFIX = ".index.json"
 BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|position_ids)")
 """Names of buffers that old checkpoints hold and that are computed anew."""
+
+_DAMAGED = "no weights, or damaged or not downloaded to the end; get them again, or the safetensors file of the same"
 
 SHOWN = 3
 """Names listed in a message."""
@@ -76,35 +77,34 @@ def read_file(file: Path) -> Weights:
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file: download it again")
-    try:
+    with refused_as(CheckpointError, file, _DAMAGED):
         if file.suffix == ".safetensors":
             return load_file(file)
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-    except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
-        if isinstance(error, UnpicklingError) and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
+        try:
+            weights = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+        except UnpicklingError as error:
+            if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
+                raise
             raise CheckpointError(
                 f"{file}: is a pickle that holds more than tensors (it could run code) and is not opened: get the"
                 " safetensors files of the same weights"
             ) from error
-        raise CheckpointError(
-            f"{file}: cannot be read as weights ({one_line(error)}): it is damaged or was not downloaded to its end;"
-            " get it again, or the safetensors file of the same weights"
-        ) from error
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    are_named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    if not are_named or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise CheckpointError(f"{file}: holds no weights but a {type(weights).__name__}: give a file of named tensors")
     return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
 def _read_shards(index: Path) -> Weights:
     """The tensors that an index names, each from the shard that it names for it."""
-    try:
-        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    advice = "it is no index of weights; download it again"
+    described = read_json(index, CheckpointError, advice)
+    with refused_as(CheckpointError, index, advice):
+        shard_of = described["weight_map"]
         shards = sorted(set(shard_of.values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index}: is not an index of weights ({error}): download it again") from error
-    outside = [shard for shard in shards if Path(shard).name != shard]
+        outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise CheckpointError(f"{index}: names {outside[0]}, which is not beside it: download it again")
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]

@@ -16,7 +16,6 @@ from voco_llama.data.media.stored import StoredFile
 from voco_llama.errors import DataError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-ORIENTATION = 0x0112
 DEEP = np.array([[0, 255, 256], [4096, 32768, 65535]], dtype=np.uint16)
 GREY = [[0, 0, 1], [16, 128, 255]]
 """`DEEP` in 8 bits."""
@@ -68,17 +67,7 @@ def colors(data: bytes) -> list[list[tuple[int, ...]]]:
     return [[tuple(pixel) for pixel in row] for row in decoded(data).tolist()]
 
 
-# ---- orientation and profiles
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_the_exif_orientation_is_ignored(kind, orientation):
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    turned, plain = encoded(photograph(), kind, exif=exif), encoded(photograph(), kind)
-    assert Image.open(io.BytesIO(turned)).getexif()[ORIENTATION] == orientation
-    np.testing.assert_array_equal(decoded(turned), decoded(plain))
+# ---- profiles
 
 
 def test_color_profiles_are_ignored():

@@ -1,3 +1,4 @@
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -36,6 +37,33 @@ def error_of(path: Path, num_frames: int = 4) -> str:
     assert "\n" not in message
     assert str(path) in message
     return message
+
+
+def rotated(path: Path, quarters: int) -> Path:
+    """A clip with a note to turn it so often clockwise, as phones write it: the matrix of its track (ISO 14496-12)."""
+    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters]
+    one, upright = 0x10000, struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+    data = path.read_bytes()
+    place = data.index(upright, data.index(b"tkhd"))
+    matrix = struct.pack(">9i", cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 0x40000000)
+    path.write_bytes(data[:place] + matrix + data[place + len(matrix) :])
+    return path
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_frames_stand_upright(tmp_path, quarters):
+    corner = np.zeros((32, 64, 3), dtype=np.uint8)
+    corner[:16, :16] = 255
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(corner, format="rgb24")))
+        container.mux(stream.encode())
+    for frame in read_frames(rotated(tmp_path / "a.mp4", quarters), 2):
+        expected = np.rot90(corner, -quarters)
+        assert frame.size == expected.shape[1::-1]
+        np.testing.assert_allclose(np.array(frame).astype(int), expected, atol=60)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ import numpy as np
 
 from voco_llama.data.kept_tables import Arrays, open_table
 from voco_llama.data.media.stored import StoredFile
-from voco_llama.errors import DataError, one_line
+from voco_llama.errors import DataError, refused_as
 
 MAX_MEMBER_BYTES = 2**30
 """A larger member is not read: members are held in memory."""
@@ -98,12 +98,10 @@ class ArchiveMember(StoredFile):
                 f"{self}: takes {max(self.stored_bytes, self.num_bytes)} bytes, and at most {MAX_MEMBER_BYTES} are read"
                 " from inside an archive; unpack it, or take the record out"
             )
-        try:
+        with refused_as(DataError, self, "fetch the archive again"):
             data = self._stored()
             if self.method == zipfile.ZIP_DEFLATED:  # one byte more than it should have, never all that it might
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.num_bytes + 1)
-        except (OSError, struct.error, zlib.error) as error:
-            raise DataError(f"{self}: cannot be read ({one_line(error)}); fetch the archive again") from error
         if len(data) != self.num_bytes or (self.method != _IN_TAR and zlib.crc32(data) != self.checksum):
             raise DataError(f"{self}: damaged, it is not what the archive's own table says; fetch the archive again")
         return io.BytesIO(data)
@@ -170,15 +168,8 @@ def _hash(name: bytes) -> np.uint64:
 
 def _read_members(path: Path) -> Arrays:
     read = _zip_members if path.name.lower().endswith(".zip") else _tar_members
-    try:
+    with refused_as(DataError, path, "it is damaged or was not fetched to its end; fetch it again"):
         table = _pack(read(path))
-    except DataError:
-        raise
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, OverflowError, struct.error, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read as a {path.suffix[1:].lower()}, damaged or not fetched to its end"
-            f" ({one_line(error)}); fetch it again"
-        ) from error
     if not len(table["hashes"]):
         raise DataError(f"{path}: holds no files; fetch it again, or leave it out")
     if any(table[column].min() < 0 for column in _SIZES) or (

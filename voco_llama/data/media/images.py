@@ -5,20 +5,20 @@ names it: missing, not an image, truncated, or so large that decoding it would e
 bomb; judged from the header, before a pixel is decoded).
 
 Colors follow LLaVA: a plain `convert("RGB")`. So an alpha channel is dropped (not blended), a palette looked up, grey
-repeated, CMYK converted without its profile, other color profiles ignored, of an animation the first frame taken. The
-EXIF orientation is ignored too, as LLaVA does it: a photograph that a viewer would turn stays as it is stored (of the
-formats here only TIFF is turned, which Pillow itself does).
+repeated, CMYK converted without its profile, other color profiles ignored, of an animation the first frame taken.
+
+Pictures stand upright: turned as their EXIF orientation says, as viewers show them, and as `datasets` decodes them for
+published benchmarks, so that training, `ask` and `evaluate` see the same. (LLaVA's own training and evaluation code
+reads them as they are stored.) Metadata that cannot be read say nothing of an orientation. `to_rgb` is the one place of
+all this, for files and for images that a caller has opened.
 
 One exception: 16-bit grey. Pillow cuts its values off at 255, so that LLaVA sees an almost white picture; here they are
 scaled to 8 bits, as Pillow scales 16-bit RGB. Grey values of a range that nothing states (32-bit integers or floats of
 a TIFF) are refused.
 """
 
-import json
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from voco_llama.data.media.stored import MediaFile, StoredFile
-from voco_llama.errors import DataError, ProblemKind, SettingsError, one_line
+from voco_llama.errors import DataError, ProblemKind, SettingsError, one_line, refused_as
+from voco_llama.files import read_json
 
 MAX_IMAGE_PIXELS = 2**26
 """Most pixels an image may have once padded to a square: 8192 on a side, 192 MiB as RGB."""
@@ -41,13 +42,12 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _SAME_FORMAT = {"MPO": "JPEG"}
 """Several JPEGs in one file, as phones write them: its first one is what a JPEG decoder reads."""
 
 
 def load_image(file: MediaFile | str) -> Image.Image:
-    """Decodes an image file (of several frames the first), fully, into an image in mode RGB that holds no open file.
+    """Decodes an image file (of several frames the first), fully, into an upright RGB image that holds no open file.
 
     Has Pillow refuse truncated files from now on, whatever another library set (lmms-eval wants them filled up with
     grey): the switch is one for the whole process.
@@ -58,12 +58,12 @@ def load_image(file: MediaFile | str) -> Image.Image:
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with _opened(file) as image:
-        return _to_rgb(image, f"image {file}")
+        return to_rgb(image, f"image {file}")
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the first bytes of an image say: its format, as Pillow names it (JPEG, PNG, ...), and size in pixels."""
+    """What the first bytes of an image say: its format, as Pillow names it (JPEG, PNG, ...), and size as stored."""
 
     format: str
     width: int
@@ -97,7 +97,7 @@ def _opened(file: MediaFile | str) -> Iterator[Image.Image]:
     are left out.
     """
     where = f"image {file}"
-    if not isinstance(file, StoredFile) and not Path(file).is_file():
+    if not isinstance(file, StoredFile) and not os.path.isfile(file):  # noqa: PTH113 - a name too long is no file either
         raise DataError(f"{where}: no such file; fetch it, or take the record out", ProblemKind.MISSING_FILE)
     try:
         with ExitStack() as opened:
@@ -116,18 +116,49 @@ def _opened(file: MediaFile | str) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError as error:
         message = f"{where}: not an image that can be read ({', '.join(IMAGE_FORMATS)}); replace it"
         raise DataError(message, ProblemKind.UNDECODABLE) from error
-    except _DECODER_ERRORS as error:
+    except Exception as error:  # on damaged files Pillow raises exceptions of any type
         message = f"{where}: corrupt or truncated ({one_line(error)}); fetch it again"
         raise DataError(message, ProblemKind.UNDECODABLE) from error
 
 
-def _to_rgb(image: Image.Image, where: str) -> Image.Image:
-    """What `convert("RGB")` gives, but for deep grey: see the module."""
+def to_rgb(image: Image.Image, where: str = "image") -> Image.Image:
+    """An image of any mode in mode RGB, upright and without its metadata: see the module; itself it is not changed.
+
+    Args:
+        image: Of any mode; one in memory that is RGB and needs no turn is given back as it is.
+        where: What messages call it.
+
+    Raises:
+        DataError: It is no image of Pillow, or has grey values of an unknown range.
+    """
+    if not isinstance(image, Image.Image):
+        raise DataError(f"{where}: a {type(image).__name__} is no image; give a PIL.Image.Image")
+    image.load()
+    orientation = _orientation(image)
+    if type(image) is Image.Image and image.mode == "RGB" and orientation == 1:
+        return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise DataError(f"{where}: grey values of 32 bits, whose range is not known; save it with 8 or 16 bits")
-    return image.convert("RGB")
+    elif image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
+    rgb = image.convert("RGB")
+    rgb.info.clear()  # read already: else it would be turned again
+    if orientation != 1:
+        rgb.getexif()[ExifTags.Base.Orientation] = orientation
+        rgb = ImageOps.exif_transpose(rgb)
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a loaded image, 1 (upright) to 8."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of torn metadata
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken metadata; Pillow raises exceptions of any type
+        return 1
+    return orientation if orientation in range(2, 9) else 1
 
 
 def _too_large(where: str, size: str) -> DataError:
@@ -172,14 +203,20 @@ class ImageTransform:
             if len(value) != 3:
                 raise SettingsError(f"image transform: {name} needs three values (red, green, blue), not {len(value)}")
             object.__setattr__(self, name, value)
-        if self.image_size < 1:
-            raise SettingsError(f"image transform: image_size must be at least 1, not {self.image_size}")
+        if type(self.image_size) is not int or self.image_size < 1:
+            raise SettingsError(
+                f"image transform: image_size must be a whole number of at least 1, not {self.image_size!r}"
+            )
         if not all(0 <= channel <= 1 for channel in self.mean) or not all(channel > 0 for channel in self.std):
             raise SettingsError("image transform: mean must lie in [0, 1] and std above 0 (colors scaled to [0, 1])")
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """An RGB image of any size -> float32 `[3, image_size, image_size]`, normalized."""
-        square = expand_to_square(image, tuple(int(channel * 255) for channel in self.mean))
+        """An image of any mode and size, as `to_rgb` sees it -> float32 `[3, image_size, image_size]`, normalized.
+
+        Raises:
+            DataError: As `to_rgb`.
+        """
+        square = expand_to_square(to_rgb(image), tuple(int(channel * 255) for channel in self.mean))
         resized = square.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(torch.float32) / 255
         mean, std = (torch.tensor(channels).view(3, 1, 1) for channels in (self.mean, self.std))
@@ -205,10 +242,7 @@ class ImageTransform:
         file = Path(folder) / "preprocessor_config.json"
         if not file.is_file():
             return cls(image_size)
-        try:
-            described = json.loads(file.read_text(encoding="utf-8"))
+        advice = "get the image processor of the same model again"
+        described = read_json(file, DataError, advice)
+        with refused_as(DataError, file, advice):
             return cls(image_size, tuple(described["image_mean"]), tuple(described["image_std"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file}: cannot be read as an image processor ({one_line(error)}); get it again"
-            ) from error

@@ -2,9 +2,10 @@
 
 A clip is read twice: once only its packets, to count the frames (many containers do not state their number, and some
 state a wrong one), then decoded frame by frame, keeping the wanted ones. So memory holds `num_frames` frames, however
-long the clip. The container's rotation note is ignored, as EXIF orientation is for images.
+long the clip. Frames stand upright, as images do: turned as the container's note of a rotation says.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from voco_llama.data.media.stored import MediaFile, StoredFile
-from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.errors import DataError, ProblemKind, SettingsError, VoCoError, one_line
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -30,6 +32,9 @@ CLIP_ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 LEAST_SHARE = 0.75
 """A clip whose frames span less than this share of the length it announces is taken for truncated."""
+
+_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+"""By quarter turns against the clock, as PyAV counts them."""
 
 # Containers the demuxer may be: without the list a playlist that calls itself .mp4 could open other files.
 _FORMATS = "mov,mp4,matroska,webm,avi"
@@ -105,20 +110,20 @@ def count_frames(path: MediaFile | str) -> int:
 @contextmanager
 def _reading(path: MediaFile | str) -> Iterator[str]:
     """What messages call the clip; the decoder's errors become ours."""
-    import av  # slow to import, and only clips need it
-
     where = f"clip {path}"
-    if not isinstance(path, StoredFile) and not Path(path).is_file():
-        raise DataError(f"{where}: no such file; fetch it, or take the record out")
+    if not isinstance(path, StoredFile) and not os.path.isfile(path):  # noqa: PTH113 - a name too long is no file either
+        raise DataError(f"{where}: no such file; fetch it, or take the record out", ProblemKind.MISSING_FILE)
     try:
         yield where
-    except (av.error.FFmpegError, OSError, EOFError, OverflowError) as error:
+    except (VoCoError, ImportError):
+        raise
+    except Exception as error:  # the decoder's, of any type
         raise DataError(f"{where}: corrupt or not a clip ({one_line(error)}); fetch it again") from error
 
 
 @contextmanager
 def _open(path: MediaFile | str, where: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
-    import av
+    import av  # slow to import, and only clips need it
 
     options = {"format_whitelist": _FORMATS}
     with ExitStack() as opened:
@@ -171,6 +176,11 @@ def _count_frames(path: MediaFile | str, where: str) -> int:
     return count
 
 
+def _upright(frame: "VideoFrame") -> Image.Image:
+    image, turn = frame.to_image(), _TURNS.get(round(frame.rotation / 90) % 4)
+    return image if turn is None else image.transpose(turn)
+
+
 def _decode(path: MediaFile | str, indices: list[int], where: str) -> tuple[list[Image.Image], int]:
     """Decodes up to the last of `indices` (ascending); returns the frames reached and how many were decoded."""
     frames: list[Image.Image] = []
@@ -180,7 +190,7 @@ def _decode(path: MediaFile | str, indices: list[int], where: str) -> tuple[list
             _check_size(frame.width, frame.height, where)
             wanted = indices[len(frames) :].count(decoded)
             if wanted:
-                frames.extend([frame.to_image()] * wanted)
+                frames.extend([_upright(frame)] * wanted)
             decoded += 1
             if len(frames) == len(indices):
                 break

@@ -23,7 +23,7 @@ import numpy as np
 
 from voco_llama.data.readers.table_records import TableReader, count_in
 from voco_llama.data.records import Sizes
-from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.errors import DataError, SettingsError, VoCoError, one_line
 from voco_llama.hub import is_hub_name
 
 if TYPE_CHECKING:
@@ -62,10 +62,12 @@ class HfDataset(TableReader):
         return len(self._dataset)
 
     def row(self, index: int, columns: list[str]) -> "pa.Table":
-        return self._dataset[index].select(columns)
+        with reported(self.file):
+            return self._dataset[index].select(columns)
 
     def _column(self, name: str) -> "Iterator[pa.ChunkedArray]":
-        return (table[name] for table in self._dataset.select_columns([name]).iter(ROWS_AT_ONCE))
+        with reported(self.file):
+            yield from (table[name] for table in self._dataset.select_columns([name]).iter(ROWS_AT_ONCE))
 
 
 def is_saved(file: Path) -> bool:
@@ -103,13 +105,12 @@ def find_builder(file: Path, split: str, name: str | None) -> "DatasetBuilder":
 
 @contextmanager
 def reported(file: str | Path) -> Iterator[None]:
-    """Makes the library's errors a `DataError` of one line."""
-    from datasets.exceptions import DatasetsError
-    from pyarrow import ArrowException
-
+    """Makes the library's errors, of any type, a `DataError` of one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, DatasetsError, ArrowException) as error:
+    except VoCoError:
+        raise
+    except Exception as error:
         reason = one_line(error.__cause__ or error)  # the library wraps what happened in a general message
         raise DataError(f"{file}: cannot be read ({reason}); check the path, or fetch it again") from error
 

@@ -34,7 +34,7 @@ from voco_llama.data.records import (
     read_turns,
     stop,
 )
-from voco_llama.errors import DataError, ProblemKind, shown
+from voco_llama.errors import DataError, ProblemKind, refused_as, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -212,8 +212,9 @@ class Cell(StoredFile):
         return Path(self.path).name if self.path else self.column
 
     def open(self) -> BinaryIO:
-        value = self.reader.row(self.row, [self.column])[self.column][0]
-        return io.BytesIO(_parts(value if self.number is None else value.values[self.number])[0].as_py())
+        with refused_as(DataError, self, "fetch the table again"):
+            value = self.reader.row(self.row, [self.column])[self.column][0]
+            return io.BytesIO(_parts(value if self.number is None else value.values[self.number])[0].as_py())
 
 
 def _parts(value: "pa.Scalar") -> "tuple[pa.Scalar | None, str | None]":

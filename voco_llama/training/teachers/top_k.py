@@ -9,6 +9,7 @@ A file holds `records_per_file` entries of the mixture, in its order:
     log_probs   [tokens, k] float32    their log-probabilities at the manifest's temperature
     offsets     [entries + 1] int64    the tokens of entry i are offsets[i] to offsets[i + 1]
     checksums   [entries] int64        CRC-32 of the ids of its trained tokens
+    words       [entries] int64        CRC-32 of its `token_ids` and `log_probs`; older files have none
 
 Files are memory-mapped: a row reads its own tokens and no more.
 """
@@ -74,7 +75,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file}: format version {manifest.get('format_version')}, and this code reads {FORMAT_VERSION}: make the"
             " files again, with voco-llama teacher"
         )
+    with refused_as(CheckpointError, file, _again(folder)):
+        needed = manifest["made_from"], manifest["complete"], manifest["teacher"]["fingerprint"]
+        numbers = manifest["teacher"]["num_voco"], manifest["records_per_file"]
+        if list(map(type, (*needed, *numbers))) != [dict, bool, str, int, int] or numbers[1] < 1:
+            raise ValueError("an entry is of another type than it should be")
     return manifest
+
+
+def _again(folder: Path) -> str:
+    return f"remove {folder} and make the files again, with voco-llama teacher"
 
 
 def check_same(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -123,6 +133,12 @@ def answer_checksum(labels: Tensor) -> tuple[int, int]:
     return len(answers), zlib.crc32(answers.numpy().astype("<i8").tobytes())
 
 
+def words_checksum(token_ids: Tensor, log_probs: Tensor) -> int:
+    """CRC-32 of what the teacher predicts for an entry, `[tokens, k]` int32 and float32 (little-endian)."""
+    ids, numbers = token_ids.numpy().astype("<i4").tobytes(), log_probs.numpy().astype("<f4").tobytes()
+    return zlib.crc32(numbers, zlib.crc32(ids))
+
+
 class TopKRows(Sequence[dict[str, Tensor]]):
     """Rows of a mixture with what a teacher predicts for them; each process maps the files when it first reads."""
 
@@ -130,7 +146,7 @@ class TopKRows(Sequence[dict[str, Tensor]]):
         self._rows = rows
         self.folder = folder
         self.records_per_file = records_per_file
-        self._opened: dict[int, tuple[Any, Tensor, Tensor]] = {}
+        self._opened: dict[int, tuple[Any, dict[str, Tensor]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}  # a mapping does not travel to a spawned worker
@@ -142,13 +158,11 @@ class TopKRows(Sequence[dict[str, Tensor]]):
         row = self._rows[index]
         return row | self.words(index, row["labels"])
 
-    def _open(self, number: int) -> tuple[Any, Tensor, Tensor]:
+    def _open(self, number: int) -> tuple[Any, dict[str, Tensor]]:
         if number not in self._opened:
-            file = top_k_file(self.folder, number)
-            advice = f"remove {self.folder} and make the files again, with voco-llama teacher"
-            with refused_as(CheckpointError, file, advice):
-                opened = safe_open(file, framework="pt")
-                self._opened[number] = opened, opened.get_tensor("offsets"), opened.get_tensor("checksums")
+            opened = safe_open(top_k_file(self.folder, number), framework="pt")
+            index = {"offsets", "checksums", "words"} & set(opened.keys())
+            self._opened[number] = opened, {name: opened.get_tensor(name) for name in index}
         return self._opened[number]
 
     def words(self, index: int, labels: Tensor) -> dict[str, Tensor]:
@@ -159,16 +173,21 @@ class TopKRows(Sequence[dict[str, Tensor]]):
 
         Raises:
             DataError: The row's trained tokens are not those that the teacher read.
+            CheckpointError: The file is missing or damaged.
         """
         number, place = divmod(index, self.records_per_file)
-        opened, offsets, checksums = self._open(number)
-        start, stop = offsets[place].item(), offsets[place + 1].item()
-        count, checksum = answer_checksum(labels)
-        if (stop - start, checksums[place].item()) != (count, checksum):
-            raise DataError(
-                f"{top_k_file(self.folder, number)}: entry {place} is about other answer tokens ({stop - start}) than"
-                f" record {index} of the data now has ({count}): make the files again, with voco-llama teacher"
-            )
-        # Copied: a view would drag the whole file along when the row goes to another process.
-        tensors = (opened.get_slice(name)[start:stop].clone() for name in ("token_ids", "log_probs"))
+        file = top_k_file(self.folder, number)
+        with refused_as(CheckpointError, file, _again(self.folder)):
+            opened, entries = self._open(number)
+            start, stop = entries["offsets"][place : place + 2].tolist()
+            count, checksum = answer_checksum(labels)
+            if (stop - start, entries["checksums"][place].item()) != (count, checksum):
+                raise DataError(
+                    f"{file}: entry {place} is about other answer tokens ({stop - start}) than record {index} of the"
+                    f" data now has ({count}): make the files again, with voco-llama teacher"
+                )
+            # Copied: a view would drag the whole file along when the row goes to another process.
+            tensors = [opened.get_slice(name)[start:stop].clone() for name in ("token_ids", "log_probs")]
+            if "words" in entries and words_checksum(*tensors) != entries["words"][place].item():
+                raise ValueError(f"entry {place} is not what was written")
         return dict(zip(TOP_K_ENTRIES, tensors, strict=True))

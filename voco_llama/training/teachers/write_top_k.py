@@ -41,6 +41,7 @@ from voco_llama.training.teachers.top_k import (
     made_from,
     read_manifest,
     top_k_file,
+    words_checksum,
 )
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,10 @@ def write_file(
         parts["token_ids"].append(ids.int().cpu())
         parts["log_probs"].append(log_probs.cpu())
     tensors = {name: torch.cat(values) for name, values in parts.items()}
-    tensors |= {"offsets": torch.tensor(counts).cumsum(0), "checksums": torch.tensor(checksums)}
+    offsets = torch.tensor(counts).cumsum(0)
+    pieces = (tensors[name].tensor_split(offsets[1:-1]) for name in ("token_ids", "log_probs"))
+    words = [words_checksum(*piece) for piece in zip(*pieces, strict=True)]
+    tensors |= {"offsets": offsets, "checksums": torch.tensor(checksums), "words": torch.tensor(words)}
     mass = tensors["log_probs"].double().exp().sum().item()
     with written_aside(file) as aside:
         save_file(tensors, aside, {"tokens": str(sum(counts)), "mass": repr(mass)})
@@ -174,9 +178,9 @@ def _finish(folder: Path, manifest: dict, count: int) -> None:
     tokens, mass = 0, 0.0
     for number in range(count):
         file = top_k_file(folder, number)
-        with refused_as(CheckpointError, file, "remove it, and give the same command again"):
-            with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata()
+        advice = "remove it, and the same command makes it again"
+        with refused_as(CheckpointError, file, advice), safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
             tokens += int(metadata["tokens"])
             mass += float(metadata["mass"])
     records, coverage = manifest["made_from"]["records"], mass / max(tokens, 1)

@@ -1,0 +1,198 @@
+"""The file of a `VoCoCache`: what is saved is loaded, and whatever is damaged or of another model is refused."""
+
+import json
+import pickle
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tests.model.rows import random_images
+from tests.tiny import tiny_model, tiny_processor
+from voco_llama import VoCoCache
+from voco_llama.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    return tiny_model(processor)
+
+
+@pytest.fixture(scope="module")
+def cache(processor, model):
+    return model.compress(processor.pixels(random_images(4)))
+
+
+@pytest.fixture
+def file(cache, tmp_path):
+    cache.save(tmp_path / "images.voco")
+    return tmp_path / "images.voco"
+
+
+def contents(file) -> tuple[dict, dict]:
+    """Tensors and our metadata of a file."""
+    with safe_open(file, framework="pt") as opened:
+        return {n: opened.get_tensor(n) for n in ("keys", "values")}, json.loads(opened.metadata()["voco_llama"])
+
+
+def rewrite(file, tensors: dict | None = None, **metadata) -> None:
+    old_tensors, old_metadata = contents(file)
+    described = json.dumps(old_metadata | metadata)
+    save_file(tensors or old_tensors, file, metadata={"voco_llama": described})
+
+
+def test_a_file_says_what_it_holds(file, model, cache):
+    tensors, metadata = contents(file)
+    assert metadata == {
+        "format": "voco_llama.cache",
+        "format_version": "1",
+        "fingerprint": model.fingerprint(),
+        "num_voco": "2",
+        "dtype": "float32",
+        "checksum": f"{zlib.crc32(cache.values.numpy().tobytes(), zlib.crc32(cache.keys.numpy().tobytes())):08x}",
+    }
+    assert torch.equal(tensors["keys"], cache.keys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda c: c, lambda c: c[1:3], lambda c: c.truncate(1), lambda c: c.to(torch.bfloat16), lambda c: c[[0, 0]]],
+    ids=["whole", "slice", "truncated", "bfloat16", "repeated"],
+)
+def test_what_is_saved_is_loaded(cache, model, tmp_path, change):
+    changed = change(cache)
+    changed.save(tmp_path / "c")
+    loaded = VoCoCache.load(tmp_path / "c", model)
+    assert torch.equal(loaded.keys, changed.keys)
+    assert torch.equal(loaded.values, changed.values)
+    assert loaded.fingerprint == cache.fingerprint
+    assert loaded.keys.dtype == changed.keys.dtype
+
+
+def test_a_file_is_never_unpickled(file, model, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a cache file was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    VoCoCache.load(file, model)
+    file.write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(CheckpointError, match="it is no VoCo cache, or damaged"):
+        VoCoCache.load(file, model)
+
+
+def refused(file, model) -> str:
+    with pytest.raises(CheckpointError) as error:
+        VoCoCache.load(file, model)
+    text = str(error.value)
+    assert text.startswith(f"{file}: ")
+    assert "\n" not in text
+    return text
+
+
+def test_another_models_cache_is_refused(file, processor):
+    assert "was made by another model" in refused(file, tiny_model(processor, seed=1))
+
+
+def test_another_format_version_is_refused(file, model):
+    rewrite(file, format_version="2")
+    assert "has cache format 2, this version reads 1" in refused(file, model)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"voco_llama": "{"}, {"voco_llama": "[]"}])
+def test_other_safetensors_files_are_refused(file, model, metadata):
+    save_file({"keys": torch.zeros(1)}, file, metadata=metadata)
+    assert "VoCo cache" in refused(file, model)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(file, model, keep):
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "it is no VoCo cache, or damaged" in refused(file, model)
+
+
+def test_a_missing_file_is_refused(tmp_path, model):
+    assert "it is no VoCo cache, or damaged" in refused(tmp_path / "gone", model)
+
+
+def test_a_missing_tensor_is_refused(file, model):
+    rewrite(file, {"keys": contents(file)[0]["keys"]})
+    assert "it is no VoCo cache, or damaged" in refused(file, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_flipped_bit_is_found(cache, model, tmp_path, dtype):
+    file = tmp_path / "c"
+    cache.to(dtype).save(file)
+    data = file.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    places = np.random.default_rng(0).integers(8 * begin, 8 * len(data), 50)
+    for place in [8 * begin, 8 * len(data) - 1, *places.tolist()]:
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        assert "damaged, its tensors are not what was saved" in refused(file, model)
+
+
+def test_a_flipped_bit_of_the_description_never_changes_a_number(file, model, cache):
+    data = file.read_bytes()
+    for place in np.random.default_rng(0).integers(0, 8 * (8 + int.from_bytes(data[:8], "little")), 100).tolist():
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        with suppress(CheckpointError):
+            loaded = VoCoCache.load(file, model)
+            assert torch.equal(loaded.keys, cache.keys)
+            assert torch.equal(loaded.values, cache.values)
+
+
+def test_a_file_of_before_checksums_is_loaded(file, model, cache):
+    tensors, metadata = contents(file)
+    del metadata["checksum"]
+    save_file(tensors, file, metadata={"voco_llama": json.dumps(metadata)})
+    assert torch.equal(VoCoCache.load(file, model).keys, cache.keys)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(cache, model, tmp_path, value):
+    values = cache.values.clone()
+    values[1, 2, 0, 1, 3] = value
+    replace(cache, values=values).save(tmp_path / "c")
+    assert "holds numbers that are not finite" in refused(tmp_path / "c", model)
+
+
+def test_saving_leaves_the_old_file_or_the_new_one(file, cache, model, monkeypatch):
+    monkeypatch.setattr("voco_llama.model.cache.save_file", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cache[0].save(file)
+    assert len(VoCoCache.load(file, model)) == 4
+    assert [other.name for other in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: {"keys": t["keys"][:1], "values": t["values"][:1]},
+        lambda t: {"keys": t["keys"][..., :1, :], "values": t["values"][..., :1, :]},
+        lambda t: {"keys": t["keys"], "values": t["values"][:, :1]},
+        lambda t: {"keys": t["keys"][0], "values": t["values"][0]},
+        lambda t: {"keys": t["keys"].half(), "values": t["values"].half()},
+        lambda t: {"keys": t["keys"], "values": t["values"].half()},
+    ],
+    ids=["a layer less", "another N", "fewer values", "no layers", "another dtype", "two dtypes"],
+)
+def test_tensors_that_belie_the_description_are_refused(file, model, change):
+    tensors = {name: tensor.contiguous() for name, tensor in change(contents(file)[0]).items()}
+    rewrite(file, tensors)
+    assert "do not agree with its description or with the model" in refused(file, model)
