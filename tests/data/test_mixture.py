@@ -265,7 +265,8 @@ def test_each_bad_record_is_logged_and_listed_once(tmp_path, caplog):
     file = str(tmp_path / "d.json")
     assert [(entry["file"], entry["record"]) for entry in summarize_bad_records(listed)] == [(file, 1), (file, 2)]
     assert summarize_bad_records(listed)[0]["error"] == (
-        f"{file} record 1 (id 'd1'): the answer in turn 1 is empty; fill it in, or take the record out"
+        f"{file} record 1 (id 'd1'): turn 1 is from 'human' where the assistant's turn belongs; user and assistant take"
+        " turns, the user first"
     )
 
 
@@ -292,7 +293,8 @@ def test_error_line_is_recovered_from_a_worker(tmp_path):
         list(DataLoader(LoadedMixture(mixture, record_id), num_workers=1))
     assert "Traceback" in str(caught.value)
     expected = (
-        f"{tmp_path / 'd.json'} record 2 (id 'd2'): the answer in turn 1 is empty; fill it in, or take the record out"
+        f"{tmp_path / 'd.json'} record 2 (id 'd2'): turn 1 is from 'human' where the assistant's turn belongs; user and"
+        " assistant take turns, the user first"
     )
     assert own_line(caught.value) == expected
     with pytest.raises(DataError, match=re.escape(expected)) as plain:
