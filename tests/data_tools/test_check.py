@@ -12,7 +12,7 @@ from voco_llama.data.readers.llava_json import LlavaJson
 from voco_llama.data_tools import chunks as chunks_module
 from voco_llama.data_tools.check import Findings, check_data, write_report
 from voco_llama.errors import DataError, ProblemKind, SettingsError
-from voco_llama.training.build import build_processor
+from voco_llama.training.build import build_processor, open_mixture
 
 
 def write_json(file: Path, records: list) -> Path:
@@ -144,6 +144,18 @@ def test_how_deep_images_are_looked_at(settings, images, tmp_path, depth, expect
     names = ["cut.jpg", "page.jpg", "empty.jpg", "lost.jpg", "gif.jpg", "good.png"]
     records = [record(name, image=name) for name in names]
     assert [kind for _, kind in kinds_of(settings, tmp_path, records, images, media=depth)] == expected
+
+
+def test_what_a_library_fails_with_is_named_and_the_others_are_read(settings, images, tmp_path):
+    """A file name that no system takes: an OSError where the file is looked for."""
+    records = [record("a"), record("b", image="x" * 5000), record("c", image="gif.jpg")]
+    found = kinds_of(settings, tmp_path, records, images)
+    assert found == [(1, "unreadable_record"), (2, "other_format")]
+    chosen = settings(("llava_json", tmp_path / "some.json", images), **{"data.skip_bad_records": True})
+    mixture, processor = open_mixture(chosen, tmp_path / "bad"), build_processor(chosen)
+    assert len(list(LoadedMixture(mixture, processor.row))) == 3
+    (listed,) = summarize_bad_records(tmp_path / "bad")
+    assert listed["error"].startswith(f"{tmp_path / 'some.json'} record 1")
 
 
 def test_a_huge_image_is_no_image(settings, images, tmp_path):
