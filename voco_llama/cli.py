@@ -127,35 +127,35 @@ def data_prepare(settings: Any) -> None:
         reports[0].check()
 
 
-@_command("voco_llama.data_tools.settings:DataCheckSettings")
-def data_check(settings: Any) -> int:
+@_command("voco_llama.data_tools.settings:DataCheckSettings", wants_overrides=True)
+def data_check(settings: Any, overrides: list[str]) -> int:
     """Read every record, image and clip of a training's data, and report what is wrong."""
     from voco_llama.data_tools.check import check_data, check_summary, error_line
 
-    findings = check_data(settings)
+    findings = check_data(settings, overrides)
     sys.stdout.write(check_summary(findings))
     if findings.num_bad:
         sys.stderr.write(f"found: {error_line(findings)}\n")
     return int(findings.num_bad > 0)
 
 
-@_command("voco_llama.data_tools.settings:DataStatsSettings")
-def data_stats(settings: Any) -> str:
+@_command("voco_llama.data_tools.settings:DataStatsSettings", wants_overrides=True)
+def data_stats(settings: Any, overrides: list[str]) -> str:
     """Count records, turns, tokens, image sizes and steps of a training's data."""
     from voco_llama.data_tools.stats import count_data, stats_table
 
-    return stats_table(count_data(settings))
+    return stats_table(count_data(settings, overrides))
 
 
-@_command("voco_llama.data_tools.settings:PreviewSettings")
-def data_preview(settings: Any) -> None:
+@_command("voco_llama.data_tools.settings:PreviewSettings", wants_overrides=True)
+def data_preview(settings: Any, overrides: list[str]) -> None:
     """Draw samples of a training as the model will see them: an HTML page."""
     from voco_llama.data_tools.settings import check_preview
 
     check_preview(settings)  # before the slow imports
     from voco_llama.data_tools.preview import preview
 
-    preview(settings)
+    preview(settings, overrides)
 
 
 @_command("voco_llama.settings:TrainSettings")

@@ -16,6 +16,20 @@ class ProblemKind(StrEnum):
     An error is what a training refuses: it stops there, or passes over the record with `data.skip_bad_records`. A note
     is what it takes as it is, and somebody may want to know.
 
+    Conversations that LLaVA-1.5's own code takes are taken as it takes them (its `preprocess_v1`), and noted:
+
+    - `left_out_turn`: a first turn that is the assistant's is left out, with its `<image>` mark if it has one.
+    - `empty_turn`: of `USER:` or `ASSISTANT:` without text nothing is written but the role: no space, and no `</s>`.
+      Only blanks are text: they and the `</s>` after them are trained. After an empty question no answer is trained.
+    - `unanswered`: where the last turn is the user's, or an empty answer, nothing of the row is trained ("tokenization
+      mismatch (ignored)", LLaVA says), unless the tokens up to the last answer's `</s>`, an image counted as one, are
+      `data.max_length` or more; then those answers are trained that the cut leaves. An empty question that an answer
+      follows is one more such end.
+    - `odd_marks`, with the option `marks: llava` of `llava_json`, an error else.
+
+    Where images stand (`prompt.order`) changes nothing of it. The template `plain` writes answers alone, each with a
+    newline, and trains them all; of an empty one the newline.
+
     Attributes:
         meaning: In words.
         is_note: Whether it is a note.
@@ -34,7 +48,7 @@ class ProblemKind(StrEnum):
     WRONG_TYPE = "wrong_type", "a part is missing or is not what it should be"
     NO_TURNS = "no_turns", "the conversation is empty"
     ROLES = "roles", "user and assistant do not take turns, or a role is unknown"
-    EMPTY_ANSWER = "empty_answer", "an answer without text"
+    EMPTY_ANSWER = "empty_answer", "a caption or an answer on a clip without text"
     MARK_IN_ANSWER = "mark_in_answer", "an <image> mark in an answer"
     MISSING_MARK = "missing_mark", "fewer <image> marks than images or clips"
     TOO_MANY_MARKS = "too_many_marks", "more <image> marks than images or clips"
@@ -50,6 +64,10 @@ class ProblemKind(StrEnum):
     SPECIAL_TOKEN_TEXT = "special_token_text", "text that spells out a special token; it is read as text", True
     DUPLICATE = "duplicate", "the same conversation on the same media as an earlier record", True
     REPEATED_ID = "repeated_id", "an id that records of different content share", True
+    LEFT_OUT_TURN = "left_out_turn", "its first turn is the assistant's: that is left out, as LLaVA does", True
+    EMPTY_TURN = "empty_turn", "a question or an answer without text: its row is as LLaVA writes it", True
+    UNANSWERED = "unanswered", "ends without an answer: under vicuna_v1 nothing of it is trained, as LLaVA does", True
+    ODD_MARKS = "odd_marks", "<image> marks that do not fit its images, read as LLaVA does", True
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

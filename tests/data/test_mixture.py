@@ -19,12 +19,13 @@ from voco_llama.errors import DataError, SettingsError, own_line
 def write_source(
     folder: Path, name: str, count: int, bad: tuple[int, ...] = (), text_only: tuple[int, ...] = ()
 ) -> Path:
-    """Records whose id is `name` and a number; the bad ones have no answer."""
+    """Records whose id is `name` and a number; of the bad ones the user alone speaks."""
     records = []
     for i in range(count):
         image = {} if i in text_only else {"image": f"{i}.jpg"}
         question = "What?" if i in text_only else "<image>\nWhat?"
-        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "" if i in bad else "x" * (i + 1)}]
+        answerer = "human" if i in bad else "gpt"
+        turns = [{"from": "human", "value": question}, {"from": answerer, "value": "x" * (i + 1)}]
         records.append({"id": f"{name}{i}", **image, "conversations": turns})
     (folder / f"{name}.json").write_text(json.dumps(records))
     return folder / f"{name}.json"
@@ -155,6 +156,7 @@ def test_index_errors(sources):
         ({"limits": [1, 2, 3]}, SettingsError, "2 data sources but 3 limits"),
         ({"weights": [0, 1]}, SettingsError, r"a\.json: a weight of 0; give one above 0"),
         ({"weights": [1, float("nan")]}, SettingsError, r"b\.json: a weight of nan"),
+        ({"weights": [1, 1e12]}, SettingsError, r"b\.json: a weight of 1000000000000.0 is 6e\+12 records; lower it"),
         ({"limits": [0, None]}, SettingsError, r"a\.json: a limit of 0 records"),
         ({"weights": [0.01, 1]}, DataError, r"a\.json: weight 0\.01 of 10 records is none; raise it"),
     ],
@@ -175,7 +177,7 @@ def test_no_sources():
 def test_bad_record_stops_by_default(tmp_path):
     mixture = damaged(tmp_path, 4, bad=(2,))
     assert mixture.try_load(1, record_id) == "d1"
-    with pytest.raises(DataError, match=r"d\.json record 2 \(id 'd2'\): the answer in turn 1 is empty"):
+    with pytest.raises(DataError, match=r"d\.json record 2 \(id 'd2'\): turn 1 is from 'human' where"):
         mixture.try_load(2, record_id)
 
 
@@ -225,10 +227,30 @@ def test_tries_are_bounded(tmp_path):
     assert mixture.try_load(count - 3, record_id) == f"d{count - 1}"
 
 
-def test_other_errors_are_not_swallowed(tmp_path):
-    mixture = damaged(tmp_path, 3, bad=(), skip_bad_records=True)
-    with pytest.raises(ZeroDivisionError):
-        mixture.try_load(0, lambda record: 1 / 0)
+@pytest.mark.parametrize("error", [KeyError("a"), OSError("b"), RecursionError("c"), ZeroDivisionError("d")])
+def test_whatever_a_library_raises_names_the_record(tmp_path, error):
+    def load(record: Record) -> str:
+        if record.id == "d1":
+            raise error
+        return record.id
+
+    message = rf"d\.json record 1: cannot be read \({error}\): mend it, or take it out$"
+    with pytest.raises(DataError, match=message):
+        damaged(tmp_path, 3, bad=()).try_load(1, load)
+    listed = tmp_path / "bad"
+    mixture = damaged(tmp_path, 3, bad=(), skip_bad_records=True, bad_records_folder=listed)
+    assert [mixture.try_load(i, load) for i in range(3)] == ["d0", "d2", "d2"]
+    (entry,) = summarize_bad_records(listed)
+    assert entry["record"] == 1
+    assert re.search(message, entry["error"])
+
+
+def test_errors_of_settings_are_not_swallowed(tmp_path):
+    def load(record: Record) -> str:
+        raise SettingsError("num_frames must be at least 1, not 0")
+
+    with pytest.raises(SettingsError, match="num_frames"):
+        damaged(tmp_path, 3, bad=(), skip_bad_records=True).try_load(0, load)
 
 
 def test_each_bad_record_is_logged_and_listed_once(tmp_path, caplog):
@@ -243,7 +265,8 @@ def test_each_bad_record_is_logged_and_listed_once(tmp_path, caplog):
     file = str(tmp_path / "d.json")
     assert [(entry["file"], entry["record"]) for entry in summarize_bad_records(listed)] == [(file, 1), (file, 2)]
     assert summarize_bad_records(listed)[0]["error"] == (
-        f"{file} record 1 (id 'd1'): the answer in turn 1 is empty; fill it in, or take the record out"
+        f"{file} record 1 (id 'd1'): turn 1 is from 'human' where the assistant's turn belongs; user and assistant take"
+        " turns, the user first"
     )
 
 
@@ -283,7 +306,8 @@ def test_error_line_is_recovered_from_a_worker(tmp_path):
         list(DataLoader(LoadedMixture(mixture, record_id), num_workers=1))
     assert "Traceback" in str(caught.value)
     expected = (
-        f"{tmp_path / 'd.json'} record 2 (id 'd2'): the answer in turn 1 is empty; fill it in, or take the record out"
+        f"{tmp_path / 'd.json'} record 2 (id 'd2'): turn 1 is from 'human' where the assistant's turn belongs; user and"
+        " assistant take turns, the user first"
     )
     assert own_line(caught.value) == expected
     with pytest.raises(DataError, match=re.escape(expected)) as plain:

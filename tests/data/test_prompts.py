@@ -46,7 +46,7 @@ def test_a_text_only_conversation_is_the_same_in_every_order(order):
     ("order", "expected"),
     [
         ("first", "[S]<s>Hi. USER: Is it\nred? ASSISTANT:"),
-        ("llava", "<s>Hi. USER: [S]\nIs it\nred? ASSISTANT:"),
+        ("llava", "<s>Hi. USER: [S]\nIs it\n\nred? ASSISTANT:"),
         ("inline", "<s>Hi. USER: Is it\n[S]\nred? ASSISTANT:"),
     ],
 )

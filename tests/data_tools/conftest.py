@@ -47,7 +47,6 @@ DEFECTS: dict[str, Any] = {
     "roles": record(
         "order", conversations=[{"from": "human", "value": "<image>"}, *conversation("And?", "It.", "So?", "Yes.")]
     ),
-    "empty_answer": record("empty", answer=" \n"),
     "mark_in_answer": record("mark", answer="See <image>."),
     "missing_mark": record("none", question="What?"),
     "too_many_marks": record("two", question="<image><image>"),
@@ -58,6 +57,9 @@ DEFECTS: dict[str, Any] = {
     "image_cut": record("many", question="<image>" * 30, image=["good.png"] * 30),
     "no_answer_left": record("long question", question=f"<image>{'w' * MAX_LENGTH}"),
     "cut": record("long answer", answer="w" * MAX_LENGTH),
+    "empty_turn": record("empty", answer=" \n"),
+    "left_out_turn": record("left out", conversations=conversation("<image>", "Here.", "<image>", "There.")[1:]),
+    "unanswered": record("unanswered", conversations=conversation("<image>\nWhat?", "A.", "Why?")),
     "other_format": record("gif", image="gif.jpg"),
     "special_token_text": record("spelled", answer="That is </s>, they say."),
     "duplicate": record("another id", answer="This is first."),
@@ -76,6 +78,7 @@ RECORDS = [
 def refused(kinds: Any) -> list[str]:
     """Kinds of `DEFECTS` whose record a training refuses."""
     notes = {"cut", "other_format", "special_token_text", "duplicate", "repeated_id"}
+    notes |= {"empty_turn", "left_out_turn", "unanswered", "odd_marks"}
     return [kind for kind in kinds if kind not in notes]
 
 
@@ -89,13 +92,14 @@ def defects(tmp_path, images) -> Path:
 
 @pytest.fixture
 def overrides(tmp_path) -> Callable[..., list[str]]:
-    """Overrides for sources, each (format, file, media folder or None)."""
+    """Overrides for sources, each (format, file, media folder or None), and its options if it has some."""
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "vision.json").write_text(json.dumps(VISION_CONFIG))
 
-    def make(*sources: tuple[str, Path, Path | None], **settings: Any) -> list[str]:
+    def make(*sources: tuple, **settings: Any) -> list[str]:
         described = ", ".join(
-            f"{{format: {name}, file: {file}, media_folder: {folder or 'null'}}}" for name, file, folder in sources
+            f"{{format: {name}, file: {file}, media_folder: {folder or 'null'}, options: {{{', '.join(options)}}}}}"
+            for name, file, folder, *options in sources
         )
         own = {"workers": 0, **settings}
         return [

@@ -11,8 +11,8 @@ from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_record
 from voco_llama.data.readers.llava_json import LlavaJson
 from voco_llama.data_tools import chunks as chunks_module
 from voco_llama.data_tools.check import Findings, check_data, write_report
-from voco_llama.errors import DataError, ProblemKind
-from voco_llama.training.build import build_processor
+from voco_llama.errors import DataError, ProblemKind, SettingsError
+from voco_llama.training.build import build_processor, open_mixture
 
 
 def write_json(file: Path, records: list) -> Path:
@@ -37,15 +37,24 @@ def kinds_of(settings, tmp_path: Path, records: list, images: Path | None, **own
 
 def test_one_of_each_defect(settings, defects, images, tmp_path):
     pictureless = write_json(tmp_path / "pictureless.json", [record("no folder")])
+    markless = write_json(tmp_path / "markless.json", [record("no mark", question="What?")])
+    silent = write_json(tmp_path / "silent.json", [{"q": "What?", "a": " ", "video_id": "clip"}])
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "clip.mp4").write_bytes(b"not looked at")
     chosen = settings(
-        ("llava_json", defects, images), ("llava_json", pictureless, None), report=tmp_path / "out" / "report.json"
+        ("llava_json", defects, images),
+        ("llava_json", pictureless, None),
+        ("llava_json", markless, images, "marks: llava"),
+        report=tmp_path / "out" / "report.json",
     )
+    of_clips = settings(("video_chatgpt", silent, tmp_path / "clips"), media="exists")
     findings = check_data(chosen)
     expected = [(str(defects), place, kind) for place, kind in enumerate(DEFECTS, start=1)]
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     found = [(problem["file"], problem["record"], problem["kind"]) for problem in report["problems"]]
-    assert found == [*expected, (str(pictureless), 0, "no_media_folder")]
-    assert report["counts"] == findings.counts == dict.fromkeys(ProblemKind, 1)
+    assert found == [*expected, (str(pictureless), 0, "no_media_folder"), (str(markless), 0, "odd_marks")]
+    assert report["counts"] == findings.counts == dict.fromkeys(set(ProblemKind) - {"empty_answer"}, 1)
+    assert check_data(of_clips).counts == {"empty_answer": 1}
     assert [problem["level"] for problem in report["problems"]] == [
         "error" if problem["kind"] in [*refused(DEFECTS), "no_media_folder"] else "note"
         for problem in report["problems"]
@@ -53,7 +62,8 @@ def test_one_of_each_defect(settings, defects, images, tmp_path):
     assert report["settings"]["media"] == "decode"
     assert report["versions"]["python"]
     bad = len(refused(DEFECTS))
-    assert [(source["records"], source["bad_records"]) for source in report["sources"]] == [(len(RECORDS), bad), (1, 1)]
+    counted = [(source["records"], source["bad_records"]) for source in report["sources"]]
+    assert counted == [(len(RECORDS), bad), (1, 1), (1, 0)]
 
 
 def test_messages_name_file_record_and_id_on_one_line(settings, defects, images, tmp_path):
@@ -97,7 +107,7 @@ def test_all_problems_of_a_record(settings, images, tmp_path):
         {"from": "human", "value": "Well?"},
     ]
     found = kinds_of(settings, tmp_path, [record("a", image=["lost.jpg", "cut.jpg"], conversations=turns)], images)
-    expected = ["roles", "empty_answer", "roles", "mark_in_answer", "missing_mark", "missing_file", "undecodable"]
+    expected = ["roles", "empty_turn", "unanswered", "mark_in_answer", "missing_mark", "missing_file", "undecodable"]
     assert found == [(0, kind) for kind in [*expected, "special_token_text"]]
 
 
@@ -134,6 +144,18 @@ def test_how_deep_images_are_looked_at(settings, images, tmp_path, depth, expect
     names = ["cut.jpg", "page.jpg", "empty.jpg", "lost.jpg", "gif.jpg", "good.png"]
     records = [record(name, image=name) for name in names]
     assert [kind for _, kind in kinds_of(settings, tmp_path, records, images, media=depth)] == expected
+
+
+def test_what_a_library_fails_with_is_named_and_the_others_are_read(settings, images, tmp_path):
+    """A file name that no system takes: an OSError where the file is looked for."""
+    records = [record("a"), record("b", image="x" * 5000), record("c", image="gif.jpg")]
+    found = kinds_of(settings, tmp_path, records, images)
+    assert found == [(1, "unreadable_record"), (2, "other_format")]
+    chosen = settings(("llava_json", tmp_path / "some.json", images), **{"data.skip_bad_records": True})
+    mixture, processor = open_mixture(chosen, tmp_path / "bad"), build_processor(chosen)
+    assert len(list(LoadedMixture(mixture, processor.row))) == 3
+    (listed,) = summarize_bad_records(tmp_path / "bad")
+    assert listed["error"].startswith(f"{tmp_path / 'some.json'} record 1")
 
 
 def test_a_huge_image_is_no_image(settings, images, tmp_path):
@@ -261,7 +283,7 @@ def test_notes_alone_are_status_0(overrides, images, tmp_path, capsys):
     [
         ({"report": "source/chat.json"}, "source/chat.json is a data set's own file; give another name"),
         ({"report": "images"}, "images is a folder; give the name of a file"),
-        ({"report": "source/chat.json/report.json"}, "source/chat.json cannot be written"),
+        ({"report": "source/chat.json/report.json"}, "source/chat.json/report.json cannot be written"),
         ({"cleaned": "source"}, "source is not empty; give a new folder"),
         ({"cleaned": "images/clean"}, "lies in the media folder"),
         ({"drop": "[roles]"}, "drop names 'roles'; known: cut, "),
@@ -281,7 +303,7 @@ def test_mistakes_are_found_before_anything_is_read(overrides, defects, images, 
 
 
 def test_a_source_that_cannot_be_opened(settings, images, tmp_path):
-    with pytest.raises(DataError, match="no such file; check the path"):
+    with pytest.raises(SettingsError, match=r"none.json does not exist .* public sets: voco-llama data prepare"):
         check_data(settings(("llava_json", tmp_path / "none.json", images)))
 
 

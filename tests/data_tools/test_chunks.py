@@ -4,6 +4,7 @@ import os
 import pytest
 from huggingface_hub import constants
 
+from tests.tiny import tiny_processor
 from voco_llama.data_tools import chunks as chunks_module
 from voco_llama.data_tools.chunks import CHUNK, chunks_of, find_processor, in_order
 from voco_llama.errors import DataError, ProblemKind
@@ -58,7 +59,10 @@ def chosen(settings, defects, images):
 def test_the_processor_of_the_training(chosen, tmp_path):
     processor, said = find_processor(chosen())
     assert (processor.max_length, processor.style.system) == (128, "")
-    assert said == f"measured by the tokenizer of {tmp_path / 'tokenizer'}, at most 128"
+    assert said == (
+        f"measured by the tokenizer of {tmp_path / 'tokenizer'}; template vicuna_v1, order first, no system text;"
+        " data.max_length 128; 4 vision and 1 VoCo tokens an image"
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,9 @@ def test_a_tokenizer_in_the_cache_of_the_hub_is_used(chosen, tmp_path, monkeypat
     before = chosen()
     (tmp_path / "tokenizer").rename(snapshot)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("voco_llama.data_tools.chunks.build_processor", lambda settings: settings.model.tokenizer)
+    built = tiny_processor()
+    monkeypatch.setattr("voco_llama.data_tools.chunks.build_processor", lambda settings: built)
     before.model.tokenizer = "somebody/something"
-    assert find_processor(before)[0] == "somebody/something"
+    processor, said = find_processor(before)
+    assert processor is built
+    assert said.startswith("measured by the tokenizer of somebody/something; ")

@@ -67,7 +67,7 @@ def test_notes_are_dropped_where_asked(settings, defects, images, tmp_path):
     findings = check_data(chosen)
     assert findings.num_bad == len(REFUSED)
     again = check_data(settings(("llava_json", tmp_path / "clean" / "chat.json", images)))
-    assert again.counts == dict.fromkeys(["cut", "other_format", "special_token_text"], 1)
+    assert again.counts == dict.fromkeys(set(DEFECTS) - REFUSED - {"duplicate", "repeated_id"}, 1)
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
@@ -75,7 +75,9 @@ def test_notes_are_dropped_where_asked(settings, defects, images, tmp_path):
 def test_other_formats(settings, images, tmp_path, ending, mark):
     """JSON Lines and a CSV whose last line has no end; blank lines go, all else stays."""
     lines = tmp_path / "chat.jsonl"
-    texts = [json.dumps(entry, ensure_ascii=False) for entry in (record("a"), record("é"), record("x", answer=""))]
+    texts = [
+        json.dumps(entry, ensure_ascii=False) for entry in (record("a"), record("é"), record("x", answer="<image>"))
+    ]
     lines.write_bytes((mark + f"{ending}{ending}".join([texts[0], texts[2], texts[1]])).encode())
     captions = tmp_path / "captions.csv"
     rows = ["videoid,name", "1,One", "", "2,", '3,"Two', 'lines"', "9,None", "1,Ünd"]
@@ -105,7 +107,7 @@ def test_files_of_one_name_are_kept_apart(settings, images, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         files.append(tmp_path / folder / "chat.json")
-        files[-1].write_text(json.dumps([record(folder), record("bad", answer="")]))
+        files[-1].write_text(json.dumps([record(folder), record("bad", image="..")]))
     findings = check_data(settings(*(("llava_json", file, images) for file in files), cleaned=tmp_path / "clean"))
     assert [Path(file).name for file in findings.cleaned] == ["0_chat.json", "1_chat.json"]
     for file, expected in zip(findings.cleaned, "ab", strict=True):
@@ -113,7 +115,7 @@ def test_files_of_one_name_are_kept_apart(settings, images, tmp_path):
 
 
 def test_nothing_left_is_an_error(settings, images, tmp_path):
-    (tmp_path / "chat.json").write_text(json.dumps([record("bad", answer="")]))
+    (tmp_path / "chat.json").write_text(json.dumps([record("bad", image="..")]))
     with pytest.raises(DataError, match=r"cleaned: no record of .*chat\.json is left"):
         check_data(settings(("llava_json", tmp_path / "chat.json", images), cleaned=tmp_path / "clean"))
     assert not (tmp_path / "clean").exists()

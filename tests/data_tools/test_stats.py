@@ -147,7 +147,7 @@ def test_cut_rows_and_what_cannot_be_read(stats, images, tmp_path):
     records = [
         record("a", answer="c" * 200),
         record("b", image="lost.jpg"),
-        record("c", answer=""),
+        record("c", conversations=3),
         record("d", image="empty.jpg"),
     ]
     (tmp_path / "some.json").write_text(json.dumps(records))

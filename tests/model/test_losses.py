@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.model.rows import answered, batch_of, random_images
 from tests.tiny import tiny_model, tiny_processor
+from voco_llama.data.records import Record
 from voco_llama.model.losses import Objective, TeacherStates, TeacherTopK, top_k
 from voco_llama.tokens import IGNORE_INDEX
 
@@ -197,6 +198,20 @@ def test_a_student_that_gives_the_rest_next_to_nothing_has_a_finite_gradient():
 
 
 # ---- through the model
+
+
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)], ids=["of the batch", "int", "tensor"])
+def test_a_batch_without_an_answer_teaches_nothing(num_items):
+    """As LLaVA's unanswered conversations are; the loss is 0, not 0 / 0."""
+    processor = tiny_processor(order="inline")
+    row = processor.lay_out_record(Record("1", tuple(answered("Why?")[:1])))
+    batch = batch_of(processor, [row], side="right", labels=True)
+    model = tiny_model(processor).train()
+    for objective in (None, Objective(chunk_size=3)):
+        loss = model(**batch, num_items_in_batch=num_items, objective=objective).loss
+        loss.backward()
+        assert loss.item() == 0
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.fixture(scope="module")

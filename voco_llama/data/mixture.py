@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from voco_llama.data.readers import Reader
-from voco_llama.data.records import Record
+from voco_llama.data.records import Record, blaming_record
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.files import read_json_lines
 
@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 MAX_REPLACEMENTS = 64
 """So many bad records in a row are a broken data set (an image folder that was not fetched), not bad records."""
+
+MAX_ENTRIES = 2**31
+"""Most records of a source that an epoch may see: their order is held in memory."""
 
 _BAD_FILES = "bad_records.*.jsonl"
 
@@ -142,7 +145,8 @@ class Mixture(Sequence[Record]):
         mixture and is text-only if and only if the bad one is. So it depends on the files only, not on what was
         loaded before or by which process. Each bad record is logged and written down once in each process.
 
-        A `DataError` from `load` makes the record a bad one.
+        Whatever reading it or `load` raises makes the record a bad one, but for other errors of ours: those are of
+        settings.
 
         Raises:
             DataError: The record is bad and bad records are not skipped; or no good one was found among the next
@@ -150,19 +154,24 @@ class Mixture(Sequence[Record]):
         """
         source, first = self.origin(index)
         if not self.skip_bad_records:
-            return load(self.readers[source][first])
+            return self._load(source, first, load)
         tried = 0
         for record in self._candidates(source, first):
             tried += 1
             if (source, record) not in self._bad:
                 try:
-                    return load(self.readers[source][record])
+                    return self._load(source, record, load)
                 except DataError as error:
                     self._note(source, record, str(error))
         raise DataError(
             f"{self.readers[source].file}: {tried} records in a row from record {first} on cannot be used, "
             f"so this is not a matter of single ones; first: {self._bad[source, first]}"
         )
+
+    def _load(self, source: int, record: int, load: Callable[[Record], T]) -> T:
+        reader = self.readers[source]
+        with blaming_record(reader.file, record):
+            return load(reader[record])
 
     def _candidates(self, source: int, first: int) -> Iterator[int]:
         """The record itself, then those that may stand in for it."""
@@ -226,6 +235,8 @@ def _repeat(reader: Reader, chosen: np.ndarray, weight: float, generator: np.ran
     """The chosen records as often as the weight says, ascending."""
     if not (math.isfinite(weight) and weight > 0):
         raise SettingsError(f"{reader.file}: a weight of {weight}; give one above 0, or leave the source out")
+    if weight * len(chosen) > MAX_ENTRIES:
+        raise SettingsError(f"{reader.file}: a weight of {weight} is {weight * len(chosen):.3g} records; lower it")
     whole = int(weight)
     part = round((weight - whole) * len(chosen))
     if not whole and not part:

@@ -84,15 +84,12 @@ class VoCoProcessor(PushToHubMixin):
         """
         try:
             if record.video is None:
-                images, segments_per_mark = [load_image(path) for path in record.images], 1
+                images = [load_image(path) for path in record.images]
             else:
                 images = read_frames(record.video, self.num_frames)
-                segments_per_mark = len(images)
-            row = self.lay_out(record.turns, segments_per_mark=segments_per_mark, max_length=self.max_length)
+            row = self.lay_out_record(record, self.max_length)
         except DataError as error:
-            raise DataError(f"{record.source}: {error}") from error
-        if row.num_trained == 0:
-            raise DataError(f"{record.source}: the record has no answer to train on: give it an assistant turn")
+            raise DataError(f"{record.source}: {error}", error.kind) from error
         return {**{name: getattr(row, name) for name in ROW_FIELDS}, "pixel_values": self.pixels(images)}
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
@@ -100,6 +97,29 @@ class VoCoProcessor(PushToHubMixin):
         if not images:
             return torch.empty(0, 3, self.image_transform.image_size, self.image_transform.image_size)
         return torch.stack([self.image_transform(image) for image in images])
+
+    def lay_out_record(self, record: Record, max_length: int | None = None) -> Row:
+        """The row that training has of a record, cut at `max_length` tokens, without loading what it looks at.
+
+        Raises:
+            DataError: As `voco_llama.layout.lay_out`, or the template needs a caption and there is none.
+        """
+        looks = record.images or record.video is not None
+        segments_per_mark = None if not looks else 1 if record.video is None else self.num_frames
+        parts = self.tokenize(render(record.turns, self.style, segments_per_mark, asks=False))
+        if not self._is_trained(parts):
+            parts = [TextSpan(p.ids, (False,) * len(p.ids)) if isinstance(p, TextSpan) else p for p in parts]
+        return lay_out(parts, self.tokens, self.segment_shape(), self.condition, max_length)
+
+    def _is_trained(self, parts: Sequence[Part]) -> bool:
+        """Whether LLaVA trains a row: it ends with what is trained, or has more than fits before it ends otherwise.
+
+        LLaVA counts the tokens of all rounds with an answer, an image as one token, and trains nothing of a row that
+        goes on after them ("tokenization mismatch"), unless they reach its longest row.
+        """
+        trained = [t for part in parts for t in (part.trained if isinstance(part, TextSpan) else (False,))]
+        answered = max((place for place, is_trained in enumerate(trained, start=1) if is_trained), default=0)
+        return answered == len(trained) or (self.max_length is not None and answered >= self.max_length)
 
     def lay_out(
         self,

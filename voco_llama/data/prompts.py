@@ -2,7 +2,8 @@ r"""From a conversation to the pieces of a prompt: text, trained text, segments,
 
 Templates:
 
-    vicuna_v1   `<s>{system} USER: {question} ASSISTANT: {answer}</s>USER: ...` (LLaVA-1.5)
+    vicuna_v1   `<s>{system} USER: {question} ASSISTANT: {answer}</s>USER: ...` (LLaVA-1.5); of a turn without text its
+                role is written and nothing after it, and after an empty question no answer is trained, as in LLaVA
     plain       `<s>{caption}\n`: the user's words are dropped (LLaVA's alignment stage)
 
 Orders, which say where a segment stands:
@@ -10,12 +11,13 @@ Orders, which say where a segment stands:
     first       before everything, the paper's `(V, VoCo, T)`: `[V C]<s>...`
     authors     as their code has it: `[<s> V \n C]\n{system} USER: ...`, BOS and newline inside the segment, so
                 text cannot see BOS
-    llava       inline, at the start of its turn and followed by a newline, where LLaVA-1.5 moves it
+    llava       inline, at the start of its turn and followed by a newline and the stripped rest of the turn, if there
+                is any: where LLaVA-1.5 moves it
     inline      where the record has its mark
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,18 +73,25 @@ class PromptStyle:
         require_choice("prompt.order", self.order, ORDERS)
 
 
-def render(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int = 1) -> list[Piece]:
-    """Write a conversation as pieces; one that ends with a user turn ends with the assistant's role, for an answer.
+def render(
+    turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int | None = 1, asks: bool = True
+) -> list[Piece]:
+    """Write a conversation as pieces.
 
-    A mark stands for `segments_per_mark` segments: 1 for images, the number of frames for a clip.
+    Args:
+        turns: User and assistant by turns, the user first.
+        style: Template, order, system text.
+        segments_per_mark: What a mark stands for: 1 segment for images, the number of frames for a clip; None: a mark
+            is text like any other.
+        asks: A conversation that ends with a user turn ends with the assistant's role, for an answer.
 
     Raises:
         DataError: The template `plain` needs a caption and there is none.
     """
-    num_marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    num_marks = sum(turn.text.count(IMAGE_MARK) for turn in turns) if segments_per_mark else 0
     moved_first = style.order in ("first", "authors")
     bos_inside_segment = style.order == "authors" and num_marks > 0
-    segments: list[Piece] = [Segment()] * (num_marks * segments_per_mark)
+    segments: list[Piece] = [Segment()] * (num_marks * (segments_per_mark or 0))
     head = list(segments) if moved_first else []
     if not bos_inside_segment:
         head.append(Special("bos"))
@@ -93,28 +102,40 @@ def render(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int = 1
             )
         if not moved_first:
             head += segments
-        return [*head, *(Text(_without_marks(t.text) + "\n", True) for t in turns if t.role == "assistant")]
+        captions = (turn.text for turn in turns if turn.role == "assistant")
+        if segments_per_mark:
+            captions = map(_without_marks, captions)
+        return [*head, *(Text(f"{caption}\n", True) for caption in captions)]
     opening = ("\n" if bos_inside_segment else "") + (f"{style.system} " if style.system else "")
-    pieces = [*head, Text(opening), *_conversation(turns, style, segments_per_mark)]
+    pieces = [*head, Text(opening), *_conversation(turns, style.order, segments_per_mark, asks)]
     return [piece for piece in pieces if piece != Text("")]
 
 
-def _conversation(turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int) -> list[Piece]:
-    pieces: list[Piece] = []
+def _conversation(turns: Sequence[Turn], order: Order, segments_per_mark: int | None, asks: bool) -> Iterator[Piece]:
+    question, is_trained = "", True
     for turn in turns:
         if turn.role == "user":
-            pieces += [Text(f"{USER} "), *_user_text(turn.text, style.order, segments_per_mark), Text(f" {ASSISTANT}")]
-        else:
+            question = turn.text
+            yield Text(f"{USER} " if question else USER)
+            yield from _user_text(question, order, segments_per_mark)
+            yield Text(" " if question else "")
+            continue
+        yield Text(ASSISTANT)
+        if turn.text:
+            is_trained = is_trained and bool(question)
             # The space is trained too: where it is a token of its own ("▁" before a digit), the model must say it.
-            pieces += [Text(f" {turn.text}", True), Special("eos", True)]
-    return pieces
+            yield from (Text(f" {turn.text}", is_trained), Special("eos", is_trained))
+    if asks and turns and turns[-1].role == "user":
+        yield Text(ASSISTANT)
 
 
-def _user_text(text: str, order: Order, segments_per_mark: int) -> list[Piece]:
+def _user_text(text: str, order: Order, segments_per_mark: int | None) -> list[Piece]:
+    if segments_per_mark is None:
+        return [Text(text)]
     if order in ("first", "authors"):
         return [Text(_without_marks(text))]
     if order == "llava" and text.count(IMAGE_MARK) == 1:
-        text = f"{IMAGE_MARK}\n{_without_marks(text)}"
+        text = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()
     pieces: list[Piece] = []
     for index, stretch in enumerate(text.split(IMAGE_MARK)):
         pieces += [Segment()] * segments_per_mark if index else []

@@ -5,7 +5,8 @@ turn's text stands where an image (or, for a clip, all its frames) belongs.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voco_llama.data.media.stored import MediaFile
-from voco_llama.errors import DataError, ProblemKind, SettingsError, shown
+from voco_llama.errors import DataError, ProblemKind, SettingsError, refused_as, shown
 
 IMAGE_MARK = "<image>"
 
@@ -35,7 +36,8 @@ class Record:
     Attributes:
         id: The record's own id, or its index if the file gives none.
         turns: User and assistant by turns, the user first.
-        images: Image files, one for each `<image>` mark, in order. Empty for text-only records and clips.
+        images: Image files, one for each `<image>` mark, in order. Empty for text-only records and clips; in a record
+            that looks at nothing, `<image>` is text.
         video: A clip; its frames replace the record's single `<image>` mark.
         source: Where the record stands, for messages: `file.json record 17 (id 'x')`.
     """
@@ -52,8 +54,9 @@ Report = Callable[[DataError], None]
 
 
 def stop(error: DataError) -> None:
-    """The `Report` of a reader that reads: the first problem ends it."""
-    raise error
+    """The `Report` of a reader that reads: the first error ends it; notes do not."""
+    if not error.kind.is_note:
+        raise error
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,9 @@ class Sizes:
 class Reader(Sequence[Record]):
     """What every reader is: a sequence of records, picklable, with their sizes known beforehand.
 
-    `[index]` raises a `DataError` where the record is not valid and an `IndexError` where there is none. `read` hands
-    each problem that need not end the reading to `report`, which by default raises it; what it does not raise is left
-    out of the record.
+    `[index]` raises a `DataError` where the record is not valid, whatever is wrong with it, and an `IndexError` where
+    there is none. `read` hands each problem that need not end the reading to `report`, which by default raises errors;
+    what it does not raise is left out of the record.
     """
 
     file: Path
@@ -84,7 +87,9 @@ class Reader(Sequence[Record]):
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Record:
-        return self.read(index)
+        self.check_index(index)
+        with blaming_record(self.file, index):
+            return self.read(index)
 
     def check_index(self, index: int) -> None:
         """Raises an `IndexError` where there is no such record."""
@@ -95,6 +100,13 @@ class Reader(Sequence[Record]):
 def name_record(file: Path, index: int, key: str = "", value: object = None) -> str:
     """`file.json record 17 (id 'x')`; records count from 0."""
     return f"{file} record {index}" + (f" ({key} {shown(value)})" if value is not None else "")
+
+
+@contextmanager
+def blaming_record(file: Path, index: int) -> Iterator[None]:
+    """Around whatever is done with one record: any exception of a library becomes a `DataError` that names it."""
+    with refused_as(DataError, name_record(file, index), "mend it, or take it out"):
+        yield
 
 
 def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = "image", report: Report = stop) -> None:
@@ -116,16 +128,18 @@ def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = 
 
 
 def check_file(file: Path) -> None:
-    """Raises a `DataError` where `file` is not a file."""
-    if not file.is_file():
-        raise DataError(f"{file}: no such file; check the path of the data set")
+    """Raises a `DataError` where `file` is not a file that can be read."""
+    with refused_as(DataError, file, "check the path of the data set"):
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; check the path of the data set")
+        file.open("rb").close()
 
 
 ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 def read_turns(conversations: Any, source: str, key: str = "conversations", report: Report = stop) -> tuple[Turn, ...]:
-    """The turns of a LLaVA record.
+    """The turns of a LLaVA record: those that LLaVA's own code takes, `ProblemKind` says how, and no others.
 
     Args:
         conversations: Its list of objects with `from` and `value`, of any type until it was checked here.
@@ -133,8 +147,7 @@ def read_turns(conversations: Any, source: str, key: str = "conversations", repo
         report: Takes each problem; a turn that is none is left out.
 
     Raises:
-        DataError: It is no such list, roles do not take turns, an answer is empty, or the last turn has none; unless
-            `report` takes it.
+        DataError: It is no such list, or roles do not take turns; unless `report` takes it.
     """
     if not isinstance(conversations, list):
         report(DataError(f"{source}: no {key!r} list; each record needs one", ProblemKind.WRONG_TYPE))
@@ -146,14 +159,33 @@ def read_turns(conversations: Any, source: str, key: str = "conversations", repo
     turns: list[Turn] = []
     expected: Role = "user"
     for number, entry in enumerate(conversations):
+        role = _role(entry)
+        if number == 0 and role == "assistant":
+            message = f"{source}: turn 0 is from {shown(entry['from'])} and is left out, as the user begins"
+            report(DataError(message, ProblemKind.LEFT_OUT_TURN))
+            continue
         turn = _turn(entry, number, expected, source, report)
         if turn is not None:
             turns.append(turn)
         role = expected if turn is None else turn.role
         expected = "user" if role == "assistant" else "assistant"
-    if turns and turns[-1].role == "user":
-        report(DataError(f"{source}: ends with a user turn; add its answer, or take the turn out", ProblemKind.ROLES))
+    is_answered = bool(turns) and turns[-1].role == "assistant" and bool(turns[-1].text)
+    if is_complete(turns, conversations) and not is_answered:
+        message = f"{source}: ends without an answer; add it, or take the record out"
+        report(DataError(message, ProblemKind.UNANSWERED))
     return tuple(turns)
+
+
+def is_complete(turns: Sequence[Turn], conversations: Any) -> bool:
+    """Whether `read_turns` took all turns, but for a first one that is the assistant's."""
+    if not isinstance(conversations, list) or not conversations:
+        return False
+    return len(turns) == len(conversations) - (_role(conversations[0]) == "assistant")
+
+
+def _role(entry: Any) -> Role | None:
+    name = entry.get("from") if isinstance(entry, dict) else None
+    return ROLES.get(name) if isinstance(name, str) else None
 
 
 def _turn(entry: Any, number: int, expected: Role, source: str, report: Report) -> Turn | None:
@@ -162,8 +194,7 @@ def _turn(entry: Any, number: int, expected: Role, source: str, report: Report) 
         message = f"{where} is not an object with 'from' and a text in 'value'; write it so"
         report(DataError(message, ProblemKind.WRONG_TYPE))
         return None
-    name = entry.get("from")
-    role = ROLES.get(name) if isinstance(name, str) else None
+    name, role = entry.get("from"), _role(entry)
     if role is None:
         message = f"{where} is from {shown(name)}, an unknown role; known: {', '.join(ROLES)}"
         report(DataError(message, ProblemKind.ROLES))
@@ -171,9 +202,10 @@ def _turn(entry: Any, number: int, expected: Role, source: str, report: Report) 
     if role != expected:
         message = f"{where} is from {shown(name)} where the {expected}'s turn belongs"
         report(DataError(f"{message}; user and assistant take turns, the user first", ProblemKind.ROLES))
-    if role == "assistant" and not entry["value"].strip():
-        message = f"{source}: the answer in turn {number} is empty; fill it in, or take the record out"
-        report(DataError(message, ProblemKind.EMPTY_ANSWER))
+    if not entry["value"].strip():
+        noun = "answer" if role == "assistant" else "question"
+        message = f"{source}: the {noun} in turn {number} is empty; fill it in, or take the record out"
+        report(DataError(message, ProblemKind.EMPTY_TURN))
     return Turn(role, entry["value"])
 
 

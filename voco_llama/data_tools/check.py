@@ -6,7 +6,6 @@ findings are a function of the data and the settings, not of the number of proce
 
 import json
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -19,7 +18,13 @@ from voco_llama.composition import did_you_mean, to_plain
 from voco_llama.data_tools.chunks import chunks_of, find_processor, in_order
 from voco_llama.data_tools.cleaned import check_cleaned, write_cleaned
 from voco_llama.data_tools.examine import DIGESTS, Examiner, Problem, find_repetitions
-from voco_llama.data_tools.settings import DataCheckSettings, writing
+from voco_llama.data_tools.settings import (
+    JSON_BEGINNING,
+    DataCheckSettings,
+    check_data_settings,
+    check_output,
+    writing,
+)
 from voco_llama.errors import ProblemKind, SettingsError
 from voco_llama.files import written_aside
 from voco_llama.provenance import provenance
@@ -84,8 +89,12 @@ class Findings:
             spool.execute("INSERT INTO problems VALUES (?, ?, ?)", values)
 
 
-def check_data(settings: DataCheckSettings) -> Findings:
+def check_data(settings: DataCheckSettings, overrides: Sequence[str] | None = None) -> Findings:
     """Check all sources, and write the report and the cleaned copy that the settings ask for.
+
+    Args:
+        settings: Of the check, and of the training whose data it is.
+        overrides: As `find_processor` takes them.
 
     Raises:
         SettingsError: The settings contradict each other, or an output cannot be written.
@@ -95,12 +104,13 @@ def check_data(settings: DataCheckSettings) -> Findings:
     for kind in settings.drop:
         if kind not in notes:
             raise SettingsError(f"drop names '{kind}'{did_you_mean(kind, notes)}; known: {', '.join(notes)}")
+    check_data_settings(settings)
     if settings.report is not None:
         _check_report(Path(settings.report), settings)
     readers = open_mixture(settings).readers
     if settings.cleaned is not None:
         check_cleaned(Path(settings.cleaned), readers, settings.data)
-    processor, lengths = find_processor(settings)
+    processor, lengths = find_processor(settings, overrides)
     verdicts, digests = ([np.zeros(len(reader), kept) for reader in readers] for kept in (VERDICTS, DIGESTS))
     findings = Findings([reader.file for reader in readers], verdicts, lengths)
     examiner = Examiner(readers, processor, settings.media, settings.data.num_frames)
@@ -124,11 +134,7 @@ def _check_report(file: Path, settings: DataCheckSettings) -> None:
     """Find out now, not after hours, that the report cannot be written."""
     if any(file.resolve() == Path(source.file).resolve() for source in settings.data.sources):
         raise SettingsError(f"report: {file} is a data set's own file; give another name")
-    if file.is_dir():
-        raise SettingsError(f"report: {file} is a folder; give the name of a file")
-    with writing("report", file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=file.parent).close()
+    check_output("report", file, JSON_BEGINNING)
 
 
 def write_report(settings: DataCheckSettings, findings: Findings, problems: Iterable[str]) -> None:

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.data_tools.settings import check_rows_named
+from voco_llama.errors import CheckpointError, SettingsError, shown
 from voco_llama.hub import is_cached, is_hub_name
 from voco_llama.settings import TrainSettings
 from voco_llama.training.build import build_processor
@@ -76,15 +77,31 @@ def in_order(
                 logger.info("%s: %d of %d records", what, done, total)
 
 
-def find_processor(settings: TrainSettings) -> tuple[VoCoProcessor | None, str]:
+def prompt_line(settings: TrainSettings, processor: VoCoProcessor) -> str:
+    """How a training writes and cuts its conversations."""
+    style = processor.style
+    system = f"system text {shown(style.system)}" if style.system else "no system text"
+    return (
+        f"tokenizer of {_tokenizer(settings)}; template {style.template}, order {style.order}, {system};"
+        f" data.max_length {processor.max_length}"
+    )
+
+
+def _tokenizer(settings: TrainSettings) -> str | None:
+    return settings.model.checkpoint or settings.model.tokenizer or settings.model.language.pretrained
+
+
+def find_processor(settings: TrainSettings, overrides: Sequence[str] | None = None) -> tuple[VoCoProcessor | None, str]:
     """The training's processor, or None, and one line on what lengths in tokens are measured by, or why they are not.
 
-    Only a tokenizer that is at hand counts: nothing is fetched from the hub.
+    Only a tokenizer that is at hand counts: nothing is fetched from the hub. Where the settings come of `overrides`,
+    these must name a training, or its model.
     """
-    model = settings.model
-    name = model.checkpoint or model.tokenizer or model.language.pretrained
-    key = "model.tokenizer" if model.checkpoint is None else "model.checkpoint"
+    name = _tokenizer(settings)
+    key = "model.tokenizer" if settings.model.checkpoint is None else "model.checkpoint"
     try:
+        if overrides is not None:
+            check_rows_named(overrides)
         is_here = name is not None and (
             Path(name).exists() or (is_hub_name(name) and is_cached(name, ["tokenizer_config.json"]))
         )
@@ -92,7 +109,9 @@ def find_processor(settings: TrainSettings) -> tuple[VoCoProcessor | None, str]:
             raise CheckpointError(
                 f"{key}: {name} is neither a folder here nor in the hub's cache; fetch or name another"
             )
-        return build_processor(settings), f"measured by the tokenizer of {name}, at most {settings.data.max_length}"
+        processor = build_processor(settings)
+        segment = f"{processor.num_vision} vision and {processor.num_voco} VoCo tokens an image"
+        return processor, f"measured by the {prompt_line(settings, processor)}; {segment}"
     except (CheckpointError, SettingsError) as error:
         logger.warning("lengths in tokens are left out: %s", error)
         return None, f"not measured: {error}"

@@ -17,7 +17,7 @@ from voco_llama.data.media.stored import MediaFile, StoredFile
 from voco_llama.data.media.video import count_frames, read_frames
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.readers import Reader
-from voco_llama.data.records import IMAGE_MARK, Record, name_record
+from voco_llama.data.records import IMAGE_MARK, Record, blaming_record, name_record
 from voco_llama.data_tools.chunks import Chunk
 from voco_llama.errors import DataError, ProblemKind, shown
 from voco_llama.tokens import IMAGE_TOKEN, VOCO_TOKEN
@@ -83,14 +83,16 @@ class Examiner:
         reader, problems = self.readers[source], []
         digests = np.full(len(records), UNREAD, dtype=DIGESTS)
         for place, index in enumerate(map(int, records)):
-            record, errors = _inspect(reader, index)
-            found = [(error.kind, str(error)) for error in errors]
+            found: list[tuple[ProblemKind, str]] = []
+            record = _inspect(reader, index, found)
             if record is not None:
-                if not errors:
+                is_bad = any(not kind.is_note for kind, _ in found)
+                if not is_bad:
                     digests[place] = _digest(*_identity(record, reader)), _digest(record.id)
-                looks = [] if errors else [self._row(record)]
+                looks = [] if is_bad else [self._row(record)]
                 looks += [self._media(record), self._spelled_out(record)]
-                found += [(kind, f"{record.source}: {text}") for look in looks for kind, text in look]
+                for look in looks:
+                    _collect(look, record, reader.file, index, found)
             record_id = None if record is None else record.id
             problems += [Problem(kind, source, index, record_id, message) for kind, message in found]
         return Examined(source, records, problems, digests)
@@ -99,14 +101,12 @@ class Examiner:
         """What is wrong with its length; `VoCoProcessor.row` on a record whose images are all there."""
         if self.processor is None:
             return
-        limit, num_segments = self.processor.max_length, 1 if record.video is None else self.num_frames
+        limit = self.processor.max_length
         try:
-            row = self.processor.lay_out(record.turns, num_segments)
-            if row.num_trained == 0:
-                yield ProblemKind.EMPTY_ANSWER, "no token of an answer to train on; give it one"
-            elif limit is not None and len(row) > limit:
-                self.processor.lay_out(record.turns, num_segments, max_length=limit)
-                message = f"{len(row)} tokens, cut to data.max_length={limit}; raise it to keep the end of the text"
+            length = len(self.processor.lay_out_record(record))
+            if limit is not None and length > limit:
+                self.processor.lay_out_record(record, limit)
+                message = f"{length} tokens, cut to data.max_length={limit}; raise it to keep the end of the text"
                 yield ProblemKind.CUT, message
         except DataError as error:
             yield error.kind, str(error)
@@ -155,13 +155,24 @@ class Examiner:
         return known - {IMAGE_MARK}
 
 
-def _inspect(reader: Reader, index: int) -> tuple[Record | None, list[DataError]]:
-    """A record as far as it can be read, and all that is wrong with it."""
-    found: list[DataError] = []
+def _inspect(reader: Reader, index: int, found: list[tuple[ProblemKind, str]]) -> Record | None:
+    """A record as far as it can be read; all that is wrong with it is added to `found`."""
     try:
-        return reader.read(index, found.append), found
+        with blaming_record(reader.file, index):
+            return reader.read(index, lambda error: found.append((error.kind, str(error))))
     except DataError as error:
-        return None, [*found, error]
+        found.append((error.kind, str(error)))
+        return None
+
+
+def _collect(look: Found, record: Record, file: Path, index: int, found: list[tuple[ProblemKind, str]]) -> None:
+    """Add what a look at a record finds, and what a library makes of it."""
+    try:
+        with blaming_record(file, index):
+            for kind, text in look:
+                found.append((kind, f"{record.source}: {text}"))
+    except DataError as error:
+        found.append((error.kind, str(error)))
 
 
 def _identity(record: Record, reader: Reader) -> Iterator[str]:

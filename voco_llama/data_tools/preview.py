@@ -21,7 +21,8 @@ from torch import Tensor
 
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import Collator, VoCoProcessor
-from voco_llama.data.records import Record
+from voco_llama.data.records import Record, blaming_record, name_record
+from voco_llama.data_tools.chunks import prompt_line
 from voco_llama.data_tools.sample import (
     KINDS,
     UNPRINTABLE,
@@ -33,7 +34,7 @@ from voco_llama.data_tools.sample import (
     mask_picture,
     summary_of,
 )
-from voco_llama.data_tools.settings import PreviewSettings
+from voco_llama.data_tools.settings import PreviewSettings, check_output, check_rows_named, writing
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.files import write_atomically
 from voco_llama.layout import ROW_FIELDS, truncate_voco
@@ -43,6 +44,7 @@ from voco_llama.training.elastic import ElasticDraw
 logger = logging.getLogger(__name__)
 
 PAGE = "preview.html"
+BEGINNING = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>What the model sees</title>'
 
 TEMPLATE = Path(__file__).with_name("preview.html")
 
@@ -56,21 +58,27 @@ class _Loaded:
     num_cut: int
 
 
-def preview(settings: PreviewSettings) -> Path:
+def preview(settings: PreviewSettings, overrides: Sequence[str] | None = None) -> Path:
     """Write the page, an HTML file, for settings that `check_preview` has checked.
+
+    Where the settings come of `overrides`, these must name a training, or its model.
 
     Raises:
         SettingsError: The settings name a record or a source that is not there.
         DataError: A data file cannot be read.
         CheckpointError: There is no tokenizer.
     """
+    if overrides is not None:
+        check_rows_named(overrides)
+    page = Path(settings.output) / PAGE
+    check_output("output", page, BEGINNING)
     mixture = open_mixture(settings)
     places = list(_places(settings, mixture))
     processor = build_processor(settings)
     loaded = [_load(mixture, place, processor) for place in places]
     samples = _samples(settings, processor, loaded)
-    page = Path(settings.output) / PAGE
-    write_atomically(page, write_html(_notes(settings, processor), samples))
+    with writing("output", page):
+        write_atomically(page, write_html(_notes(settings, processor), samples))
     num_failed = sum(isinstance(sample, Failure) for sample in samples)
     logger.info("%s: %d samples, %d of which cannot be used", page, len(samples), num_failed)
     return page
@@ -94,13 +102,12 @@ def _load(mixture: Mixture, place: tuple[int, int], processor: VoCoProcessor) ->
     source, number = place
     reader = mixture.readers[source]
     try:
-        record = reader[number]
-        row = processor.row(record)
+        with blaming_record(reader.file, number):
+            record = reader[number]
+            row = processor.row(record)
+            return _Loaded(record, row, len(processor.lay_out_record(record)) - len(row["input_ids"]))
     except DataError as error:
-        return Failure(f"{reader.file} record {number}", str(error))
-    segments_per_mark = len(row["pixel_values"]) if record.video is not None else 1
-    whole = processor.lay_out(record.turns, segments_per_mark=segments_per_mark)
-    return _Loaded(record, row, len(whole) - len(row["input_ids"]))
+        return Failure(name_record(reader.file, number), str(error))
 
 
 def _samples(
@@ -138,7 +145,7 @@ def _sample(settings: PreviewSettings, processor: VoCoProcessor, loaded: _Loaded
 
 def _notes(settings: PreviewSettings, processor: VoCoProcessor) -> tuple[str, ...]:
     """What holds for all samples."""
-    compression, style = settings.compression, processor.style
+    compression = settings.compression
     num_voco = str(processor.num_voco)
     if compression.num_voco_choices is not None:
         num_voco = f"1 to {num_voco} (elastic: drawn from {compression.num_voco_choices}, here as in step 0)"
@@ -146,8 +153,8 @@ def _notes(settings: PreviewSettings, processor: VoCoProcessor) -> tuple[str, ..
         f"condition {compression.condition}, {num_voco} VoCo tokens an image; {processor.num_vision} vision tokens of"
         f" {processor.image_transform.image_size} x {processor.image_transform.image_size} pixels,"
         f" {compression.segment_attention} among themselves; compressed by {compression.compressor}",
-        f"template {style.template}, order {style.order}; data.max_length {settings.data.max_length}; seed"
-        f" {settings.seed}; sources: {', '.join(source.file for source in settings.data.sources)}",
+        f"{prompt_line(settings, processor)}; seed {settings.seed}; sources:"
+        f" {', '.join(source.file for source in settings.data.sources)}",
         "mask: a row for each query, a column for each key, both from the row's first token on; dark = may attend",
     )
 

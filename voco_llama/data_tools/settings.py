@@ -1,6 +1,7 @@
 """What the commands over data sets read: but for `data prepare`, the settings of a training, and these."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from voco_llama.choices import MEDIA_DEPTHS
 from voco_llama.errors import SettingsError, one_line
 from voco_llama.settings import TrainSettings
 from voco_llama.training.checks import check_settings
+from voco_llama.training.inputs import check_inputs
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,66 @@ def check_preview(settings: PreviewSettings) -> None:
     """Refuse settings that contradict each other; files of weights need not be there.
 
     Raises:
-        SettingsError: The first contradiction found.
+        SettingsError: The first contradiction found, or a data set is not here.
     """
     if settings.samples < 1:
         raise SettingsError(f"samples is {settings.samples}: give at least 1")
+    check_data_settings(settings)
+
+
+def check_data_settings(settings: TrainSettings) -> None:
+    """Refuse what a training with these settings would refuse before it reads its data.
+
+    Raises:
+        SettingsError: A contradiction, or a data set that is not here.
+    """
     check_settings(settings, paths=False)
+    check_inputs(settings, part="data")
+
+
+ROW_GROUPS = ("experiment", "model")
+"""Without one of these among the overrides it is not known whose rows are meant: the model is the toy world's."""
+
+
+def check_rows_named(overrides: Sequence[str]) -> None:
+    """Refuse overrides that name no training, and so neither its tokenizer nor, with sources of one's own, its limits.
+
+    Raises:
+        SettingsError: It says what to name.
+    """
+    keys = [text.lstrip("+").partition("=") for text in overrides]
+    if not any(key.partition(".")[0] in ROW_GROUPS and value != "null" for key, _, value in keys):
+        raise SettingsError(
+            "no training is named, so its rows are not known: add its experiment=..., or model=... with prompt=... and"
+            " data.max_length=..."
+        )
+
+
+JSON_BEGINNING = '{\n  "settings": {'
+"""Of the JSON files that commands over data write."""
+
+
+def check_output(key: str, file: Path, beginning: str) -> None:
+    """Refuse, before anything is read, an output that cannot be written or would replace what is not ours.
+
+    Args:
+        key: The setting that names it.
+        file: What is to be written.
+        beginning: Of every such file.
+
+    Raises:
+        SettingsError: It is a folder, a file that begins otherwise, or in a folder that cannot be written.
+    """
+    if file.is_dir():
+        raise SettingsError(f"{key}: {file} is a folder; give the name of a file")
+    with writing(key, file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
+        if file.exists():
+            with file.open("rb") as stream:
+                head = stream.read(len(beginning.encode()))
+            if head and head != beginning.encode():
+                raise SettingsError(f"{key}: {file} is there and was not written by this command; give another name")
 
 
 @contextmanager

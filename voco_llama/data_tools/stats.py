@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ from voco_llama.data.media.images import read_image_header
 from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.readers import Reader
-from voco_llama.data.records import Record
+from voco_llama.data.records import Record, blaming_record
 from voco_llama.data_tools.chunks import Chunk, chunks_of, find_processor, in_order
-from voco_llama.data_tools.settings import DataStatsSettings, writing
+from voco_llama.data_tools.settings import (
+    JSON_BEGINNING,
+    DataStatsSettings,
+    check_data_settings,
+    check_output,
+    writing,
+)
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.files import write_atomically
 from voco_llama.provenance import provenance
@@ -66,17 +73,20 @@ class Counter:
         """Count some records of a source."""
         source, records = chunk
         rows, sizes, num_bad, num_bad_images = [], [], 0, 0
-        for index in records:
+        for index in map(int, records):
+            blaming = partial(blaming_record, self.readers[source].file, index)
             try:
-                record = self.readers[source][int(index)]
-                rows.append([len(record.turns), *self._tokens(record)])
+                with blaming():
+                    record = self.readers[source][index]
+                    rows.append([len(record.turns), *self._tokens(record)])
             except DataError:
                 num_bad += 1
                 continue
             for image in record.images:
                 try:
-                    header = read_image_header(image)
-                    sizes.append([header.width, header.height, header.width / header.height])
+                    with blaming():
+                        header = read_image_header(image)
+                        sizes.append([header.width, header.height, header.width / header.height])
                 except DataError:
                     num_bad_images += 1
         tables = (
@@ -89,7 +99,7 @@ class Counter:
         """In the order of `TOKEN_MEASURES`, before anything is cut."""
         if self.processor is None:
             return [math.nan] * len(TOKEN_MEASURES)
-        row = self.processor.lay_out(record.turns, 1 if record.video is None else self.processor.num_frames)
+        row = self.processor.lay_out_record(record)
         answer = row.labels != IGNORE_INDEX
         counts = (
             ((row.segment == 0) & ~answer).sum(),
@@ -100,8 +110,8 @@ class Counter:
         return [*(float(count) for count in counts), float(len(row))]
 
 
-def count_data(settings: DataStatsSettings) -> dict[str, Any]:
-    """Count, and write the file that the settings ask for.
+def count_data(settings: DataStatsSettings, overrides: Sequence[str] | None = None) -> dict[str, Any]:
+    """Count, and write the file that the settings ask for; `overrides` as `find_processor` takes them.
 
     Returns:
         `sources` (one entry each), `epoch` (all together, by weights and limits), `steps`, `lengths` (which tokenizer),
@@ -113,9 +123,12 @@ def count_data(settings: DataStatsSettings) -> dict[str, Any]:
     """
     if settings.sample < 0:
         raise SettingsError(f"sample is {settings.sample}: give 0 or more")
+    check_data_settings(settings)
+    if settings.output is not None:
+        check_output("output", Path(settings.output), JSON_BEGINNING)
     batch = GlobalBatch.of(settings)
     mixture = open_mixture(settings)
-    processor, lengths = find_processor(settings)
+    processor, lengths = find_processor(settings, overrides)
     sampled = [_sample(mixture, source, settings) for source in range(len(mixture.readers))]
     counter = Counter(mixture.readers, processor)
     counted = list(in_order(counter, chunks_of(sampled), settings.workers, "data stats"))

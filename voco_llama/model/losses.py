@@ -127,7 +127,8 @@ class Objective:
                 processes that called it unequally often would wait for each other forever.
             hidden_states: `[tokens, hidden]`, the last ones of the trained tokens' predecessors.
             targets: `[tokens]`, the trained tokens' ids; -100 where one is not trained after all.
-            num_items_in_batch: Trained tokens of the global batch; None: those of this batch.
+            num_items_in_batch: Trained tokens of the global batch, of which there may be none; None: those of this
+                batch.
 
         Raises:
             ValueError: The teacher spoke about another number of tokens.
@@ -145,8 +146,8 @@ class Objective:
                 )
             )
         if num_items_in_batch is None:
-            num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
-        lm, kl = torch.stack(sums).sum(dim=0) / num_items_in_batch
+            num_items_in_batch = (targets != IGNORE_INDEX).sum()
+        lm, kl = torch.stack(sums).sum(dim=0) / torch.as_tensor(num_items_in_batch).clamp(min=1)
         total = self.lm * lm + self.kl * kl
         return Losses(total, lm.detach(), None if self.teacher is None else kl.detach())
 

@@ -142,19 +142,23 @@ def _folder(key: str, name: str, part: str, hint: str, sign: str | None = ".") -
     return Input(key, name, part, holds=CONFIG, hint=hint, sign=sign)
 
 
-def check_inputs(settings: TrainSettings) -> None:
-    """Refuse what is named and not there; what may be on the hub is left to those who read it.
+def check_inputs(settings: TrainSettings, part: str | None = None) -> None:
+    """Refuse what is named (of one `Input.part`) and not there; what may be on the hub is left to those who read it.
 
     Raises:
         SettingsError: The first that is missing, with what to do.
     """
     for entry in list_inputs(settings):
+        if part not in (None, entry.part):
+            continue
         if not entry.is_read or entry.hub == "open_clip" or entry.is_hub or entry.is_here:
             continue
         path, hint = Path(entry.name), entry.hint
         if not path.exists():
             if path.is_relative_to(settings.paths.toyworld):
                 hint = "; make the toy world first: voco-llama toyworld"
+            elif entry.part == "data":
+                hint = "; check the path; how to get the public sets: voco-llama data prepare"
             raise SettingsError(f"{entry.key}: {path} does not exist (from {Path.cwd()}){hint}")
         if entry.hub is None:
             hint = hint if entry.holds != CONFIG else ": name the folder `final` of a finished run"

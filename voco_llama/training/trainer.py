@@ -177,6 +177,12 @@ class VoCoTrainer(Trainer):
             logs |= self.loss_log.take(self.state.global_step, lambda x: self.accelerator.reduce(x, "mean"))
             logs[DATA_WAIT] = self.data_wait.take()
         super().log(logs, *args, **kwargs)
+        if logs.get("loss") == 0:
+            logger.warning(
+                "the loss is 0 up to step %d: nothing is left to learn, or no row had an answer to train on, which"
+                " voco-llama data check tells",
+                self.state.global_step,
+            )
         if not math.isfinite(logs.get("loss", 0.0)):
             raise SettingsError(
                 f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate, or train in"

@@ -72,7 +72,7 @@ def test_only_tables_are_streamed(files):
 def test_bad_settings(files, tmp_path):
     with pytest.raises(SettingsError, match="'webdataset' is unknown; choose one of llava_json, caption_csv, video_"):
         open_reader("webdataset", files["llava_json"])
-    with pytest.raises(SettingsError, match="'llava_json' has no option 'seed'; it has: none"):
+    with pytest.raises(SettingsError, match="'llava_json' has no option 'seed'; it has: marks"):
         open_reader("llava_json", files["llava_json"], tmp_path / "media", seed=1)
     with pytest.raises(SettingsError, match="'caption_csv' has no option 'colour'; it has: instruction, seed"):
         open_reader("caption_csv", files["caption_csv"], tmp_path / "media", colour=1)

@@ -23,7 +23,7 @@ import numpy as np
 
 from voco_llama.data.readers.table_records import TableReader, count_in
 from voco_llama.data.records import Sizes
-from voco_llama.errors import DataError, SettingsError, VoCoError, one_line
+from voco_llama.errors import DataError, SettingsError, refused_as
 from voco_llama.hub import is_hub_name
 
 if TYPE_CHECKING:
@@ -105,14 +105,16 @@ def find_builder(file: Path, split: str, name: str | None) -> "DatasetBuilder":
 
 @contextmanager
 def reported(file: str | Path) -> Iterator[None]:
-    """Makes the library's errors, of any type, a `DataError` of one line."""
-    try:
-        yield
-    except VoCoError:
-        raise
-    except Exception as error:
-        reason = one_line(error.__cause__ or error)  # the library wraps what happened in a general message
-        raise DataError(f"{file}: cannot be read ({reason}); check the path, or fetch it again") from error
+    """Makes the library's errors a `DataError` of one line."""
+    from datasets.exceptions import DatasetsError
+
+    with refused_as(DataError, file, "check the path, or fetch it again"):
+        try:
+            yield
+        except DatasetsError as error:
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__ from error  # what happened, which the library wraps in a general message
 
 
 class ParquetStream(TableReader):

@@ -7,27 +7,56 @@ r"""LLaVA's conversation files: the pre-training captions, the mix of 665K instr
 `image` is a file name, a list of them, or absent (text-only). Roles may be `user` and `assistant` instead. Other keys
 (`model`) are ignored, save `video`: LLaVA itself has none, and a clip must not pass for text. Files that end in
 `.jsonl` hold one such object a line. Records are validated when read, so a large file opens fast.
+
+There is one mark `<image>` for each image. With `marks: llava` (in the source's `options`) those of LLaVA's code are
+taken too: without an image a mark is text; several in one turn are one; an image without any mark is not seen.
 """
 
 from pathlib import Path
 from typing import Any
 
+from voco_llama.choices import require_choice
 from voco_llama.data.media.roots import MediaRoot, open_media_root
 from voco_llama.data.readers.json_records import JsonRecords
-from voco_llama.data.records import Record, Report, check_marks, name_record, read_turns, stop
+from voco_llama.data.records import (
+    IMAGE_MARK,
+    Record,
+    Report,
+    Turn,
+    check_marks,
+    is_complete,
+    name_record,
+    read_turns,
+    stop,
+)
 from voco_llama.errors import DataError, ProblemKind, shown
+
+MARKS = ("strict", "llava")
 
 
 class LlavaJson(JsonRecords):
-    """The records of a LLaVA file; `images`, a folder or an archive, may be None for one of text-only records.
+    """The records of a LLaVA file.
+
+    Args:
+        file: The file.
+        images: A folder or an archive; None for text-only records.
+        index_folder: Where the places of the records in the file are kept; None = nowhere.
+        marks: One of `MARKS`: see the module.
 
     Raises:
         DataError: The file or the folder is missing, unreadable or empty. From `[index]`: the record is not valid.
+        SettingsError: `marks` is none of `MARKS`.
     """
 
     def __init__(
-        self, file: str | Path, images: str | Path | MediaRoot | None = None, index_folder: Path | None = None
+        self,
+        file: str | Path,
+        images: str | Path | MediaRoot | None = None,
+        index_folder: Path | None = None,
+        marks: str = "strict",
     ) -> None:
+        require_choice("options.marks", marks, MARKS)
+        self.marks = marks
         self.images = open_media_root(images, Path(file), index_folder)
         super().__init__(Path(file), _measure, "llava_json", index_folder)
 
@@ -44,14 +73,40 @@ class LlavaJson(JsonRecords):
             if not isinstance(name, str):
                 message = f"{source}: 'image' holds {shown(name)}; write a file name or a list of file names"
                 report(DataError(message, ProblemKind.WRONG_TYPE))
-        if turns and len(turns) == len(raw["conversations"]):
-            check_marks(turns, len(names), source, report=report)
+        if is_complete(turns, raw.get("conversations")):
+            turns, names = self._fitted(turns, names, source, report)
         if names and self.images is None:
             message = f"{source}: names an image but the data set has no image folder; set media_folder"
             report(DataError(message, ProblemKind.NO_MEDIA_FOLDER))
             names = []
         images = tuple(self.images.find(name, source) for name in names if isinstance(name, str))
-        return Record(id=str(raw.get("id", index)), turns=turns, images=images, source=source)
+        record_id = raw.get("id")
+        return Record(str(index if record_id is None else record_id), turns, images, source=source)
+
+    def _fitted(
+        self, turns: tuple[Turn, ...], names: list[Any], source: str, report: Report
+    ) -> tuple[tuple[Turn, ...], list[Any]]:
+        """Turns and images that fit each other, after `report` has heard of those that do not."""
+        if self.marks == "llava":
+            num_marks, odd = [turn.text.count(IMAGE_MARK) for turn in turns], None
+            if not names and any(num_marks):
+                odd = f"names no image, so {IMAGE_MARK} in it is read as text"
+            elif names and not any(num_marks):
+                names, odd = [], f"has no {IMAGE_MARK} mark, so its image is not seen"
+            elif len(names) == 1 and max(num_marks) > 1:
+                turns = tuple(map(_with_one_mark, turns))
+                odd = f"several {IMAGE_MARK} marks of a turn are taken for one"
+            if odd is not None:
+                report(DataError(f"{source}: {odd}; mend it, if that is not meant", ProblemKind.ODD_MARKS))
+            if not names:
+                return turns, names
+        check_marks(turns, len(names), source, report=report)
+        return turns, names
+
+
+def _with_one_mark(turn: Turn) -> Turn:
+    before, mark, after = turn.text.partition(IMAGE_MARK)
+    return Turn(turn.role, before + mark + after.replace(IMAGE_MARK, ""))
 
 
 def _measure(raw: Any) -> tuple[int, int]:

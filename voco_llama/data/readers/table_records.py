@@ -30,6 +30,7 @@ from voco_llama.data.records import (
     caption_turns,
     check_instructions,
     check_marks,
+    is_complete,
     name_record,
     read_turns,
     stop,
@@ -148,7 +149,7 @@ class TableReader(Reader):
             raise DataError(f"{source}: has a 'video', which this format does not read; use video_chatgpt")
         images = () if self.image_column is None else tuple(self._images(row[self.image_column][0], index, source))
         turns = self._turns(text, len(images), index, source, report)
-        if turns:
+        if turns or is_complete(turns, text):
             check_marks(turns, len(images), source, report=report)
         return Record(str(index if record_id is None else record_id), turns, images, source=source)
 
@@ -162,7 +163,8 @@ class TableReader(Reader):
                 return ()
             return caption_turns(self.instructions, self.seed, index, text.strip())
         if isinstance(text, list):
-            text = [{"from": role, "value": entry.get(role)} for entry in text for role in ("user", "assistant")]
+            pairs = [entry or {} for entry in text]
+            text = [{"from": role, "value": pair.get(role)} for pair in pairs for role in ("user", "assistant")]
         turns = read_turns(text, source, self.text_column, report)
         if not turns or any(IMAGE_MARK in turn.text for turn in turns):
             return turns

@@ -49,7 +49,8 @@ class VideoChatGpt(JsonRecords):
         turns = (Turn("user", f"{IMAGE_MARK}\n{raw.get('q')}"), Turn("assistant", str(raw.get("a"))))
         check_marks(turns, 1, source, "clip", report)
         video = None if file_name is None else self.videos.find(file_name, source)
-        return Record(id=str(raw.get("id", index)), turns=turns, video=video, source=source)
+        record_id = raw.get("id")
+        return Record(str(index if record_id is None else record_id), turns, video=video, source=source)
 
 
 def _measure(raw: Any) -> tuple[int, int]:
