@@ -10,20 +10,21 @@ from typing import Any, Self
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from voco_llama.choices import Condition
 from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
-from voco_llama.errors import CheckpointError, VoCoError, one_line
+from voco_llama.errors import CheckpointError, VoCoError, one_line, refused_as
+from voco_llama.files import read_json
 from voco_llama.hub import local_folder
 from voco_llama.layout import SegmentShape
-from voco_llama.llava_folder import is_llava, read_llava_folder
+from voco_llama.llava_folder import is_llava, read_config, read_llava_folder
 from voco_llama.model.language import fill_language_model
 from voco_llama.model.layouts import clip_to_open_clip, split_llava
 from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
 from voco_llama.model.weights import Weights, check_fit, check_loaded, read_weights, weights_file
-from voco_llama.tokens import AddedTokens, extend_embeddings
+from voco_llama.tokens import TokenIds, extend_embeddings
 from voco_llama.visibility import check_backend
 
 PROJECTOR_FILE = "mm_projector.bin"
@@ -43,8 +44,9 @@ class LoadingMixin:
                 missing, unexpected, or of another shape.
         """
         folder = local_folder(folder)
-        if folder.exists() and not (folder / CONFIG_NAME).is_file():
-            raise CheckpointError(f"{folder}: has no {CONFIG_NAME}: give a folder that save_pretrained wrote")
+        if not (folder / CONFIG_NAME).is_file():
+            lacks = f"has no {CONFIG_NAME}" if folder.exists() else "cannot be loaded (no such folder)"
+            raise CheckpointError(f"{folder}: {lacks}: give a folder that save_pretrained wrote")
         if kwargs.get("attn_implementation") is not None:
             check_backend(kwargs["attn_implementation"])
         if is_llava(folder):
@@ -57,6 +59,8 @@ class LoadingMixin:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise CheckpointError(f"{folder}: cannot be loaded ({reason}): give the folder of a saved model") from error
         check_loaded(info, f"{folder}: its weights", "the folder is damaged or its config.json was edited")
+        if read_config(folder).get("eos_token_id") is None:  # saved before the configuration knew
+            model.end_answers_at(_taught_end(folder))
         return model
 
     @classmethod
@@ -117,6 +121,8 @@ class LoadingMixin:
             new_tokens=described.new_tokens,
             projector_weights=parts.projector,
         )
+        if (file := described.path / GENERATION_CONFIG_NAME).is_file():
+            model.end_answers_at(read_json(file, advice="get it again").get("eos_token_id"))
         return model.to(language_model.dtype).eval()
 
     @classmethod
@@ -125,7 +131,7 @@ class LoadingMixin:
         language_model: PreTrainedModel,
         vision_config: dict[str, Any],
         vision_weights: Weights | None,
-        tokens: AddedTokens,
+        tokens: TokenIds,
         vocab_size: int,
         segment: SegmentShape,
         projector: str = "mlp2x_gelu",
@@ -141,7 +147,7 @@ class LoadingMixin:
             language_model: Kept as it is, its embeddings extended for the added tokens.
             vision_config: From `read_vision_config`.
             vision_weights: From `read_vision_weights`; None leaves the tower at random.
-            tokens, vocab_size: Of the tokenizer: ids of `<image>` and `<voco>`, and its length.
+            tokens, vocab_size: Of the tokenizer: ids of its special tokens, and its length.
             segment: Its number of vision tokens must be the tower's.
             new_tokens: Ids that get a mean embedding; None: both added tokens. Others keep theirs.
             projector_weights: From `voco_llama.model.layouts.split_llava`; None: a fresh projector.
@@ -167,6 +173,7 @@ class LoadingMixin:
                 " processor for this tower"
             )
         model = cls(config, language_model, load_vision_tower(config, vision_weights))
+        model.end_answers_at(tokens.eos)
         if projector_weights is not None:
             advice = (
                 "check model.projector (linear or mlp2x_gelu) and that tower and language model are those it was"
@@ -175,3 +182,12 @@ class LoadingMixin:
             check_fit(model.projector.state_dict(), projector_weights, "the projector's weights", advice)
             model.projector.load_state_dict(projector_weights)
         return model
+
+
+def _taught_end(folder: Path) -> int | None:
+    """The token that training taught to end answers: the end of the tokenizer beside the weights, if one is there."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    with refused_as(CheckpointError, f"{folder}: its tokenizer", "save the processor again"):
+        # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
+        return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig()).eos_token_id

@@ -18,6 +18,7 @@ from voco_llama.settings import CompressionSettings, ModelSettings, StageSetting
 from voco_llama.sharding import sharding_of
 from voco_llama.training.inputs import check_inputs
 from voco_llama.training.loss_checks import check_losses
+from voco_llama.training.position_checks import check_positions_here
 from voco_llama.vision_config import num_patches, read_vision_config
 
 OWNED_KEYS = {
@@ -77,6 +78,8 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
         _check_run(settings)
         _check_segments_fit(settings)
     _check_trainer(settings)
+    if paths and settings.stage.name != "clip":
+        check_positions_here(settings, segments_a_row(settings))
 
 
 def _check_ranges(settings: TrainSettings) -> None:
