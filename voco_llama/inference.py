@@ -197,8 +197,8 @@ def looked_at(
 def check_checkpoint(folder: Path) -> None:
     """Refuse a folder without a saved model (`CheckpointError`)."""
     if not (Path(folder) / "config.json").is_file():
-        there = "holds no saved model (no config.json)" if Path(folder).exists() else "no such folder"
-        raise CheckpointError(f"{folder}: {there}: name a folder that training wrote")
+        lacks = "no config.json" if Path(folder).exists() else "no such folder"
+        raise CheckpointError(f"{folder}: holds no saved model ({lacks}): name a folder that training wrote")
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
