@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.evaluation.hub import write_clip
-from tests.tiny import tiny_model, tiny_processor, tiny_text_config
+from tests.tiny import tiny_model, tiny_processor
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError, SettingsError
@@ -91,7 +91,7 @@ def by_hand(model, processor, question, condition="voco", num_voco=2):
     if condition == "full":
         laid_out, cache = processor(text=[text], images=shown or None, condition="full"), None
     else:
-        laid_out = processor(text=[text], num_voco=num_voco)
+        laid_out = processor(text=[text], condition="voco", num_voco=num_voco)
         cache = model.compress(processor.pixels(shown), num_voco=num_voco) if shown else None
     (answer,) = said(model, processor, laid_out, cache, **question.generation)
     return cut(answer, question.until)
@@ -357,42 +357,3 @@ def test_kv_bytes_are_those_of_the_cache(model, processor, images):
     from transformers import LlamaConfig
 
     assert VoCoLlamaConfig(text_config=LlamaConfig()).kv_bytes(1, torch.float16) == 524_288  # a 7B Llama, paper.md
-
-
-@pytest.mark.parametrize("condition", ["voco", "full", "blind"])
-@pytest.mark.parametrize("order", ["first", "llava"])
-def test_marks_in_a_questions_own_text(questions, mixed, condition, order):
-    """As many as it looks at: they say where; in any other number they are nothing to it; nothing is lost of either."""
-    processor = tiny_processor(num_voco=2, num_frames=NUM_FRAMES, order=order)
-    model = tiny_model(processor)
-    plain = [*questions, mixed[0], mixed[2], mixed[3]]
-    texts = [f"<image>\n{q.prompt}" if i % 2 else f"<image>\n<image>\n<image>\n{q.prompt}" for i, q in enumerate(plain)]
-    marked = [replace(question, prompt=text) for question, text in zip(plain, texts, strict=True)]
-    expected = [by_hand(model, processor, question, condition) for question in plain]
-    assert answer(model, processor, marked, condition=condition, batch_size=4)[0] == expected
-
-
-def test_the_condition_is_the_checkpoints_own_unless_it_is_said(questions):
-    """The lower bound is asked for by name."""
-    processor = tiny_processor(num_voco=2, condition="full")
-    model = tiny_model(processor)
-    expected = {c: [by_hand(model, processor, question, c) for question in questions] for c in ("full", "voco")}
-    assert expected["full"] != expected["voco"]
-    assert answer(model, processor, questions)[0] == expected["full"]
-    for condition, given in expected.items():
-        assert answer(model, processor, questions, condition=condition)[0] == given
-
-
-@pytest.mark.parametrize("condition", ["voco", "full"])
-def test_a_question_longer_than_the_positions_is_listed(processor, questions, condition):
-    model = tiny_model(processor, text_config=tiny_text_config(max_position_embeddings=90))
-    asked = [*questions[:3], replace(questions[3], prompt="Why? " * 20), *questions[4:]]
-    expected, _ = answer(model, processor, questions, condition=condition)
-    with pytest.raises(
-        DataError, match="gqa 3: cannot be answered .*takes 1.. tokens, and the language model was made"
-    ):
-        answer(model, processor, asked, condition=condition)
-    given, counts = answer(model, processor, asked, condition=condition, go_on=True)
-    assert given == [*expected[:3], "", *expected[4:]]
-    assert list(counts.failures) == ["gqa 3"]
-    assert "90 (max_position_embeddings): use fewer images" in counts.failures["gqa 3"]

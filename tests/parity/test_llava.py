@@ -162,7 +162,7 @@ def test_it_is_saved_and_loaded_as_one_of_ours(processor, ours, pixels, batch, t
 def test_it_ends_where_its_generation_config_says_too(llava, tmp_path):
     folder = write_own(llava, tmp_path)
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
-    assert VoCoLlama.from_pretrained(folder).language_model.generation_config.eos_token_id == [2, 5]
+    assert VoCoLlama.from_pretrained(folder).language_model.generation_config.eos_token_id == [5, 2]
     (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(CheckpointError, match="eos_token_id is .*: give token ids"):
         VoCoLlama.from_pretrained(folder)
