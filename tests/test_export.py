@@ -127,3 +127,17 @@ def test_what_cannot_be_written_is_one_line(tmp_path, capsys, options, layout, c
     assert line.startswith("error: ")
     assert re.search(complaint, line), line
     assert not (tmp_path / "there").exists() or not any((tmp_path / "there").iterdir())
+
+
+@pytest.mark.parametrize("layout", ["voco", "llava", "llava_hf"])
+def test_an_export_ends_where_the_model_does(tmp_path, layout):
+    """What was taught is the tokenizer's end, 2; the language model's own configuration names another."""
+    saved(tmp_path / "ours", text_config=tiny_text_config(eos_token_id=7))
+    assert export(f"checkpoint={tmp_path}/ours", f"layout={layout}", f"output={tmp_path}/there") == 0
+    again = VoCoLlama.from_pretrained(tmp_path / "there")
+    assert again.language_model.generation_config.eos_token_id == [2, 7]
+    if layout == "llava_hf":
+        theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "there")
+        assert theirs.generation_config.eos_token_id == [2, 7]
+    elif layout == "llava":
+        assert json.loads((tmp_path / "there" / "config.json").read_text())["eos_token_id"] == [2, 7]

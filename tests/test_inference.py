@@ -1,12 +1,17 @@
 """A saved checkpoint that answers: the same in batches, from a cache, from images; and `ask`."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
 from tests.evaluation.hub import write_clip
 from tests.tiny import tiny_model, tiny_processor
-from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama import cli
+from voco_llama.data.media.video import read_frames
+from voco_llama.errors import CheckpointError, DataError, SettingsError
 from voco_llama.inference import AskSettings, Inference, ask
 
 QUESTIONS = ["What is it?", "Is it red, or is it blue?"]
@@ -17,6 +22,16 @@ MARKED = [f"<image>\n{question}" for question in QUESTIONS]
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     processor = tiny_processor(num_voco=2, num_frames=3)
+    tiny_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full_folder(tmp_path_factory):
+    """The upper bound: text sees the images."""
+    folder = tmp_path_factory.mktemp("full")
+    processor = tiny_processor(num_voco=2, num_frames=3, condition="full")
     tiny_model(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -71,6 +86,195 @@ def test_ask_compresses_once_and_answers_every_question(folder, inference, image
     write_clip(tmp_path / "clip.mp4", "red", "green", "blue")
     asked = AskSettings(folder, video=tmp_path / "clip.mp4", questions=QUESTIONS, num_voco=1, device="cpu")
     assert len(ask(asked)) == len(QUESTIONS)
+
+
+# ---- marks in questions
+
+
+def alone(inference, question, images, **more):
+    """The answer to one question whose images stand before it."""
+    marked = "<image> " * (len(images) - 1) + f"<image>\n{question}"
+    return inference.answer([marked], images=images, max_new_tokens=5, **more)[0]
+
+
+@pytest.mark.parametrize("condition", ["voco", "full"])
+@pytest.mark.parametrize("order", ["first", "authors", "llava", "inline"])
+def test_every_question_looks_at_the_image_marks_or_none(images, order, condition):
+    """One mark, none, several, one in some of the questions, one in the middle: all look at the one image."""
+    processor = tiny_processor(num_voco=2, order=order)
+    inference = Inference(tiny_model(processor), processor)
+    expected = [alone(inference, question, images[:1], condition=condition) for question in QUESTIONS]
+    assert expected != inference.answer(QUESTIONS, condition=condition, max_new_tokens=5)
+    looks = {"images": images[:1]} if condition == "full" else {"cache": inference.compress(images[:1])}
+    for texts in (QUESTIONS, MARKED, [MARKED[0], QUESTIONS[1]], [QUESTIONS[0], MARKED[1]]):
+        assert inference.answer(texts, **looks, condition=condition, max_new_tokens=5) == expected
+    surplus = [f"<image>\n<image>\n{QUESTIONS[0]}", f"{QUESTIONS[1]} <image> <image>"]
+    assert inference.answer(surplus, **looks, condition=condition, max_new_tokens=5) == expected
+
+
+def test_marks_that_are_as_many_as_the_images_say_where_they_stand(images):
+    processor = tiny_processor(num_voco=2, order="inline")
+    inference = Inference(tiny_model(processor), processor)
+    cache = inference.compress(images)
+    texts = ["Is <image> left of <image>?", "<image>?"]
+    own = [
+        inference.answer([text], cache[places], max_new_tokens=5)[0]
+        for text, places in zip(texts, ([0, 1], [2]), strict=True)
+    ]
+    assert inference.answer(texts, cache, max_new_tokens=5) == own
+    assert inference.answer(["Is  left of ?", "<image>?"], cache, max_new_tokens=5)[0] != own[0]
+
+
+def test_questions_on_different_numbers_of_images(inference, images):
+    """`counts` says who looks at what, also where nobody has a mark; unmarked ones get an image each if that is it."""
+    cache, questions = inference.compress(images), [QUESTIONS[0], "What is two and two?", QUESTIONS[1]]
+    expected = [alone(inference, QUESTIONS[0], images[:1]), *inference.answer(questions[1:2], max_new_tokens=5)]
+    expected.append(alone(inference, QUESTIONS[1], images[1:]))
+    assert inference.answer(questions, cache, counts=[1, 0, 2], max_new_tokens=5) == expected
+    each = [alone(inference, question, [image]) for question, image in zip(QUESTIONS, images, strict=False)]
+    assert inference.answer(QUESTIONS, images=images[:2], max_new_tokens=5) == each
+    everything = [alone(inference, question, images) for question in QUESTIONS]
+    assert inference.answer(QUESTIONS, cache, max_new_tokens=5) == everything
+    with pytest.raises(SettingsError, match=r"counts \[1\] is not about 2 questions and 3 images"):
+        inference.answer(QUESTIONS, cache, counts=[1])
+    with pytest.raises(SettingsError, match="either images or a cache"):
+        inference.answer(QUESTIONS, cache, images=images)
+
+
+def test_a_question_without_an_image_loses_its_marks(inference):
+    for condition in ("voco", "full"):
+        said = inference.answer(MARKED, condition=condition, max_new_tokens=5)
+        assert said == inference.answer(QUESTIONS, condition=condition, max_new_tokens=5)
+
+
+# ---- the checkpoint's own condition
+
+
+def test_images_are_seen_as_the_checkpoint_was_trained(folder, full_folder, images, tmp_path):
+    images[0].save(tmp_path / "image.png")
+    for trained, where in (("voco", folder), ("full", full_folder)):
+        inference = Inference.load(where, "cpu")
+        said = {c: inference.answer(QUESTIONS, images=images[:1] * 2, condition=c) for c in ("voco", "full")}
+        assert said["voco"] != said["full"]
+        assert inference.answer(QUESTIONS, images=images[:1] * 2) == said[trained]
+        for condition, expected in ((None, said[trained]), *said.items()):
+            asked = AskSettings(where, tmp_path / "image.png", questions=QUESTIONS, condition=condition, device="cpu")
+            assert ask(asked) == expected
+        asked = AskSettings(where, questions=MARKED, condition="blind", device="cpu")
+        assert ask(asked) == inference.answer(QUESTIONS)
+
+
+def test_a_cache_of_the_upper_bound_is_asked_for_by_name(full_folder, images):
+    inference = Inference.load(full_folder, "cpu")
+    with pytest.raises(SettingsError, match="trained with condition full, .* learned nothing: .*condition='voco'"):
+        inference.compress(images)
+    cache = inference.compress(images[:1], condition="voco")
+    assert inference.answer(MARKED[:1], cache) == inference.answer(MARKED[:1], images=images[:1], condition="voco")
+
+
+def test_a_llava_is_asked_in_full(images, tmp_path):
+    """No VoCo tokens at all: the lower bound needs a number."""
+    images[0].save(tmp_path / "image.png")
+    processor = tiny_processor(num_voco=0, condition="full")
+    model = tiny_model(processor)
+    model.save_pretrained(tmp_path / "llava")
+    processor.save_pretrained(tmp_path / "llava")
+    settings = {"image": tmp_path / "image.png", "questions": QUESTIONS[0], "device": "cpu", "max_new_tokens": 5}
+    expected = alone(Inference(model, processor), QUESTIONS[0], images[:1], condition="full")
+    assert ask(AskSettings(tmp_path / "llava", **settings)) == [expected]
+    with pytest.raises(SettingsError, match="made without VoCo tokens .*: set condition=full, or num_voco"):
+        ask(AskSettings(tmp_path / "llava", **settings, condition="voco"))
+    assert ask(AskSettings(tmp_path / "llava", **settings, condition="voco", num_voco=2))
+
+
+def test_an_external_compressor_has_no_condition_full(images, tmp_path):
+    images[0].save(tmp_path / "image.png")
+    processor = replace(tiny_processor(num_voco=1), num_vision=0)
+    tiny_model(processor, compressor="average_pool").save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match="condition=full: .* what the average_pool makes of it"):
+        ask(AskSettings(tmp_path, tmp_path / "image.png", questions="What?", condition="full", device="cpu"))
+
+
+# ---- ask, as people type it
+
+
+def asked_by_command(capsys, folder, *overrides):
+    status = cli.main(["ask", f"checkpoint={folder}", "device=cpu", "max_new_tokens=4", *overrides])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err.strip().splitlines()
+
+
+def test_a_question_is_a_text_and_images_are_several(folder, inference, images, tmp_path, capsys):
+    for name, image in zip("ab", images, strict=False):
+        image.save(tmp_path / f"{name}.png")
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    both = inference.answer(["<image> <image>\nWhat is it"], images=images[:2], max_new_tokens=4)
+    for question in ("questions=What is it", "questions=[What is it]"):
+        status, out, _ = asked_by_command(capsys, folder, f"image=[{a},{b}]", question)
+        assert (status, out) == (0, f"Q: What is it\nA: {both[0]}\n")
+    assert AskSettings(folder, str(a), questions=r"<image>\nWhat?").questions == ["<image>\nWhat?"]
+
+
+def test_what_cannot_be_asked_is_one_line(folder, images, tmp_path, capsys):
+    images[0].save(tmp_path / "a.png")
+    write_clip(tmp_path / "clip.mp4", "red", "green", "blue")
+    (tmp_path / "text.png").write_text("no image")
+    image, question = f"image={tmp_path / 'a.png'}", "questions=What is it"
+    for overrides, complaint in (
+        ([image, image, question], r"image is given 2 times: write them as a list, image=\[...,...\]"),
+        ([image, question, question], "questions is given 2 times"),
+        ([f"image={tmp_path / 'gone.png'}", question], r"image: .*gone.png is no file \(from .*\): check its name"),
+        ([f"image={tmp_path}", question], "image: .* is no file"),
+        ([f"video={tmp_path / 'gone.mp4'}", question], "video: .*gone.mp4 is no file"),
+        ([f"image={tmp_path / 'text.png'}", question], "text.png: not an image that can be read"),
+        ([question], "name one thing to look at: .*condition=blind"),
+        ([image, question, "condition=blind"], "condition=blind is on text alone: leave image and video out"),
+        ([image, question, "condition=lower"], "condition is 'lower': choose one of full, voco, blind"),
+        ([image, "question=What is it"], "unknown setting 'question'; did you mean 'questions'"),
+        ([image, "questions={a: b}"], "questions is {'a': 'b'}: give one, or a list of some"),
+        ([image, "questions=[]"], "there is no question"),
+        ([image, "questions=' '"], "there is no question"),
+        ([image, question, "max_new_tokens=0"], "max_new_tokens must be at least 1, not 0"),
+        ([image, question, "num_voco=0"], "num_voco must be at least 1"),
+        ([image, question, "device=gpu"], "device=gpu cannot be used .*: set cpu, or cuda:0"),
+        ([image, question, "dtype=float"], "dtype is 'float': choose one of auto, float32"),
+        ([image, question, f"checkpoint={tmp_path / 'gone'}"], r"gone: holds no saved model \(no such folder\)"),
+        (
+            [f"video={tmp_path / 'clip.mp4'}", question, "num_frames=300"],
+            r"num_frames=300: the frames of a clip are 600 tokens under condition voco, .* 512 \(max_position_embed"
+            r"dings\), .* lower num_frames or num_voco",
+        ),
+        ([image, f"questions={'a' * 600}"], "takes 6.. tokens, and the language model was made for 512"),
+    ):
+        status, out, err = asked_by_command(capsys, folder, *overrides)
+        assert (status, out) == (2, ""), overrides
+        errors = [line for line in err if line.startswith("error: ")]
+        assert len(errors) == 1, err
+        assert re.search(complaint, errors[0]), errors[0]
+
+
+def test_frames_of_a_clip_are_as_many_as_wanted(folder, inference, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    write_clip(clip, "red", "green", "blue")
+    for condition, number in (("voco", 2), ("full", 1)):
+        frames, marks = read_frames(clip, number), "<image>" * number
+        expected = inference.answer([f"{marks}\nWhat?"], images=frames, condition=condition, max_new_tokens=5)
+        settings = AskSettings(
+            folder,
+            video=clip,
+            questions="What?",
+            num_frames=number,
+            condition=condition,
+            max_new_tokens=5,
+            device="cpu",
+        )
+        assert ask(settings) == expected
+
+
+def test_a_question_too_long_is_refused(inference, images):
+    with pytest.raises(DataError, match="language model was made for 512"):
+        inference.answer(["a" * 600], images=images[:1])
 
 
 @pytest.mark.parametrize("changes", [{}, {"image": "a.png", "video": "b.mp4"}])

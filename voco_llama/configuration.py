@@ -40,6 +40,19 @@ class Heads(NamedTuple):
         return cls(heads, getattr(text_config, "num_key_value_heads", None) or heads, dimension)
 
 
+def max_positions(text_config: PreTrainedConfig) -> int | None:
+    """Positions that a causal language model was made for, `max_position_embeddings`, or as many as its scaling says.
+
+    Models scaled by a factor state the positions before it (linear scaling, YaRN) or after it (Llama 3). None: it does
+    not say.
+    """
+    stated = getattr(text_config, "max_position_embeddings", None)
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if stated is None or rope.get("rope_type", "default") == "default":
+        return stated
+    return max(stated, int((rope.get("original_max_position_embeddings") or stated) * (rope.get("factor") or 1)))
+
+
 def entries_of_rows(shape: SegmentShape, tokens: AddedTokens, condition: Condition) -> dict[str, Any]:
     """The entries of the configuration that say what rows look like: model and processor agree on them."""
     return {
@@ -72,6 +85,8 @@ class VoCoLlamaConfig(PreTrainedConfig):
         voco_token_id: Id of `<voco>`.
         segment_prefix_ids: Token ids before the vision tokens of a segment (the authors' order: BOS).
         segment_infix_ids: Token ids between vision and VoCo tokens (the authors' order: a newline).
+        eos_token_id: Of what ends an answer: the tokenizer's, which training teaches, and those of the language model's
+            own configurations; None in checkpoints of before this entry (`VoCoLlama.end_answers_at`).
     """
 
     model_type = "voco_llama"
@@ -91,6 +106,7 @@ class VoCoLlamaConfig(PreTrainedConfig):
     voco_token_id: int | None = None
     segment_prefix_ids: Sequence[int] = ()
     segment_infix_ids: Sequence[int] = ()
+    eos_token_id: int | list[int] | None = None
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -97,6 +97,11 @@ def _parts(model: VoCoLlama) -> LlavaParts:
     return LlavaParts(language, model.projector.state_dict(), open_clip_to_clip(model.vision.visual.state_dict()))
 
 
+def _text_config(model: VoCoLlama) -> dict[str, Any]:
+    """The language model's, with all that ends an answer: where others generate, nothing else says what was taught."""
+    return model.language_model.config.to_dict() | {"eos_token_id": model.config.eos_token_id}
+
+
 def _trained_as(model: VoCoLlama, processor: VoCoProcessor) -> dict[str, Any]:
     config = model.config
     return {
@@ -110,7 +115,7 @@ def _write_hub_layout(model: VoCoLlama, processor: VoCoProcessor, folder: Path) 
     Its processor pads images to a square as LLaVA does; its prompts are the caller's to write.
     """
     config = LlavaConfig(
-        text_config=model.language_model.config.to_dict(),
+        text_config=_text_config(model),
         vision_config=CLIPVisionConfig(**to_clip_config(model.config.vision_config)).to_dict(),
         image_token_id=model.config.image_token_id,
         image_seq_length=model.config.num_vision_tokens,
@@ -143,7 +148,7 @@ def _write_hub_layout(model: VoCoLlama, processor: VoCoProcessor, folder: Path) 
 def _write_own_layout(model: VoCoLlama, processor: VoCoProcessor, folder: Path) -> None:
     """For LLaVA's own code."""
     config, parts = model.config, _parts(model)
-    text = model.language_model.config.to_dict()
+    text = _text_config(model)
     kind = {language: llava for llava, language in LANGUAGE_TYPES.items()}[text["model_type"]]
     clip = to_clip_config(config.vision_config)
     shapes = {name: to_clip_config(read_vision_config(tower)) for name, (tower, _) in KNOWN_TOWERS.items()}

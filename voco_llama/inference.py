@@ -4,18 +4,22 @@ Whatever asks a saved model stands on `Inference`: the commands `ask`, `evaluate
 """
 
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from voco_llama.choices import Condition
+from voco_llama.choices import ANSWER_CONDITIONS, DTYPES, Condition, require_choice
 from voco_llama.data.media.images import load_image
 from voco_llama.data.media.video import read_frames
-from voco_llama.errors import SettingsError
+from voco_llama.data.prompts import with_marks
+from voco_llama.data.records import IMAGE_MARK
+from voco_llama.errors import SettingsError, one_line, require
 from voco_llama.llava_folder import adapter_base, check_is_model
 from voco_llama.model.cache import VoCoCache
 from voco_llama.provenance import SAMPLED, fingerprint_files
@@ -45,23 +49,74 @@ class Inference:
 
         Raises:
             CheckpointError: The folder holds no saved model.
+            SettingsError: There is no such device or dtype.
         """
         from voco_llama.data.processor import VoCoProcessor
         from voco_llama.model.voco_llama import VoCoLlama
 
         check_checkpoint(folder)
+        require_choice("dtype", dtype, ("auto", *DTYPES, "float64"))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.empty(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # as builds and drivers have it
+            raise SettingsError(f"device={device} cannot be used ({one_line(error)}): set cpu, or cuda:0") from error
         processor = VoCoProcessor.from_pretrained(folder)
         model = VoCoLlama.from_pretrained(str(folder), dtype=dtype)
-        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor)
+        return cls(model.to(device).eval(), processor)
+
+    def check_condition(self, condition: str) -> None:
+        """Refuse to call whole what a compressor outside the language model has left of an image (`SettingsError`)."""
+        compressor = self.model.config.compressor
+        require(
+            condition != "full" or compressor == "language_model",
+            f"condition=full: the language model sees nothing of an image but what the {compressor} makes of it: leave"
+            " condition out",
+        )
+
+    def check_frames(self, num_frames: int, condition: str, num_voco: int | None = None) -> None:
+        """Refuse more frames than the language model has positions for, before any is read.
+
+        Raises:
+            SettingsError: It names the tokens, the positions, and what to set.
+        """
+        from voco_llama.configuration import max_positions  # transformers is slow to import
+
+        shape, limit = self.model.config.segment_shape(num_voco), max_positions(self.model.config.text_config)
+        tokens = num_frames * (shape.num_voco + (shape.num_compressed if condition == "full" else 0))
+        if limit is not None and tokens >= limit:
+            raise SettingsError(
+                f"num_frames={num_frames}: the frames of a clip are {tokens:,} tokens under condition {condition}, and"
+                f" the language model was made for {limit:,} (max_position_embeddings), the question among them: lower"
+                f" num_frames{' or num_voco' if condition == 'voco' else ', or set condition=voco'}"
+            )
 
     @torch.inference_mode()
     def compress(
-        self, images: Sequence[Image.Image], num_voco: int | None = None, batch_size: int | None = None
+        self,
+        images: Sequence[Image.Image],
+        num_voco: int | None = None,
+        batch_size: int | None = None,
+        condition: Condition | None = None,
     ) -> VoCoCache:
-        """A cache with one entry an image, of `num_voco` tokens (by default the model's own number).
+        """A cache with one entry an image.
 
-        At least one image is given; `batch_size` are compressed at a time, by default all.
+        Args:
+            images: At least one.
+            num_voco: VoCo tokens an image; the model's own number by default.
+            batch_size: Images to compress at a time; by default all.
+            condition: Under which the cache is to be read. None: the one that the model was trained with. `voco`: so be
+                it, also with weights trained with `full`, whose VoCo tokens have learned nothing: the lower bound.
+
+        Raises:
+            SettingsError: The model was trained with `full` and `voco` is not asked for, or it cannot make that number
+                of tokens.
         """
+        require(
+            (condition or self.model.config.condition) == "voco",
+            "the model was trained with condition full, so that a cache holds VoCo tokens that learned nothing: let it"
+            " see the images (answer(..., images=...)), or ask for that lower bound with condition='voco'",
+        )
         size = batch_size or len(images)
         chunks = (self.processor.pixels(images[i : i + size]) for i in range(0, len(images), size))
         return VoCoCache.cat([self.model.compress(c.to(self.model.device), num_voco=num_voco) for c in chunks])
@@ -72,30 +127,72 @@ class Inference:
         prompts: Sequence[str],
         cache: VoCoCache | None = None,
         images: Sequence[Image.Image] | None = None,
-        condition: Condition = "voco",
+        condition: Condition | None = None,
         num_voco: int | None = None,
         max_new_tokens: int = 64,
+        counts: Sequence[int] | None = None,
         **generation: Any,
     ) -> list[str]:
         """Answers to a batch of questions, without special tokens; greedy unless told otherwise.
 
         Args:
-            prompts: What the user says; each mark `<image>` reads an entry of the cache or sees an image, in order, and
-                prompts without any mark read all of the cache.
+            prompts: What the users say. Marks `<image>` say where images stand (`voco_llama.data.prompts.with_marks`):
+                a question looks at its images with marks and without.
             cache: What text reads under `voco`.
-            images: What it sees under `full`; under `voco` they are compressed first.
-            condition: Of the layout and the mask.
+            images: In place of a cache, what it sees under `full`; under `voco` they are compressed first.
+            condition: Of the layout and the mask. None: `voco` with a cache, else the one that the model was trained
+                with.
             num_voco: VoCo tokens an image; the cache's, or the model's own, by default.
             max_new_tokens: Length limit of an answer.
+            counts: How many images, or entries of the cache, each question looks at, one question after another. None:
+                each looks at all; only where every question has marks, and they are as many as the images together,
+                or where none has any and there is an image (no cache) for each, each looks at its own.
             **generation: Passed on to `generate` of transformers.
+
+        Raises:
+            SettingsError: Arguments contradict each other.
+            DataError: A question with its images is too long for the model.
         """
-        if num_voco is None and cache is not None:
-            num_voco = cache.num_voco
-        laid_out = self.processor(text=prompts, images=images or None, condition=condition, num_voco=num_voco)
+        require(cache is None or not images, "pass either images or a cache, not both")
+        condition = condition or ("voco" if cache is not None else self.model.config.condition)
+        seen = looked_at(prompts, len(images or ()) if cache is None else len(cache), cache is None, counts)
+        prompts = [with_marks(prompt, [1] * len(places)) for prompt, places in zip(prompts, seen, strict=True)]
+        order = [place for places in seen for place in places]
+        if condition == "voco" and images:
+            cache, images = self.compress(images, num_voco, condition="voco"), None
+        if cache is not None:
+            cache = cache if order == list(range(len(cache))) else cache[order]
+            num_voco = cache.num_voco if num_voco is None else num_voco
+        shown = [images[place] for place in order] if images else None
+        laid_out = self.processor(text=prompts, images=shown, condition=condition, num_voco=num_voco)
         batch = {name: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for name, v in laid_out.items()}
         generation = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
         ids = self.model.generate(**batch, cache=cache, **generation)
         return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def looked_at(
+    prompts: Sequence[str], number: int, are_images: bool, counts: Sequence[int] | None = None
+) -> list[Sequence[int]]:
+    """Which of so many images, or entries of a cache, each question looks at (see `Inference.answer`).
+
+    Raises:
+        SettingsError: `counts` is not about these questions and images.
+    """
+    marks = [prompt.count(IMAGE_MARK) for prompt in prompts]
+    if counts is None and all(marks) and sum(marks) == number:
+        counts = marks
+    elif counts is None and are_images and not any(marks) and len(prompts) == number:
+        counts = [1] * number
+    if counts is None:
+        return [range(number)] * len(prompts)
+    require(
+        len(counts) == len(prompts) and sum(counts) == number,
+        f"counts {list(counts)} is not about {len(prompts)} questions and {number} images: give a number for each"
+        " question, as many images together",
+    )
+    ends = accumulate(counts, initial=0)
+    return [range(*bounds) for bounds in pairwise(ends)]
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -109,59 +206,110 @@ def checkpoint_fingerprint(folder: Path) -> str:
     return fingerprint_files(f for place in folders for f in place.iterdir() if f.suffix in SAMPLED and f.is_file())
 
 
+_TYPED_BREAK = re.compile(rf"{IMAGE_MARK}\\n|\\n{IMAGE_MARK}")
+"""LLaVA's line break beside a mark, as it comes out of a shell: a backslash and an n."""
+
+
 @dataclass(frozen=True)
 class AskSettings:
     """What to ask.
 
     Attributes:
         checkpoint: Folder of a saved model and its processor.
-        image: An image file; exactly one of `image` and `video` is given.
-        video: A clip; its frames are compressed one by one.
-        questions: At least one.
+        image: An image file, or a list of some, which every question looks at; one of `image` and `video` is given.
+        video: A clip.
+        questions: One, or a list.
+        condition: `full`: text sees the images; `voco`: it reads their VoCo tokens; `blind`: it has neither, and no
+            image is given. None: as the checkpoint was trained.
         num_voco: VoCo tokens an image or frame; None: as many as the checkpoint was trained with.
+        num_frames: Frames taken from a clip; None: as in training.
         max_new_tokens: Length limit of an answer.
         device: None: the GPU if there is one.
         dtype: Of the weights and the cache; `auto`: as saved.
     """
 
     checkpoint: Path
-    image: Path | None = None
+    image: Any = None
     video: Path | None = None
-    questions: list[str] = field(default_factory=list)
+    questions: Any = None
+    condition: str | None = None
     num_voco: int | None = None
+    num_frames: int | None = None
     max_new_tokens: int = 64
     device: str | None = None
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        if (self.image is None) == (self.video is None):
-            raise SettingsError("name one thing to look at: either image=FILE or video=FILE")
-        if not self.questions:
-            raise SettingsError("there is no question: give questions='[\"What is this?\"]'")
+        images, questions = _listed("image", self.image), _listed("questions", self.questions)
+        questions = [_TYPED_BREAK.sub(lambda found: found[0].replace(r"\n", "\n"), text) for text in questions]
+        object.__setattr__(self, "image", [Path(image) for image in images])
+        object.__setattr__(self, "questions", questions)
+        if self.condition is not None:
+            require_choice("condition", self.condition, ANSWER_CONDITIONS)
+        if self.condition == "blind":
+            require(not images and self.video is None, "condition=blind is on text alone: leave image and video out")
+        else:
+            require(
+                bool(images) != (self.video is not None),
+                "name one thing to look at: either image=FILE or video=FILE (several images: image=[FILE,FILE]; none, a"
+                " question on text alone: condition=blind)",
+            )
+        require(
+            bool(questions) and all(question.strip() for question in questions),
+            "there is no question: give questions='What is this?', or several: questions='[\"What is this?\"]'",
+        )
+        for name in ("num_voco", "num_frames", "max_new_tokens"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
+
+
+def _listed(name: str, value: Any) -> list[str]:
+    """A setting that is one value or a list of some."""
+    values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    for one in values:
+        if one is None or isinstance(one, dict | list | tuple):
+            raise SettingsError(f"{name} is {value!r}: give one, or a list of some")
+    return [str(one) for one in values]
 
 
 def ask(settings: AskSettings) -> list[str]:
-    """Compress an image or a clip once, then answer every question from its cache.
+    """Answer questions on images or a clip: compressed once and read from its cache, or seen whole.
 
     Returns:
         The answers, in order.
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
-        DataError: The image or the clip cannot be read.
+        DataError: An image or the clip cannot be read, or a question with it is too long for the model.
+        SettingsError: A file is not there, or the model cannot do what is asked.
     """
+    for name, files in (("image", settings.image), ("video", [settings.video] if settings.video else [])):
+        for file in files:
+            require(Path(file).is_file(), f"{name}: {file} is no file (from {Path.cwd()}): check its name")
+    images = [load_image(file) for file in settings.image]
     inference = Inference.load(settings.checkpoint, settings.device, settings.dtype)
-    if settings.image is not None:
-        images = [load_image(settings.image)]
-    else:
-        images = read_frames(settings.video, inference.processor.num_frames)
-    cache = inference.compress(images, settings.num_voco)
-    logger.info(
-        "%s: %d x %d vision tokens became %d VoCo tokens each, %s bytes of keys and values in all",
-        settings.image or settings.video,
-        len(images),
-        inference.processor.num_vision,
-        cache.num_voco,
-        f"{len(cache) * cache.bytes_per_entry:,}",
-    )
-    return inference.answer(settings.questions, cache, max_new_tokens=settings.max_new_tokens)
+    counts = [1] * len(images)
+    condition = settings.condition or inference.model.config.condition
+    inference.check_condition(condition)
+    if settings.video is not None:
+        num_frames = settings.num_frames or inference.processor.num_frames
+        inference.check_frames(num_frames, condition, settings.num_voco)
+        images = read_frames(settings.video, num_frames)
+        counts = [len(images)]
+    what = ", ".join(map(str, settings.image)) or settings.video
+    questions, cache = [with_marks(question, counts) for question in settings.questions], None
+    if condition == "full":
+        logger.info("%s: %d x %d vision tokens, seen whole", what, len(images), inference.processor.num_vision)
+    elif images:
+        cache, images = inference.compress(images, settings.num_voco, condition="voco"), []
+        logger.info(
+            "%s: %d x %d vision tokens became %d VoCo tokens each, %s bytes of keys and values in all",
+            what,
+            len(cache),
+            inference.processor.num_vision,
+            cache.num_voco,
+            f"{len(cache) * cache.bytes_per_entry:,}",
+        )
+    shown = "full" if condition == "full" else "voco"
+    num_voco, limit = settings.num_voco, settings.max_new_tokens
+    return inference.answer(questions, cache, images, shown, num_voco, max_new_tokens=limit)

@@ -3,7 +3,7 @@
 import pytest
 
 from voco_llama.choices import ORDERS
-from voco_llama.data.prompts import VICUNA_SYSTEM, PromptStyle, Segment, Special, Text, render
+from voco_llama.data.prompts import VICUNA_SYSTEM, PromptStyle, Segment, Special, Text, render, with_marks
 from voco_llama.data.records import Turn
 from voco_llama.errors import DataError, SettingsError
 
@@ -119,3 +119,25 @@ def test_the_default_is_llavas_system_text():
 def test_an_unknown_style_is_refused(name, value):
     with pytest.raises(SettingsError, match=f"prompt.{name} is '{value}': choose one of"):
         PromptStyle(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "expected"),
+    [
+        ("What?", [], "What?"),
+        ("What?", [1], "<image>\nWhat?"),
+        ("What?", [1, 1], "<image> <image>\nWhat?"),
+        ("What?", [3, 1], "<image><image><image> <image>\nWhat?"),
+        ("<image>\nWhat?", [1], "<image>\nWhat?"),
+        ("What?\n<image>", [3], "What?\n<image><image><image>"),
+        ("Is <image> left of <image>?", [1, 2], "Is <image> left of <image><image>?"),
+        ("<image><image>What?", [1], "<image>\nWhat?"),  # too many
+        ("Is it <image>?", [1, 1], "<image> <image>\nIs it\n?"),  # too few
+        ("<image>\nWhat?", [], "What?"),
+        ("<image>", [1], "<image>"),
+    ],
+)
+def test_a_question_has_a_mark_for_each_of_its_images(text, counts, expected):
+    marked = with_marks(text, counts)
+    assert marked == expected
+    assert with_marks(marked, [1] * sum(counts)) == marked

@@ -91,7 +91,7 @@ def by_hand(model, processor, question, condition="voco", num_voco=2):
     if condition == "full":
         laid_out, cache = processor(text=[text], images=shown or None, condition="full"), None
     else:
-        laid_out = processor(text=[text], num_voco=num_voco)
+        laid_out = processor(text=[text], condition="voco", num_voco=num_voco)
         cache = model.compress(processor.pixels(shown), num_voco=num_voco) if shown else None
     (answer,) = said(model, processor, laid_out, cache, **question.generation)
     return cut(answer, question.until)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from tests.evaluation.hub import write_clip
+from tests.evaluation.runs import save
+from tests.tiny import tiny_processor
 from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.clips import EvaluateClipsSettings, evaluate_clips, shuffled
@@ -72,3 +74,44 @@ def test_bad_clip_settings(checkpoint, clips, tmp_path):
     settings = EvaluateClipsSettings(checkpoint, clips / "test.json", empty, tmp_path, "video")
     with pytest.raises(DataError, match="no clip"):
         evaluate_clips(settings)
+
+
+def test_more_frames_than_positions_are_refused_before_any_is_read(checkpoint, clips, tmp_path, monkeypatch):
+    """512 positions, two tokens a frame; in full 4 + 2."""
+    monkeypatch.setattr("voco_llama.evaluation.questions.read_frames", None)
+    for changes, tokens in (({"num_frames": 600}, "1,200"), ({"num_frames": 100, "condition": "full"}, "600")):
+        settings = EvaluateClipsSettings(checkpoint, clips / "test.json", clips, tmp_path, "video", **changes)
+        complaint = rf"num_frames=.*: the frames of a clip are {tokens} tokens .* 512 \(max_position_embeddings\)"
+        with pytest.raises(SettingsError, match=complaint):
+            evaluate_clips(settings)
+
+
+def test_marks_of_a_questions_own(checkpoint, clips, tmp_path):
+    """The same answers: a mark that is there already, and one that is too many."""
+    raw = json.loads((clips / "test.json").read_text())
+    (tmp_path / "test.json").write_text(json.dumps([{**entry, "q": f"<image>\n{entry['q']}"} for entry in raw]))
+    given = []
+    for name, file in (("plain", clips / "test.json"), ("marked", tmp_path / "test.json")):
+        settings = EvaluateClipsSettings(checkpoint, file, clips, tmp_path, name, max_new_tokens=4, device="cpu")
+        result = read_result(evaluate_clips(settings))
+        lines = [json.loads(line) for line in (tmp_path / result["answers_file"]).read_text().splitlines()]
+        given.append([(line["in_order"], line["shuffled"]) for line in lines])
+    assert given[0] == given[1]
+
+
+def test_clips_are_seen_as_the_checkpoint_was_trained(clips, tmp_path):
+    folder = save(tmp_path / "full", tiny_processor(num_voco=2, num_frames=3, condition="full"))
+    results = [
+        read_result(
+            evaluate_clips(
+                EvaluateClipsSettings(
+                    folder, clips / "test.json", clips, tmp_path, f"row{i}", condition=c, max_new_tokens=4, device="cpu"
+                )
+            )
+        )
+        for i, c in enumerate((None, "full", "voco"))
+    ]
+    facts = [(result["condition"], result["num_voco"], result["tokens_per_clip"]) for result in results]
+    assert facts == [("full", None, 18), ("full", None, 18), ("voco", 2, 6)]
+    with pytest.raises(SettingsError, match="condition is 'blind': choose one of voco, full"):
+        EvaluateClipsSettings(folder, clips / "test.json", clips, tmp_path, "x", condition="blind")

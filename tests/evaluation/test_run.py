@@ -137,6 +137,17 @@ def test_a_suites_rows_are_evaluated_and_reported(settings_for, checkpoint, tmp_
         evaluate_rows(all_rows)  # before the first row is evaluated
 
 
+def test_a_checkpoint_of_ones_own_is_asked_as_it_was_trained(settings_for, tmp_path):
+    """Unless the suite has a row of the name: the lower bound is `voco` on the weights of the upper bound."""
+    full = save(tmp_path / "full", tiny_processor(num_voco=2, condition="full"))
+    for row, condition in (("mine", "full"), ("lower", "voco"), ("blind", "blind"), ("upper", "full")):
+        settings = settings_for(row=row, checkpoint=full, condition=None, tasks=["pope"], limit=2)
+        result = read_result(evaluate(settings))
+        assert (result["condition"], result["settings"]["condition"]) == (condition, condition)
+    settings = settings_for(row="lower", checkpoint=full, condition="full", tasks=["pope"])
+    assert [s.condition for s in rows_of(settings)] == ["full"]
+
+
 def test_checkpoint_fingerprint_follows_the_weights(settings_for, tmp_path):
     other = save(tmp_path / "other", tiny_processor(num_voco=2), seed=1)
     one, two = (

@@ -1,5 +1,6 @@
 """`VoCoCache`: what it is, and what it may be made of; its file is in `test_cache_file.py`."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -267,3 +268,22 @@ def test_the_fingerprint_does_not_change_with_what_compression_does_not_use(proc
     model.set_attn_implementation("eager")
     model.train().requires_grad_(False)
     assert model.fingerprint() == before
+
+
+def test_entries_that_are_not_there_are_named(cache):
+    for entries in (4, -5, [0, 4], torch.tensor([-5]), [True, False], [0.5], [True] * 5):
+        with pytest.raises(CheckpointError, match="a cache of 4 entries has no .*: give numbers below 4"):
+            cache[entries]
+
+
+def test_entries_are_picked_by_a_mask_backwards_and_none_at_all(cache):
+    assert torch.equal(cache[[True, False, False, True]].keys, cache.keys[:, [0, 3]])
+    assert torch.equal(cache[::-1].keys, cache.keys.flip(1))
+    assert len(cache[[]]) == 0
+
+
+def test_it_is_shown_in_one_line(cache):
+    shown = repr(cache)
+    assert re.fullmatch(
+        r"VoCoCache\(4 entries of 2 VoCo tokens, \d+ layers, 2 heads of 8, float32 on cpu, model [0-9a-f]{12}\)", shown
+    )

@@ -1,11 +1,17 @@
 """Generation from a cache: token for token what single rows and a model without any cache would say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaConfig, TextStreamer
+from transformers.generation import BaseStreamer
 
 from tests.model.rows import asked, greedy_from_scratch, random_images
-from tests.tiny import tiny_model, tiny_processor
+from tests.tiny import tiny_model, tiny_processor, tiny_text_config
+from voco_llama.configuration import max_positions
+from voco_llama.errors import CheckpointError, DataError, SettingsError
+from voco_llama.model.voco_llama import VoCoLlama
 
 TEXTS = ["Why is it so, and not otherwise?", "<image>?", "Is <image> left of <image>?", "Oh."]
 IMAGES_OF = [[], [0], [1, 2], []]
@@ -179,3 +185,155 @@ def test_the_lower_bound_reads_caches_of_weights_trained_with_full(images):
     batch = processor(TEXTS, images=images, condition="voco")
     assert torch.equal(ids, greedy(model, batch))
     assert not torch.equal(ids, greedy(model, processor(TEXTS, images=images)))
+
+
+# ---- what transformers returns and streams
+
+
+@pytest.mark.parametrize("condition", ["voco", "full"])
+@pytest.mark.parametrize("more", [{}, {"num_beams": 2, "num_return_sequences": 2}], ids=["greedy", "beams"])
+def test_a_dictionary_holds_the_new_tokens_and_their_scores(processor, model, images, condition, more):
+    batch = processor(TEXTS, images=images, condition=condition)
+    expected = greedy(model, batch, **more)
+    output = greedy(model, batch, return_dict_in_generate=True, output_scores=True, **more)
+    assert torch.equal(output.sequences, expected)
+    assert torch.equal(output["sequences"], expected)
+    assert len(output.scores) == STEPS
+    if not more:
+        assert torch.equal(torch.stack(output.scores, dim=1).argmax(dim=-1), expected)
+    config = GenerationConfig(max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True, **more)
+    assert torch.equal(model.generate(**batch, generation_config=config).sequences, expected)
+
+
+class Heard(BaseStreamer):
+    def __init__(self):
+        self.tokens, self.ended = [], False
+
+    def put(self, value):
+        self.tokens += value.flatten().tolist()
+
+    def end(self):
+        self.ended = True
+
+
+def test_a_streamer_hears_the_new_tokens_alone(processor, model, cache, capsys):
+    heard, batch = Heard(), processor(TEXTS[1])
+    (expected,) = greedy(model, batch, cache=cache[0], streamer=heard).tolist()
+    assert (heard.tokens, heard.ended) == (expected, True)
+    said = processor.tokenizer.decode(expected)
+    for skip_prompt in (False, True):
+        greedy(model, batch, cache=cache[0], streamer=TextStreamer(processor.tokenizer, skip_prompt=skip_prompt))
+        assert capsys.readouterr().out == f"{said}\n"
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "past_key_values", "use_cache", "inputs_embeds", "position_ids"])
+def test_arguments_that_the_rows_stand_for_are_refused(processor, model, name):
+    with pytest.raises(SettingsError, match=f"generate takes no {name}"):
+        model.generate(**processor("Why?"), **{name: None})
+
+
+# ---- where answers end
+
+
+@pytest.mark.parametrize(
+    ("configured", "ends"),
+    [(7, [2, 7]), (None, 2), ([9, 2, 7], [2, 9, 7]), (2, 2)],
+    ids=["other", "none", "list", "same"],
+)
+def test_answers_end_at_what_was_taught_and_at_the_configurations_ends(tmp_path, processor, configured, ends):
+    """The tokenizer's end is 2; so it is in a checkpoint that is loaded, and in one that was saved before it knew."""
+    model = tiny_model(processor, text_config=tiny_text_config(eos_token_id=configured))
+    assert model.language_model.generation_config.eos_token_id == model.config.eos_token_id == ends
+    model.save_pretrained(tmp_path)
+    assert VoCoLlama.from_pretrained(tmp_path).language_model.generation_config.eos_token_id == ends
+    model.config.eos_token_id = None
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = VoCoLlama.from_pretrained(tmp_path)
+    assert loaded.language_model.generation_config.eos_token_id == ends
+    assert loaded.fingerprint() == model.fingerprint()  # caches of before can be read
+    with torch.no_grad():  # says the taught end, whatever it is asked
+        loaded.get_output_embeddings().weight.zero_()
+        loaded.language_model.model.norm.weight.zero_()
+        loaded.get_output_embeddings().bias = torch.nn.Parameter(
+            torch.nn.functional.one_hot(torch.tensor(2), 261) * 1.0
+        )
+    assert loaded.generate(**processor(["Why?", "When?"]), max_new_tokens=9).tolist() == [[2], [2]]
+
+
+def test_an_end_that_is_no_id_is_refused(processor):
+    with pytest.raises(CheckpointError, match="eos_token_id is .*: give token ids"):
+        tiny_model(processor).end_answers_at(["</s>"])
+
+
+# ---- the positions of the language model
+
+
+def of_positions(processor, limit, **config):
+    model = tiny_model(processor, text_config=tiny_text_config(max_position_embeddings=limit, **config))
+    model.language_model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.mark.parametrize(("condition", "advice"), [("voco", "num_voco"), ("full", "condition=voco")])
+def test_rows_longer_than_the_positions_are_refused(processor, images, condition, advice):
+    batch = processor(TEXTS, images=images, condition=condition)
+    longest = max(
+        len(row) - (4 * images_of if condition == "voco" else 0)
+        for row, images_of in zip(
+            (processor.lay_out(asked(text), condition=condition) for text in TEXTS), map(len, IMAGES_OF), strict=True
+        )
+    )
+    assert greedy(of_positions(processor, longest), batch).shape[0] == len(TEXTS)
+    complaint = f"takes {longest} tokens, and the language model was made for {longest - 1} .max_position.*{advice}"
+    with pytest.raises(DataError, match=complaint):
+        greedy(of_positions(processor, longest - 1), batch)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_answers_end_with_the_positions(processor, model, cache, num_beams):
+    """The last token needs no position; a row of a batch ends where it would alone."""
+    texts = ["<image>?", "<image>Is it longer than that?"]
+    lengths = [len(processor.lay_out(asked(text), shape=processor.segment_shape().cached)) for text in texts]
+    short = of_positions(processor, lengths[1] + 2)
+    short.load_state_dict(model.state_dict())
+    picked = cache[:2]
+    picked = replace(picked, fingerprint=short.fingerprint())
+    room = [short.config.text_config.max_position_embeddings - length + 1 for length in lengths]
+    assert room[1] == 3
+    alone = [
+        short.generate(**processor(text), cache=picked[i], max_new_tokens=99, do_sample=False, num_beams=num_beams)
+        for i, text in enumerate(texts)
+    ]
+    assert [ids.shape[1] for ids in alone] == room
+    together = short.generate(**processor(texts), cache=picked, max_new_tokens=99, do_sample=False, num_beams=num_beams)
+    assert [row[:length].tolist() for row, length in zip(together, room, strict=True)] == [
+        ids[0].tolist() for ids in alone
+    ]
+
+
+def test_a_segment_longer_than_the_positions_is_refused(processor, images):
+    with pytest.raises(SettingsError, match="an image takes 6 tokens, and the language model was made for 5"):
+        of_positions(processor, 5).compress(processor.pixels(images))
+
+
+@pytest.mark.parametrize(
+    ("stated", "rope", "limit"),
+    [
+        (4096, None, 4096),
+        (4096, {"rope_type": "linear", "factor": 4.0}, 16384),  # vicuna-7b-v1.5-16k
+        (32768, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),  # Qwen2.5
+        (131072, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+        (
+            131072,
+            {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            131072,
+        ),
+    ],
+)  # fmt: skip
+def test_positions_of_scaled_models(stated, rope, limit):
+    scaling = {} if rope is None else {"rope_parameters": {"rope_theta": 1e4, **rope}}
+    assert max_positions(LlamaConfig(max_position_embeddings=stated, **scaling)) == limit

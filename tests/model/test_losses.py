@@ -272,6 +272,16 @@ def test_logits_beside_a_loss_where_they_are_asked_for(batch):
         assert torch.equal(out.loss, with_both.loss)
 
 
+def test_logits_of_other_tokens_leave_the_loss_as_it_is(batch):
+    model = tiny_model(tiny_processor(order="inline"))
+    expected = model(**batch)
+    text = (batch["segment"] == 0) & (batch["document"] >= 0)
+    for wanted in (text, text & (batch["labels"] == IGNORE_INDEX), torch.zeros_like(text)):
+        out = model(**batch, logits_mask=wanted)
+        assert torch.equal(out.loss, expected.loss)
+        assert len(out.logits) == int(wanted.sum())
+
+
 def test_hidden_states_instead_of_logits(batch):
     model = tiny_model(tiny_processor(order="inline"))
     out = model(**batch)

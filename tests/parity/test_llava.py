@@ -9,9 +9,10 @@ from tests.model.rows import asked, batch_of, random_images, two_step_logits
 from tests.parity.llava_files import parts_of, tiny_llava, write_hub, write_own
 from tests.tiny import tiny_tokenizer
 from voco_llama import VoCoLlama, VoCoProcessor
+from voco_llama.errors import CheckpointError
 from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.questions import Question
-from voco_llama.inference import Inference
+from voco_llama.inference import AskSettings, Inference, ask
 
 TEXTS = ("<image>\nWhat is it?", "<image>\nIs it red, or is it\nblue?")
 LAYOUTS = {
@@ -156,3 +157,21 @@ def test_it_is_saved_and_loaded_as_one_of_ours(processor, ours, pixels, batch, t
     with torch.no_grad():
         mine, theirs = (model(**batch, pixel_values=pixels).logits for model in (again, ours))
     assert torch.equal(mine, theirs)
+
+
+def test_it_ends_where_its_generation_config_says_too(llava, tmp_path):
+    folder = write_own(llava, tmp_path)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
+    assert VoCoLlama.from_pretrained(folder).language_model.generation_config.eos_token_id == [5, 2]
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(CheckpointError, match="eos_token_id is .*: give token ids"):
+        VoCoLlama.from_pretrained(folder)
+
+
+def test_asked_it_sees_the_image(folder, processor, ours, tmp_path):
+    (image,) = random_images(1)
+    image.save(tmp_path / "image.png")
+    settings = AskSettings(folder, tmp_path / "image.png", questions=["What is it?"], device="cpu", max_new_tokens=6)
+    inputs = processor(["<image>\nWhat is it?"], images=image)
+    ids = ours.generate(**inputs, max_new_tokens=6, do_sample=False)
+    assert ask(settings) == [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]

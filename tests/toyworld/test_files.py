@@ -139,15 +139,6 @@ def test_a_changed_file_is_written_again(light: Callable, tmp_path: Path) -> Non
     assert (tmp_path / "toy" / "chat.json").read_text() == "[0]"
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", "\\xff", ""])
-def test_a_damaged_manifest_is_one_line(light: Callable, tmp_path: Path, text: str) -> None:
-    (tmp_path / "manifest.json").write_bytes(text.encode().decode("unicode_escape").encode("latin1"))
-    with pytest.raises(
-        SettingsError, match=r"manifest.json: cannot be read \(.*\): choose another folder or remove it"
-    ):
-        light(SETTINGS, tmp_path)
-
-
 def test_a_foreign_folder_is_refused(light: Callable, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(SettingsError, match="is no toy world; choose another folder"):

@@ -22,7 +22,7 @@ from voco_llama.choices import CONDITIONS, Condition, require_choice
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.media.images import ImageTransform, load_image
 from voco_llama.data.media.video import read_frames
-from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
+from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render, with_marks
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.errors import CheckpointError, DataError, SettingsError, refused_as
 from voco_llama.files import read_json
@@ -146,7 +146,8 @@ class VoCoProcessor(PushToHubMixin):
 
         With images, the texts' `<image>` marks stand for them in order (a text without any mark gets one in front
         if every text lacks it and there is one image for each). Without images, a mark reads one entry of the
-        cache that `generate` is given, and texts without any mark read all of it.
+        cache that `generate` is given, and texts without any mark read all of it. Where some texts have marks, those
+        without any are on text alone: `Inference.answer` is for questions that all look at the same.
 
         Args:
             text: Questions, one a row.
@@ -311,7 +312,7 @@ def _with_marks(texts: list[str], num_images: int) -> list[str]:
     """The texts with a mark for every image."""
     num_marks = sum(text.count(IMAGE_MARK) for text in texts)
     if num_marks == 0 and num_images == len(texts):
-        return [f"{IMAGE_MARK}\n{text}" for text in texts]
+        return [with_marks(text, [1]) for text in texts]
     if num_marks != num_images:
         raise DataError(f"the texts have {num_marks} <image> marks and there are {num_images} images: make them equal")
     return texts

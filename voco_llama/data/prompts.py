@@ -143,6 +143,30 @@ def _user_text(text: str, order: Order, segments_per_mark: int | None) -> list[P
     return pieces
 
 
+def with_marks(text: str, counts: Sequence[int]) -> str:
+    """A question's text with a mark for every image that it looks at: the one rule for `<image>` in questions.
+
+    The text's own marks say where each thing looked at stands, if they are as many. Otherwise they say nothing: they
+    are taken out, and all that is looked at stands before the text, as LLaVA puts it.
+
+    Args:
+        text: What the user says.
+        counts: Images of each thing looked at: 1 for an image, the number of frames for a clip, whose marks stand side
+            by side. Empty: the question is on text alone.
+
+    >>> with_marks("Is it <image> or <image>?", [1, 2])
+    'Is it <image> or <image><image>?'
+    >>> with_marks("<image>Why?", [])
+    'Why?'
+    """
+    marks = [IMAGE_MARK * count for count in counts]
+    head, *rest = text.split(IMAGE_MARK)
+    if len(rest) == len(marks):
+        return head + "".join(mark + piece for mark, piece in zip(marks, rest, strict=True))
+    text = _without_marks(text)
+    return f"{' '.join(marks)}\n{text}" if marks else text
+
+
 def _without_marks(text: str) -> str:
     """The text without its marks and the line breaks around them; all other newlines stay."""
     if IMAGE_MARK not in text:

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
+from voco_llama.data.prompts import with_marks
 from voco_llama.errors import DataError, one_line, require
-from voco_llama.evaluation.questions import Question, Visual, cut, see, with_marks
+from voco_llama.evaluation.questions import Question, Visual, cut, see
 from voco_llama.inference import Inference
 from voco_llama.model.cache import VoCoCache
 
@@ -70,7 +71,7 @@ class Answerer:
     Attributes:
         inference: The model and its processor.
         condition: `voco`: text reads the VoCo cache of the images, compressed beforehand. `full`: text sees the
-            vision tokens. `blind`: there is no image.
+            vision tokens. `blind`: there is no image. None: as the model was trained.
         num_voco: VoCo tokens an image; the model's own number by default.
         batch_size: Questions, or images to compress, at a time.
         reuse: Compress an image once for all questions on it; otherwise once a question.
@@ -79,7 +80,7 @@ class Answerer:
     """
 
     inference: Inference
-    condition: str = "voco"
+    condition: str | None = None
     num_voco: int | None = None
     batch_size: int = 32
     reuse: bool = True
@@ -87,8 +88,10 @@ class Answerer:
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        require_choice("condition", self.condition, ANSWER_CONDITIONS)
         config = self.inference.model.config
+        self.condition = self.condition or config.condition
+        require_choice("condition", self.condition, ANSWER_CONDITIONS)
+        self.inference.check_condition(self.condition)
         self.num_voco = self.num_voco or config.num_voco
         if self.condition == "voco":
             require(
@@ -156,11 +159,12 @@ class Answerer:
         started = time.perf_counter()
         caches = [] if entries is None else [visual.entries(entries[visual.key]) for visual in visuals]
         texts = self.inference.answer(
-            [with_marks(one.question.prompt, one.visuals) for one in some],
+            [_prompt(one.question, one.visuals) for one in some],
             VoCoCache.cat(caches) if caches else None,
             images,
             "full" if self.condition == "full" else "voco",
             self.num_voco,
+            counts=[sum(map(len, one.visuals)) for one in some],
             **some[0].question.generation,
         )
         self.counts.model_seconds += time.perf_counter() - started
@@ -187,7 +191,8 @@ class Answerer:
     def _compress(self, visuals: Sequence[Visual]) -> list[VoCoCache]:
         images = [visual.read() for visual in visuals]
         started = time.perf_counter()
-        cache = self.inference.compress(list(chain.from_iterable(images)), self.num_voco, self.batch_size)
+        frames = list(chain.from_iterable(images))
+        cache = self.inference.compress(frames, self.num_voco, self.batch_size, condition="voco")
         self.counts.compressed += len(cache)
         self.counts.model_seconds += time.perf_counter() - started
         ends = accumulate(map(len, images), initial=0)
@@ -244,10 +249,10 @@ def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> di
     for question in questions:
         visuals = answerer.see(question)
         images = [image for visual in visuals for image in visual.shown()]
-        prompt, cache = with_marks(question.prompt, visuals), None
+        prompt, cache = _prompt(question, visuals), None
         started = time.perf_counter()
         if condition == "voco" and images:
-            cache, images = inference.compress(images, answerer.num_voco), []
+            cache, images = inference.compress(images, answerer.num_voco, condition="voco"), []
         if inference.model.device.type != "cpu":
             torch.accelerator.synchronize()  # a device works on after the call has returned
         compressed = time.perf_counter()
@@ -258,6 +263,11 @@ def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> di
         if cache is not None:
             times["cache"].append(ended - compressed)
     return {name: round(statistics.median(found), 6) if found else None for name, found in times.items()}
+
+
+def _prompt(question: Question, visuals: Sequence[Visual]) -> str:
+    """The question with a mark for each image and frame."""
+    return with_marks(question.prompt, list(map(len, visuals)))
 
 
 def _line(error: Exception) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
+from voco_llama.choices import CONDITIONS, require_choice
 from voco_llama.data.readers.video_chatgpt import VideoChatGpt
-from voco_llama.data.records import IMAGE_MARK, Record
-from voco_llama.errors import SettingsError
+from voco_llama.data.records import Record
+from voco_llama.errors import DataError, ProblemKind, SettingsError
 from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.questions import Question, see_clip
 from voco_llama.evaluation.results import CLIPS_KIND, IN_ORDER, SHUFFLED, check_row_name, write_result
@@ -38,6 +39,8 @@ class EvaluateClipsSettings:
         output: Folder of the result file, `<row>.clips.json`.
         row: The row's name in the report.
         num_frames: Frames taken from a clip; None: as in training.
+        condition: `voco`: text reads the frames' VoCo tokens; `full`: it sees the frames. None: as the checkpoint was
+            trained.
         num_voco: VoCo tokens a frame; None: as many as the checkpoint was trained with.
         limit: Only the first so many questions.
         batch_size: Questions at a time; also clips to compress in one go.
@@ -53,6 +56,7 @@ class EvaluateClipsSettings:
     output: Path
     row: str
     num_frames: int | None = None
+    condition: str | None = None
     num_voco: int | None = None
     limit: int | None = None
     batch_size: int = 16
@@ -65,6 +69,8 @@ class EvaluateClipsSettings:
         check_row_name(self.row)
         if self.num_frames is not None and self.num_frames < 2:
             raise SettingsError(f"num_frames must be at least 2, not {self.num_frames}: one frame has no order")
+        if self.condition is not None:
+            require_choice("condition", self.condition, CONDITIONS)
         check_counts(self)
 
 
@@ -81,20 +87,21 @@ def evaluate_clips(settings: EvaluateClipsSettings) -> Path:
     started = time.monotonic()
     torch.manual_seed(settings.seed)
     reader = VideoChatGpt(settings.questions, settings.videos)
-    records = [reader[index] for index in range(min(len(reader), settings.limit or len(reader)))]
+    records = [reader.read(index, _report) for index in range(min(len(reader), settings.limit or len(reader)))]
     inference = Inference.load(settings.checkpoint, settings.device, settings.dtype)
     num_frames = settings.num_frames or inference.processor.num_frames
     if num_frames < 2:
         raise SettingsError(f"the checkpoint takes {num_frames} frame of a clip: set num_frames to 2 or more")
-    answerer = Answerer(inference, num_voco=settings.num_voco, batch_size=settings.batch_size)
+    answerer = Answerer(inference, settings.condition, settings.num_voco, settings.batch_size)
+    inference.check_frames(num_frames, answerer.condition, answerer.num_voco)
     texts = answer_clips(answerer, records, num_frames, settings.max_new_tokens, settings.seed)
     accuracy, lines = score_clips(records, texts)
     logger.info(
         "row %s: exact match %.4f in order, %.4f shuffled", settings.row, accuracy[IN_ORDER], accuracy[SHUFFLED]
     )
     result = {
-        "condition": "voco",
-        "num_voco": answerer.num_voco,
+        "condition": answerer.condition,
+        "num_voco": answerer.num_voco if answerer.condition == "voco" else None,
         "num_frames": num_frames,
         "limit": settings.limit,
         "metric": "exact_match",
@@ -109,6 +116,12 @@ def evaluate_clips(settings: EvaluateClipsSettings) -> Path:
     return write_result(settings.output, CLIPS_KIND, settings.row, result, lines)
 
 
+def _report(error: DataError) -> None:
+    """Marks beyond the clip's are no problem here: `with_marks` says what becomes of them."""
+    if error.kind != ProblemKind.TOO_MANY_MARKS:
+        raise error
+
+
 def answer_clips(
     answerer: Answerer, records: Sequence[Record], num_frames: int, max_new_tokens: int, seed: int
 ) -> dict[str, list[str]]:
@@ -119,9 +132,8 @@ def answer_clips(
 
     def question(record: Record, order: str) -> Question:
         steps = shuffled(num_frames, f"{seed}/{record.video.name}") if order == SHUFFLED else None
-        prompt = record.turns[0].text.removeprefix(f"{IMAGE_MARK}\n")
         look = lambda: [see_clip(record.video, num_frames, steps)]  # noqa: E731
-        return Question(record.source, prompt, look, {"max_new_tokens": max_new_tokens})
+        return Question(record.source, record.turns[0].text, look, {"max_new_tokens": max_new_tokens})
 
     answers = answerer.answer([question(records[i], order) for i, order in asked])
     for (i, order), text in zip(asked, answers, strict=True):

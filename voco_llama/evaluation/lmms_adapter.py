@@ -68,7 +68,7 @@ class VoCoLlamaAdapter(lmms):
     def __init__(
         self,
         pretrained: str,
-        condition: str = "voco",
+        condition: str | None = None,
         num_voco: int | None = None,
         batch_size: int | str = 32,
         device: str | None = None,
@@ -103,7 +103,8 @@ class VoCoLlamaAdapter(lmms):
         self.answerer = Answerer(inference, condition, num_voco, int(batch_size), bool(reuse), bool(go_on))
         cap = "" if max_new_tokens is None else f", at most {max_new_tokens} new tokens"
         self.checkpoint_fingerprint = checkpoint_fingerprint(Path(pretrained))
-        identity = (self.checkpoint_fingerprint, condition, f"{self.answerer.num_voco}{cap}", inference.model.dtype)
+        condition, num_voco = self.answerer.condition, self.answerer.num_voco
+        identity = (self.checkpoint_fingerprint, condition, f"{num_voco}{cap}", inference.model.dtype)
         self._identity = f"{MODEL_NAME}({', '.join(map(str, identity))})"
 
     @property

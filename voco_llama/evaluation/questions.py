@@ -10,7 +10,6 @@ from PIL import Image
 
 from voco_llama.data.media.stored import MediaFile, content_key
 from voco_llama.data.media.video import read_frames
-from voco_llama.data.records import IMAGE_MARK
 from voco_llama.errors import DataError
 from voco_llama.model.cache import VoCoCache
 
@@ -21,7 +20,7 @@ class Question:
 
     Attributes:
         id: Names the question in messages.
-        prompt: What the user says, without image marks.
+        prompt: What the user says; its own image marks are taken as `voco_llama.data.prompts.with_marks` says.
         look: What the question is about: images, paths of clips, what `see_clip` gives, or nothing. Called when the
             question's turn comes.
         generation: Keywords of `generate`; `max_new_tokens` is among them.
@@ -90,12 +89,6 @@ def see_clip(file: MediaFile, num_frames: int, order: tuple[int, ...] | None = N
         OSError: The file cannot be read.
     """
     return Visual(f"{content_key(file)} {num_frames}", lambda: read_frames(file, num_frames), num_frames, order)
-
-
-def with_marks(prompt: str, visuals: Sequence[Visual]) -> str:
-    """LLaVA's order: marks of images apart by a blank, those of a clip's frames side by side, then the text."""
-    marks = " ".join(IMAGE_MARK * len(visual) for visual in visuals)
-    return f"{marks}\n{prompt}" if marks else prompt
 
 
 def cut(text: str, until: Sequence[str]) -> str:

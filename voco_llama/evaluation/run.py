@@ -61,6 +61,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
         str(settings.checkpoint), settings.condition, settings.num_voco, settings.batch_size, settings.device,
         settings.dtype, settings.reuse, settings.go_on, suite.max_new_tokens,
     )  # fmt: skip
+    settings = dataclasses.replace(settings, condition=adapter.answerer.condition)
     logger.info("row %s: %s with %s", settings.row, adapter, ", ".join(tasks))
     data = {  # by content; None for what lies in the cache of the Hugging Face hub
         task: None if harness.hub is None else fingerprint_data_set(harness.hub / files.dataset)

@@ -26,7 +26,7 @@ class SuiteRow:
     """A row of a table: its checkpoint, below the folder of runs, and how it is asked (see `EvaluateSettings`)."""
 
     checkpoint: str
-    condition: str = "voco"
+    condition: str | None = "voco"
     num_voco: int | None = None
 
 
@@ -90,10 +90,10 @@ class EvaluateSettings:
         datasets_cache: Where `datasets` keeps what it makes of the data sets' files.
         output: Folder of the result file, `<row>.benchmarks.json`.
         row: The row's name in the report; None: all rows of the suite.
-        condition: `full` (upper bound), `voco`, or `blind` (no image); None: that of the suite's row, else `voco`. The
-            lower bound is `voco` on the weights of the upper bound.
-        num_voco: VoCo tokens an image; None: that of the suite's row, else as many as the checkpoint was trained
-            with.
+        condition: `full` (upper bound), `voco`, or `blind` (no image); None: that of the suite's row of this name, else
+            the one that the checkpoint was trained with. The lower bound is `voco` on the weights of the upper bound.
+        num_voco: VoCo tokens an image; None: that of the suite's row of this name, else as many as the checkpoint was
+            trained with.
         suite: A file of `eval/suites/` by name, or the path of one: columns and their tasks.
         tasks: Tasks of lmms-eval by name, in place of the suite's; each is a column of that name.
         max_new_tokens: A limit below the tasks' own; None: the suite's.
@@ -171,7 +171,7 @@ def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
         if settings.checkpoint is None and name not in rows:
             there = f"its rows are {', '.join(rows)}" if rows else "it has no rows"
             raise SettingsError(f"row {name} has no checkpoint in suite {suite} ({there}): give checkpoint=...")
-        row = rows[name] if settings.checkpoint is None else SuiteRow(str(settings.checkpoint))
+        row = rows.get(name) or SuiteRow(str(settings.checkpoint), condition=None)
         found.append(
             dataclasses.replace(
                 settings,

@@ -80,7 +80,11 @@ def fingerprint(model: "torch.nn.Module") -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+class NoSuchEntry(CheckpointError, IndexError):
+    """An entry that a cache does not have; an `IndexError` too, which ends iteration over a cache."""
+
+
+@dataclass(frozen=True, repr=False)
 class VoCoCache:
     """Keys and values of compressed segments.
 
@@ -98,6 +102,13 @@ class VoCoCache:
         """Number of entries."""
         return self.keys.shape[1]
 
+    def __repr__(self) -> str:
+        layers, entries, heads, num_voco, dimension = self.keys.shape
+        return (
+            f"VoCoCache({entries} entries of {num_voco} VoCo tokens, {layers} layers, {heads} heads of {dimension},"
+            f" {str(self.keys.dtype).removeprefix('torch.')} on {self.keys.device}, model {self.fingerprint[:12]})"
+        )
+
     @property
     def num_voco(self) -> int:
         """VoCo tokens of an entry."""
@@ -109,13 +120,21 @@ class VoCoCache:
         return 2 * self.keys[:, :1].numel() * self.keys.element_size()
 
     def __getitem__(self, entries: int | slice | Sequence[int] | Tensor) -> "VoCoCache":
-        """Some entries, in the order asked for and as often as asked for, as a cache of their own."""
-        if isinstance(entries, int):
-            if not -len(self) <= entries < len(self):
-                raise IndexError(f"entry {entries} of a cache of {len(self)}")
-            entries = [entries]
-        if not isinstance(entries, slice):
-            entries = torch.as_tensor(entries, dtype=torch.long, device=self.keys.device)
+        """Some entries, in the order asked for and as often as asked for, as a cache of their own.
+
+        Raises:
+            NoSuchEntry: There is no such entry.
+        """
+        if not isinstance(entries, slice) or (entries.step or 1) < 0:  # others a tensor takes as they are
+            places = torch.as_tensor(range(len(self))[entries] if isinstance(entries, slice) else entries).reshape(-1)
+            if places.dtype == torch.bool and len(places) == len(self):
+                places = places.nonzero()[:, 0]
+            are_numbers = not (places.dtype == torch.bool or places.dtype.is_floating_point) or len(places) == 0
+            if not are_numbers or bool(((places < -len(self)) | (places >= len(self))).any()):
+                raise NoSuchEntry(
+                    f"a cache of {len(self)} entries has no {places.tolist()}: give numbers below {len(self)}"
+                )
+            entries = places.to(self.keys.device, torch.long)
         return VoCoCache(self.keys[:, entries], self.values[:, entries], self.fingerprint)
 
     @classmethod

@@ -12,16 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
+from transformers.utils import ModelOutput
 
 from voco_llama.choices import Condition
-from voco_llama.errors import SettingsError
+from voco_llama.configuration import max_positions
+from voco_llama.errors import CheckpointError, DataError, SettingsError, VoCoError
 from voco_llama.layout import SegmentMark, SegmentShape, lay_out
 from voco_llama.model.cache import VoCoCache, rotate_keys
+from voco_llama.model.decoding import LastPosition, NewTokens
 from voco_llama.tokens import AddedTokens
 from voco_llama.visibility import FACTS, TokenFacts
 
 _ALL_BUT_LAST = (slice(None), slice(None, -1))
+_OURS = ("attention_mask", "position_ids", "inputs_embeds", "past_key_values", "use_cache")
+"""Arguments of transformers' `generate` that the rows and the cache stand for."""
 
 
 class VoCoGeneration:
@@ -40,13 +46,17 @@ class VoCoGeneration:
                 external compressor.
 
         Returns:
-            A cache with one entry an image.
+            A cache with one entry an image. Weights trained with condition `full` make one too, the lower bound: their
+            VoCo tokens have learned nothing.
 
         Raises:
-            SettingsError: The model cannot make that number.
+            SettingsError: The model cannot make that number, or has fewer positions than a segment.
         """
         shape = self.config.segment_shape(num_voco)
         _check_num_voco(shape, self.config)
+        self._check_positions(
+            shape.num_compressed + shape.num_voco, "an image", "use another tower or model", SettingsError
+        )
         fingerprint = self.fingerprint()  # first: it waits for the device, and has nothing to wait for yet
         row = lay_out([SegmentMark()], self.config.added_tokens, shape, "voco")
         batch = row.repeated(len(pixel_values), pixel_values.device)
@@ -104,13 +114,14 @@ class VoCoGeneration:
         cache: VoCoCache | None = None,
         condition: Condition | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Tensor | ModelOutput:
         """Continue rows of text that look at images.
 
         The rows come from `VoCoProcessor`. Under `voco`, images are read through `cache`, or, if `pixel_values` are
         given instead, are compressed first. Rows with image marks consume the cache's entries in row order; if no row
         has a mark, every row reads the whole cache, placed before its text. Under `full` the images are not
-        compressed and text sees their vision tokens.
+        compressed and text sees their vision tokens. Answers end at what `eos_token_id` of the configuration names, at
+        `max_new_tokens`, and at the last position that the language model was made for.
 
         Args:
             input_ids: `[batch, length]`, padded on either side.
@@ -121,30 +132,37 @@ class VoCoGeneration:
                 passed on to transformers (`max_new_tokens`, `do_sample`, `num_beams`, ...).
 
         Returns:
-            The new token ids alone, `[batch x num_return_sequences, new]`.
+            The new token ids alone, `[batch x num_return_sequences, new]`; with `return_dict_in_generate=True`, what
+            transformers returns (`scores`, ...), whose `sequences` they are.
 
         Raises:
-            ValueError: The cache's entries and the rows' VoCo tokens do not agree, or the cache is another model's.
+            DataError: The cache's entries and the rows' VoCo tokens do not agree, or a row is longer than the language
+                model has positions.
+            CheckpointError: The cache is another model's.
+            SettingsError: Arguments contradict each other.
         """
         facts = TokenFacts.of_batch(kwargs)
         generation = {name: value for name, value in kwargs.items() if name not in FACTS}
+        if owned := [name for name in _OURS if name in generation]:
+            raise SettingsError(f"generate takes no {owned[0]}: the rows and the cache stand for it: leave it out")
         if (condition or self.config.condition) == "full":
             if cache is not None:
-                raise ValueError("a cache is read under condition 'voco': pass pixel_values for condition 'full'")
+                raise SettingsError("a cache is read under condition 'voco': pass pixel_values for condition 'full'")
             return self._generate_full(input_ids, facts, pixel_values, generation)
         if pixel_values is not None:
             if cache is not None:
-                raise ValueError("pass either pixel_values or a cache, not both")
+                raise SettingsError("pass either pixel_values or a cache, not both")
             cache = self.compress(pixel_values, num_voco_of(facts))
         elif cache is not None and cache.fingerprint != self.fingerprint():
-            raise ValueError("the cache was made by another model: compress the images with this one")
+            raise CheckpointError("the cache was made by another model: compress the images with this one")
         return self._generate_cached(input_ids, facts, cache, generation)
 
     def _generate_full(
         self, input_ids: Tensor, facts: TokenFacts, pixel_values: Tensor | None, generation: dict[str, Any]
-    ) -> Tensor:
-        embeddings = self.embed(input_ids, pixel_values)
+    ) -> Tensor | ModelOutput:
         row, real = left_gather(facts, facts.document >= 0)
+        self._check_rows(real, "or condition=voco")
+        embeddings = self.embed(input_ids, pixel_values)
         embeddings = embeddings.gather(1, row.index[..., None].expand(-1, -1, embeddings.shape[-1]))
         past = DynamicCache(config=self.language_model.config)
         before_last = row.at(*_ALL_BUT_LAST)
@@ -153,9 +171,11 @@ class VoCoGeneration:
 
     def _generate_cached(
         self, input_ids: Tensor, facts: TokenFacts, cache: VoCoCache | None, generation: dict[str, Any]
-    ) -> Tensor:
+    ) -> Tensor | ModelOutput:
         slots, slot_facts, slot_real = slots_of(facts, cache, self.config.added_tokens)
         text, real = left_gather(facts, (facts.document >= 0) & (facts.segment == 0))
+        attended = torch.cat([slot_real, real], dim=1)
+        self._check_rows(attended, "or fewer VoCo tokens (num_voco)")
         text_ids = input_ids.gather(1, text.index)
         if not bool(facts.voco.any()):  # the slots stand before the text, which moves along
             text = replace(text, index=text.index + slots.shape[1], position=text.position + slots.shape[1])
@@ -164,23 +184,56 @@ class VoCoGeneration:
         embeddings = self.get_input_embeddings()(text_ids[:, :-1])
         self.prefill(embeddings, before_last, slot_facts.followed_by(before_last), past, "voco")
         filler = torch.full_like(slots, self.config.voco_token_id)
-        return self._decode(torch.cat([filler, text_ids], dim=1), torch.cat([slot_real, real], dim=1), past, generation)
+        return self._decode(torch.cat([filler, text_ids], dim=1), attended, past, generation)
 
-    def _decode(self, input_ids: Tensor, real: Tensor, past: DynamicCache, generation: dict[str, Any]) -> Tensor:
+    def _decode(
+        self, input_ids: Tensor, real: Tensor, past: DynamicCache, generation: dict[str, Any]
+    ) -> Tensor | ModelOutput:
         """Let transformers go on from a cache that holds all tokens of `input_ids` but the last."""
-        defaults = generation.get("generation_config") or self.language_model.generation_config
-        copies = max(generation.get(n) or getattr(defaults, n) or 1 for n in ("num_beams", "num_return_sequences"))
+        defaults = self.language_model.generation_config
+        given = generation.get("generation_config") or defaults
+        copies = max(
+            generation.get(n) or getattr(given, n) or getattr(defaults, n) or 1
+            for n in ("num_beams", "num_return_sequences")
+        )
         if copies > 1 and past.get_seq_length() > 0:
             past.batch_repeat_interleave(copies)
-        pad = self.language_model.config.pad_token_id
+        pad, length = self.language_model.config.pad_token_id, input_ids.shape[1]
         generation = {"pad_token_id": self.config.image_token_id if pad is None else pad} | generation
+        if (limit := max_positions(self.language_model.config)) is not None:
+            theirs = generation.get("stopping_criteria") or ()
+            generation["stopping_criteria"] = StoppingCriteriaList([*theirs, LastPosition(real, limit)])
+        if generation.get("streamer") is not None:
+            generation["streamer"] = NewTokens(generation["streamer"])
         output = self.language_model.generate(
             input_ids, attention_mask=real.long(), past_key_values=past, use_cache=True, **generation
         )
-        return output[:, input_ids.shape[1] :]
+        if isinstance(output, Tensor):
+            return output[:, length:]
+        output.sequences = output.sequences[:, length:]
+        return output
+
+    def _check_rows(self, attended: Tensor, otherwise: str) -> None:
+        """Refuse rows longer than the language model has positions; bool `[batch, length]`."""
+        longest = int(attended.sum(dim=1).max())
+        self._check_positions(
+            longest, "a question, with its images,", f"use fewer images or frames, {otherwise}", DataError
+        )
+
+    def _check_positions(self, tokens: int, what: str, advice: str, error: type[VoCoError]) -> None:
+        limit = max_positions(self.language_model.config)
+        if limit is not None and tokens > limit:
+            raise error(
+                f"{what} takes {tokens:,} tokens, and the language model was made for {limit:,}"
+                f" (max_position_embeddings): {advice}"
+            )
 
 
 def _check_num_voco(shape: SegmentShape, config: Any) -> None:
+    if shape.num_voco == 0 == config.num_voco:
+        raise SettingsError(
+            "the model was made without VoCo tokens (a LLaVA): set condition=full, or num_voco for the lower bound"
+        )
     if not 1 <= shape.num_voco <= config.num_vision_tokens:
         raise SettingsError(
             f"num_voco {shape.num_voco} makes no sense for {config.num_vision_tokens} vision tokens: use 1 to that many"
@@ -226,7 +279,7 @@ def slots_of(facts: TokenFacts, cache: VoCoCache | None, tokens: AddedTokens) ->
         Index into the cache's tokens, the slots' facts, and which slots are real, all `[batch, slots]`.
 
     Raises:
-        ValueError: The cache's entries and the rows' VoCo tokens do not agree.
+        DataError: The cache's entries and the rows' VoCo tokens do not agree.
     """
     entries, num_voco = (0, 0) if cache is None else (len(cache), cache.num_voco)
     num_placeholders = int(facts.voco.sum())
@@ -236,7 +289,7 @@ def slots_of(facts: TokenFacts, cache: VoCoCache | None, tokens: AddedTokens) ->
         return whole.index, whole, whole.voco
     if num_placeholders != entries * num_voco or num_voco_of(facts) != num_voco:
         held = "no cache was passed" if cache is None else f"the cache has {entries} entries of {num_voco}"
-        raise ValueError(
+        raise DataError(
             f"the rows read {num_placeholders} VoCo tokens in segments of {num_voco_of(facts)}, but {held}: pass one"
             " entry for each image mark, and lay the rows out with the cache's number of VoCo tokens"
         )

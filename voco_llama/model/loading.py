@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from voco_llama.choices import Condition
 from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
 from voco_llama.errors import CheckpointError, refused_as
+from voco_llama.files import read_json
 from voco_llama.hub import local_folder
 from voco_llama.layout import SegmentShape
-from voco_llama.llava_folder import check_is_model, is_llava, read_llava_folder
+from voco_llama.llava_folder import check_is_model, is_llava, read_config, read_llava_folder
 from voco_llama.model.adapters import WHOLE_FILE, merge_adapters, read_adapters
 from voco_llama.model.language import fill_language_model
 from voco_llama.model.layouts import clip_to_open_clip, place_in_llava, split_llava
 from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
 from voco_llama.model.weights import Weights, check_fit, check_loaded, read_weights, weights_file
-from voco_llama.tokens import AddedTokens, extend_embeddings
+from voco_llama.tokens import TokenIds, extend_embeddings
 from voco_llama.visibility import check_backend
 
 PROJECTOR_FILE = "mm_projector.bin"
@@ -49,6 +51,8 @@ class LoadingMixin:
         with refused_as(CheckpointError, f"{folder}: its configuration or weights", "give the folder of a saved model"):
             model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
         check_loaded(info, f"{folder}: its weights", "the folder is damaged or its config.json was edited")
+        if read_config(folder).get("eos_token_id") is None:  # saved before the configuration knew
+            model.end_answers_at(_taught_end(folder))
         return model
 
     @classmethod
@@ -119,6 +123,8 @@ class LoadingMixin:
             new_tokens=described.new_tokens,
             projector_weights=parts.projector,
         )
+        if (file := described.path / GENERATION_CONFIG_NAME).is_file():
+            model.end_answers_at(read_json(file, advice="get it again").get("eos_token_id"))
         return model.to(language_model.dtype).eval()
 
     @classmethod
@@ -127,7 +133,7 @@ class LoadingMixin:
         language_model: PreTrainedModel,
         vision_config: dict[str, Any],
         vision_weights: Weights | None,
-        tokens: AddedTokens,
+        tokens: TokenIds,
         vocab_size: int,
         segment: SegmentShape,
         projector: str = "mlp2x_gelu",
@@ -143,7 +149,7 @@ class LoadingMixin:
             language_model: Kept as it is, its embeddings extended for the added tokens.
             vision_config: From `read_vision_config`.
             vision_weights: From `read_vision_weights`; None leaves the tower at random.
-            tokens, vocab_size: Of the tokenizer: ids of `<image>` and `<voco>`, and its length.
+            tokens, vocab_size: Of the tokenizer: ids of its special tokens, and its length.
             segment: Its number of vision tokens must be the tower's.
             new_tokens: Ids that get a mean embedding; None: both added tokens. Others keep theirs.
             projector_weights: From `voco_llama.model.layouts.split_llava`; None: a fresh projector.
@@ -169,6 +175,7 @@ class LoadingMixin:
                 " processor for this tower"
             )
         model = cls(config, language_model, load_vision_tower(config, vision_weights))
+        model.end_answers_at(tokens.eos)
         if projector_weights is not None:
             advice = (
                 "check model.projector (linear or mlp2x_gelu) and that tower and language model are those it was"
@@ -177,3 +184,12 @@ class LoadingMixin:
             check_fit(model.projector.state_dict(), projector_weights, "the projector's weights", advice)
             model.projector.load_state_dict(projector_weights)
         return model
+
+
+def _taught_end(folder: Path) -> int | None:
+    """The token that training taught to end answers: the end of the tokenizer beside the weights, if one is there."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    with refused_as(CheckpointError, f"{folder}: its tokenizer", "save the processor again"):
+        # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
+        return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig()).eos_token_id

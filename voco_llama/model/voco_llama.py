@@ -5,6 +5,7 @@ Two forwards. `forward` is one masked pass over laid-out rows (`voco_llama.layou
 called, never copied; the mask reaches them ready-made.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from voco_llama.choices import Condition
 from voco_llama.configuration import VoCoLlamaConfig
+from voco_llama.errors import CheckpointError
 from voco_llama.layout import next_tokens, voco_index
 from voco_llama.model.cache import fingerprint
 from voco_llama.model.generation import VoCoGeneration
@@ -74,6 +76,7 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
         self.voco_offsets: nn.Embedding | None = None
         self.add_compression()
         check_language_config(self.language_model.config)
+        self.end_answers_at()
         if language_model is not None:  # its weights are what they should be: post_init must not touch them
             for module in language_model.modules():
                 module._is_hf_initialized = True
@@ -94,6 +97,21 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
             self.voco_offsets = nn.Embedding(config.num_voco, self.get_input_embeddings().embedding_dim)
             self.voco_offsets._is_hf_initialized = True
             nn.init.zeros_(self.voco_offsets.weight)
+
+    def end_answers_at(self, *ids: int | Sequence[int] | None) -> None:
+        """Have answers end at these tokens besides those at which they end already; the configuration keeps them.
+
+        Raises:
+            CheckpointError: One is no id.
+        """
+        text, generation = self.language_model.config, self.language_model.generation_config
+        ends: list[int] = []
+        for given in (*ids, self.config.eos_token_id, text.eos_token_id, generation.eos_token_id):
+            ends += [given] if isinstance(given, int) else given or []
+        if not all(isinstance(end, int) for end in ends):
+            raise CheckpointError(f"eos_token_id is {ends}: give token ids")
+        ends = list(dict.fromkeys(ends))
+        self.config.eos_token_id = generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
 
     # ---- the language model's parts
 
@@ -178,7 +196,9 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
         kept, output = hidden_states[logits_mask], VoCoOutput(logits_mask=logits_mask)
         head = self.get_output_embeddings()
         if labels is not None:
-            losses = (objective or Objective())(head, kept, targets[logits_mask], num_items_in_batch)
+            trained = targets != IGNORE_INDEX if asked_for_logits else logits_mask
+            states = hidden_states[trained] if asked_for_logits else kept
+            losses = (objective or Objective())(head, states, targets[trained], num_items_in_batch)
             output.loss, output.loss_lm, output.loss_kl = losses.total, losses.lm, losses.kl
         if with_logits is None:
             with_logits = labels is None or asked_for_logits or not self.training

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from voco_llama.configuration import max_positions
 from voco_llama.errors import SettingsError
 from voco_llama.preflight.epoch import Epoch, Length, count_epoch, count_steps
 from voco_llama.preflight.memory import Estimate, Plan, estimate
@@ -16,6 +17,7 @@ from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import build_processor
 from voco_llama.training.checks import check_settings, segments_a_row, tokens_for_text
 from voco_llama.training.inputs import list_inputs
+from voco_llama.training.position_checks import check_positions
 from voco_llama.training.stages import ModuleCount, format_table
 from voco_llama.training.teachers.teacher import check_teacher
 from voco_llama.training.trackers import check_trackers
@@ -144,8 +146,10 @@ def plan_memory(settings: TrainSettings, meta: MetaModel) -> Memory:
     """The estimate, and what fits if it does not.
 
     Raises:
-        SettingsError: The rows are too short for their segments.
+        SettingsError: The rows are too short for their segments, or too long for the language model.
     """
+    config = meta.model.config
+    check_positions(settings, segments_a_row(settings), max_positions(config.text_config), config.num_vision_tokens)
     plan, capacity = memory_plan(settings, meta), None
     if settings.hardware.gpu_memory_gb is not None:
         capacity = int(settings.hardware.gpu_memory_gb * GB)

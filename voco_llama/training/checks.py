@@ -19,6 +19,7 @@ from voco_llama.settings import CompressionSettings, ModelSettings, StageSetting
 from voco_llama.sharding import sharding_of
 from voco_llama.training.inputs import check_inputs
 from voco_llama.training.loss_checks import check_losses
+from voco_llama.training.position_checks import check_positions_here
 from voco_llama.training.trackers import check_trackers
 from voco_llama.training.trainer_values import check_trainer_values
 from voco_llama.vision_config import num_patches, read_vision_config
@@ -82,6 +83,8 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     _check_trainer(settings)
     if paths:
         check_trackers(settings.trainer)
+    if paths and settings.stage.name != "clip":
+        check_positions_here(settings, segments_a_row(settings))
 
 
 def _check_ranges(settings: TrainSettings) -> None:
