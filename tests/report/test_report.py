@@ -327,8 +327,9 @@ def test_no_results(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read as a result"),
-        ("[]", "is no result"),
+        ("{", r"cannot be read \(Expecting property name .*\): evaluate the row again"),
+        ("[]", r"cannot be read \(it holds a list"),
+        ("{}", "is no result"),
         ('{"kind": "benchmarks", "format_version": 99}', "has result format 99"),
         ('{"kind": "benchmarks", "format_version": 1, "row": "x"}', "does not say its seed"),
     ],

@@ -5,17 +5,21 @@ checkpoints the rows of a table come.
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
-from voco_llama.composition import EVAL_DIR, did_you_mean, read_file
-from voco_llama.errors import SettingsError, require
-from voco_llama.evaluation.results import check_row_name
+from voco_llama.composition import EVAL_DIR, did_you_mean, difference, read_file
+from voco_llama.errors import DataError, SettingsError, require
+from voco_llama.evaluation.results import BENCHMARKS_KIND, check_row_name, result_file
 from voco_llama.evaluation.tasks import GROUPS, check_task
-from voco_llama.inference import check_checkpoint
+from voco_llama.files import read_json
+from voco_llama.inference import check_checkpoint, checkpoint_fingerprint
+
+logger = logging.getLogger(__name__)
 
 SUITES_DIR = EVAL_DIR / "suites"
 
@@ -76,7 +80,7 @@ def columns_of(tasks: Sequence[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
-FREE_KEYS = ("output", "device")
+FREE_KEYS = ("output", "device", "overwrite")
 """Beginnings of keys of `EvaluateSettings` that do not touch what is measured."""
 
 
@@ -107,6 +111,8 @@ class EvaluateSettings:
         device: None: the GPU if there is one.
         dtype: Of the weights and the cache; `auto`: as saved.
         seed: Recorded and set; answers are greedy, so nothing depends on it.
+        overwrite: Write over a result of another checkpoint, or of other questions or ways of asking; the same
+            evaluation's is written anew in any case.
     """
 
     runs: Path
@@ -128,6 +134,7 @@ class EvaluateSettings:
     device: str | None = None
     dtype: str = "auto"
     seed: int = 0
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.row is not None:
@@ -186,3 +193,33 @@ def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
     for one in found:
         check_checkpoint(one.checkpoint)
     return found
+
+
+def check_overwrites(settings: EvaluateSettings) -> None:
+    """Refuse to write over a row's result that is not this evaluation's (`SettingsError`); a damaged one is none."""
+    file = result_file(settings.output, BENCHMARKS_KIND, settings.row)
+    if settings.overwrite or not file.is_file():
+        return
+    try:
+        result = read_json(file, DataError)
+    except DataError as error:
+        logger.warning("%s: it is written anew", error)
+        return
+    asked, columns = ({**part} if isinstance(part := result.get(key), dict) else {} for key in ("settings", "suite"))
+    there = {key: asked.get(key) for key in ("condition", "num_voco", "dtype", "limit")}
+    there |= {"checkpoint": result.get("checkpoint_fingerprint"), "hub": _place(asked.get("hub"))}
+    there |= {key: columns.get(key) for key in ("columns", "max_new_tokens")}
+    suite = settings.columns()
+    here = {key: getattr(settings, key) for key in ("condition", "num_voco", "dtype", "limit")}
+    here |= {"checkpoint": checkpoint_fingerprint(settings.checkpoint), "hub": _place(settings.hub)}
+    here |= {"columns": suite.columns, "max_new_tokens": suite.max_new_tokens}
+    differing = difference(there, here)
+    require(
+        not differing,
+        f"{file} is the result of another evaluation: {differing}: set overwrite=true to replace it, or give another"
+        " row=... or output=...",
+    )
+
+
+def _place(folder: Path | str | None) -> str | None:
+    return None if folder is None else str(Path(folder).absolute())

@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from voco_llama.errors import DataError
-from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND
+from voco_llama.evaluation.results import FACTS
 
 Result = dict[str, Any]
 PERCENT = 100.0
-FACTS = {
-    BENCHMARKS_KIND: ("condition", "num_voco", "tokens_per_image", "kv_bytes_per_image", "kv_dtype"),
-    CLIPS_KIND: ("num_voco", "num_frames", "tokens_per_clip", "kv_bytes_per_clip", "kv_dtype"),
-}
-"""What must be the same for all seeds of a row."""
 
 
 def retention(result: float, upper: float, lower: float) -> float:
