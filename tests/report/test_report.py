@@ -278,6 +278,17 @@ def test_clip_rows_have_a_table_of_their_own(results):
     }
 
 
+def test_clips_alone_need_no_bounds(tmp_path):
+    write_clips(tmp_path, "video", 0.9, 0.5, limit=20)
+    with pytest.raises(DataError, match=r"row 'video' was evaluated on 20 questions only: .* allow_limited=true"):
+        report(ReportSettings(tmp_path, tmp_path / "report"))
+    text = report(ReportSettings(tmp_path, tmp_path / "report", allow_limited=True))
+    assert "## Clips, exact match in %" in text
+    assert "| 90.0" in text
+    assert text.endswith("- Some rows were evaluated on a part of the questions only.\n")
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_clips_over_seeds(seeds):
     write_clips(seeds / "seed_0", "video", 0.9, 0.5, seed=0)
     write_clips(seeds / "seed_7", "video", 0.7, 0.4, seed=7)
@@ -338,3 +349,38 @@ def test_file_that_is_no_result(tmp_path, content, message):
     (tmp_path / "x.benchmarks.json").write_text(content)
     with pytest.raises(DataError, match=message):
         run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda result: result["benchmarks"]["GQA"].pop("value"),
+            r"cannot be read \('value'\): evaluate the row again",
+        ),
+        (lambda result: result["benchmarks"]["GQA"].update(value="0.5"), "'0.5' stands where a number should"),
+        (lambda result: result["benchmarks"].update(GQA=None), "cannot be read"),
+        (lambda result: result.update(benchmarks=[1]), "cannot be read"),
+        (lambda result: result.pop("kv_dtype"), r"cannot be read \('kv_dtype'\)"),
+        (lambda result: result.pop("limit"), r"cannot be read \('limit'\)"),
+        (lambda result: result.update(row=["x"]), "row is no text"),
+    ],
+)
+def test_a_damaged_result_is_named(tmp_path, change, message):
+    write_bounds(tmp_path)
+    file = tmp_path / "upper.benchmarks.json"
+    result = json.loads(file.read_text())
+    change(result)
+    file.write_text(json.dumps(result))
+    with pytest.raises(DataError, match=f"upper.benchmarks.json: .*{message}"):
+        report(ReportSettings(tmp_path, tmp_path / "report"))
+
+
+def test_a_number_that_is_none_is_left_out(tmp_path):
+    """NaN is a number to JSON as Python writes it."""
+    write_bounds(tmp_path)
+    write_row(tmp_path, "voco_1", {"GQA": float("nan"), "POPE": 0.9}, num_voco=1)
+    (line,) = [
+        line for line in report(ReportSettings(tmp_path, tmp_path / "report")).splitlines() if "– (–)" in line
+    ] or [""]
+    assert "100.0" in line

@@ -45,6 +45,19 @@ def evaluate_rows(settings: EvaluateSettings) -> list[Path]:
     return [_evaluate(row) for row in rows]
 
 
+def check_data_sets(settings: EvaluateSettings) -> None:
+    """Refuse an evaluation whose tasks lmms-eval does not know or whose data sets are not there; nothing is loaded.
+
+    Raises:
+        SettingsError: lmms-eval is not installed, or lacks a task.
+        DataError: The local hub lacks a data set.
+    """
+    from voco_llama.evaluation import lmms_evaluator
+
+    suite = settings.columns()
+    lmms_evaluator.find_tasks(list(suite.columns.values()), _harness(settings, suite))
+
+
 def evaluate(settings: EvaluateSettings) -> Path:
     """Have lmms-eval ask and score the suite for one row, and write the result.
 

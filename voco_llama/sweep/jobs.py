@@ -33,10 +33,14 @@ def locked(file: Path) -> Iterator[None]:
     """Hold a lock file.
 
     Raises:
-        SettingsError: Another process holds it.
+        SettingsError: Another process holds it, or it cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", encoding="utf-8") as opened:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise SettingsError(f"{file.parent}: cannot be written ({error.strerror}): name another folder") from error
+    with lock as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

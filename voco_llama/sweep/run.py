@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 from voco_llama.errors import SettingsError, VoCoError
+from voco_llama.sweep.checks import check_needs
 from voco_llama.sweep.jobs import (
     JobProcess,
     devices,
@@ -53,6 +54,12 @@ class Work:
         self.untrained = {job.name for job in plan.jobs if self.pending[job.name] and not records.is_trained(job)}
         self.base = records.pending_base(plan, bool(self.untrained)) if any(self.pending.values()) else []
 
+    def check(self, records: Records) -> None:
+        """Refuse what would be refused once its turn comes (`checks.check_needs`)."""
+        trains = [job.train for job in self.plan.jobs if job.name in self.untrained]
+        evaluations = [command for pending in self.pending.values() for command in pending.values()]
+        check_needs([*self.base, *trains], evaluations, records)
+
     def __str__(self) -> str:
         """As the dry run says it: what is finished, and the commands of what is not."""
         state = "to do" if self.base else "nothing to do"
@@ -79,6 +86,7 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
     Raises:
         RowsFailed: Some rows failed; the others are done.
         SettingsError: The plan makes no sense, results of other settings are in the way, or another sweep is at work.
+        VoCoError: What a training or an evaluation needs is not there.
     """
     records = Records(runners)
     if settings.job is not None:
@@ -87,14 +95,21 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
         return ""
     plans = expand(settings)
     if settings.dry_run:
-        return "\n".join(str(Work(plan, records)) for plan in plans)
+        return "\n".join(map(str, _checked(plans, records)))
     slots, pinned_to = _slots(settings)
     with ExitStack() as held:
         for folder in {settings.runs.resolve(), settings.results.resolve()}:
             held.enter_context(locked(folder / LOCK_FILE))
         held.enter_context(terminated_as_interrupted())
-        work = [Work(plan, records) for plan in plans]
+        work = _checked(plans, records)
         return _run_all(work, settings, overrides, records, slots, pinned_to)
+
+
+def _checked(plans: Sequence[SeedPlan], records: Records) -> list[Work]:
+    work = [Work(plan, records) for plan in plans]
+    for one in work:
+        one.check(records)
+    return work
 
 
 def _slots(settings: SweepSettings) -> tuple[int, list[str]]:
