@@ -335,52 +335,10 @@ def test_no_results(tmp_path):
         run(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", r"cannot be read \(Expecting property name .*\): evaluate the row again"),
-        ("[]", r"cannot be read \(it holds a list"),
-        ("{}", "is no result"),
-        ('{"kind": "benchmarks", "format_version": 99}', "has result format 99"),
-        ('{"kind": "benchmarks", "format_version": 1, "row": "x"}', "does not say its seed"),
-    ],
-)
-def test_file_that_is_no_result(tmp_path, content, message):
-    (tmp_path / "x.benchmarks.json").write_text(content)
-    with pytest.raises(DataError, match=message):
-        run(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda result: result["benchmarks"]["GQA"].pop("value"),
-            r"cannot be read \('value'\): evaluate the row again",
-        ),
-        (lambda result: result["benchmarks"]["GQA"].update(value="0.5"), "'0.5' stands where a number should"),
-        (lambda result: result["benchmarks"].update(GQA=None), "cannot be read"),
-        (lambda result: result.update(benchmarks=[1]), "cannot be read"),
-        (lambda result: result.pop("kv_dtype"), r"cannot be read \('kv_dtype'\)"),
-        (lambda result: result.pop("limit"), r"cannot be read \('limit'\)"),
-        (lambda result: result.update(row=["x"]), "row is no text"),
-    ],
-)
-def test_a_damaged_result_is_named(tmp_path, change, message):
-    write_bounds(tmp_path)
-    file = tmp_path / "upper.benchmarks.json"
-    result = json.loads(file.read_text())
-    change(result)
-    file.write_text(json.dumps(result))
-    with pytest.raises(DataError, match=f"upper.benchmarks.json: .*{message}"):
-        report(ReportSettings(tmp_path, tmp_path / "report"))
-
-
 def test_a_number_that_is_none_is_left_out(tmp_path):
     """NaN is a number to JSON as Python writes it."""
     write_bounds(tmp_path)
     write_row(tmp_path, "voco_1", {"GQA": float("nan"), "POPE": 0.9}, num_voco=1)
-    (line,) = [
-        line for line in report(ReportSettings(tmp_path, tmp_path / "report")).splitlines() if "– (–)" in line
-    ] or [""]
-    assert "100.0" in line
+    text = report(ReportSettings(tmp_path, tmp_path / "report"))
+    line = [line for line in text.splitlines() if line.startswith("| voco_1")][1]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["–", "100.0 (100.0)", "100.0 (100.0)"]
