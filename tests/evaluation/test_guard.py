@@ -7,7 +7,7 @@ import pytest
 from tests.evaluation.hub import change_pope_image, change_rows, write_mme, write_pope, write_seed
 from tests.evaluation.runs import lines_of
 from voco_llama.errors import DataError
-from voco_llama.evaluation.guard import last_try
+from voco_llama.evaluation.guard import Guard, last_try
 from voco_llama.evaluation.results import read_result
 from voco_llama.evaluation.run import evaluate
 
@@ -117,6 +117,32 @@ def test_a_damaged_table_is_named(settings_for, hub, content):
     table.write_bytes(content)
     with pytest.raises(DataError, match=r"^task pope: its data set .*POPE: cannot be read \(.*\): put the data set"):
         evaluate(settings_for(tasks=["pope"], hub=hub))
+
+
+@pytest.mark.parametrize(
+    ("logged", "fails"),
+    [
+        (["HTTP error on attempt 1: 500"], False),
+        (["HTTP error on attempt 1: 500", "Error for Question ID: 7: no reply"], True),
+        (["Syntax error parsing the review string: invalid syntax"], True),
+    ],
+)
+def test_a_judge_without_a_verdict_is_no_zero(logged, fails):
+    """Video-ChatGPT's tasks log an error and score 0."""
+    from loguru import logger
+
+    def process(item, *, task):
+        for text in logged:
+            logger.error(text)
+        return 0
+
+    given_up = []
+    scored = Guard(lambda *failure: given_up.append(failure)).scoring(process, None)
+    task = SimpleNamespace(config=SimpleNamespace(task="videochatgpt_temporal"))
+    assert scored((3, {}, []), task=task) == (None if fails else 0)
+    assert [(name, str(error)) for name, _, error in given_up] == (
+        [("videochatgpt_temporal document 3", logged[-1])] if fails else []
+    )
 
 
 def test_the_last_try_says_why():

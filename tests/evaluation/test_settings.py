@@ -7,7 +7,7 @@ import pytest
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.results import write_result
 from voco_llama.evaluation.run import describe_run
-from voco_llama.evaluation.settings import SUITES_DIR, Suite, SuiteRow, check_overwrites, columns_of, read_suite
+from voco_llama.evaluation.settings import SUITES_DIR, Suite, SuiteRow, check_overwritten, columns_of, read_suite
 from voco_llama.inference import checkpoint_fingerprint
 from voco_llama.report.paper import read_paper_table
 
@@ -77,9 +77,9 @@ def made(settings_for, tmp_path):
 def test_the_result_of_another_evaluation_is_not_written_over_unasked(made, changes, differing):
     message = rf"voco_2.benchmarks.json is the result of another evaluation: {differing}: set overwrite=true"
     with pytest.raises(SettingsError, match=message):
-        check_overwrites(replace(made, **changes))
-    check_overwrites(replace(made, **changes, overwrite=True))
-    check_overwrites(replace(made, **changes, row="other"))
+        check_overwritten(replace(made, **changes))
+    check_overwritten(replace(made, **changes, overwrite=True))
+    check_overwritten(replace(made, **changes, row="other"))
 
 
 def test_nor_is_that_of_another_checkpoint(made, tmp_path):
@@ -88,14 +88,14 @@ def test_nor_is_that_of_another_checkpoint(made, tmp_path):
     with pytest.raises(
         SettingsError, match=r"another evaluation: checkpoint \([0-9a-f]{8}... there, [0-9a-f]{8}... now"
     ):
-        check_overwrites(replace(made, checkpoint=tmp_path / "other"))
+        check_overwritten(replace(made, checkpoint=tmp_path / "other"))
 
 
 def test_its_own_result_and_a_damaged_one_are(made, caplog):
-    check_overwrites(replace(made, batch_size=1, go_on=True, device="meta", seed=3))
+    check_overwritten(replace(made, batch_size=1, go_on=True, device="meta", seed=3))
     (made.output / "voco_2.benchmarks.json").write_text("{")
-    check_overwrites(replace(made, limit=6))
+    check_overwritten(replace(made, limit=6))
     assert "voco_2.benchmarks.json: cannot be read" in caplog.text
     (made.output / "voco_2.benchmarks.json").write_text('{"kind": "benchmarks", "settings": 7}')
     with pytest.raises(SettingsError, match="another evaluation"):  # of another version
-        check_overwrites(made)
+        check_overwritten(made)

@@ -2,15 +2,18 @@
 
 A question that cannot be read or scored is given up as one that cannot be answered. One that is not scored is in no
 score; one that has no answer, or is not asked, counts as wrong.
+
+Where a judge gives no verdict, some tasks log an error and score a 0: such an error is a failure like the others.
 """
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from voco_llama.errors import DataError, VoCoError
+from voco_llama.errors import DataError
 from voco_llama.evaluation.answering import named
 from voco_llama.evaluation.tasks import TASKS
 
@@ -77,7 +80,8 @@ class Guard:
             if name in self._unpaired:
                 return nothing
             try:
-                return process(item, task=task, **kwargs)
+                with _errors_of_judges(task.config.task):
+                    return process(item, task=task, **kwargs)
             except Exception as error:
                 self._give_up(name, "cannot be scored", last_try(error))
                 return nothing
@@ -91,9 +95,8 @@ class Guard:
         @functools.wraps(aggregate)
         def aggregated(output: Any, *args: Any, **kwargs: Any) -> None:
             try:
-                aggregate(output, *args, **kwargs)
-            except VoCoError:
-                raise
+                with _errors_of_judges(output.task_name):
+                    aggregate(output, *args, **kwargs)
             except Exception as error:
                 raise DataError(
                     f"task {output.task_name}: its scores cannot be put together ({named(error)}): look for a damaged"
@@ -101,6 +104,25 @@ class Guard:
                 ) from error
 
         return aggregated
+
+
+@contextmanager
+def _errors_of_judges(task: str) -> Iterator[None]:
+    """Raise what is logged as an error meanwhile, but for a request that is made again, if the task has a judge."""
+    if not TASKS[task].needs_judge:
+        yield
+        return
+    from loguru import logger
+
+    logged: list[str] = []
+    sink = logger.add(lambda message: logged.append(message.record["message"]), level="ERROR", format="{message}")
+    try:
+        yield
+    finally:
+        logger.remove(sink)
+    for text in logged:
+        if " on attempt " not in text:
+            raise DataError(text)
 
 
 def last_try(error: Exception) -> Exception:

@@ -3,10 +3,11 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from voco_llama.composition import difference
 from voco_llama.errors import DataError, SettingsError, refused_as
 from voco_llama.files import read_json, write_atomically
 
@@ -30,6 +31,37 @@ _OF_A_BENCHMARK = ("value", "full", "accuracy", "questions")
 def result_file(folder: Path, kind: str, row: str) -> Path:
     """Where a row's result is written."""
     return folder / f"{row}.{kind}.json"
+
+
+def check_overwrites(file: Path, here: Mapping[str, Any], there: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+    """Refuse to write over a result of another evaluation; a damaged file is none.
+
+    Args:
+        file: Of the result.
+        here: What the evaluation of now is told apart by.
+        there: The same of a result that was written.
+
+    Raises:
+        SettingsError: They differ.
+    """
+    if not file.is_file():
+        return
+    try:
+        result = read_json(file, DataError)
+    except DataError as error:
+        logger.warning("%s: it is written anew", error)
+        return
+    if differing := difference(there(result), here):
+        raise SettingsError(
+            f"{file} is the result of another evaluation: {differing}: set overwrite=true to replace it, or give"
+            " another row=... or output=..."
+        )
+
+
+def part(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a result that is an object; an empty one where it is something else or missing."""
+    found = result.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def write_result(folder: Path, kind: str, row: str, result: Mapping[str, Any], answers: Iterable[Mapping]) -> Path:

@@ -23,7 +23,7 @@ from voco_llama.evaluation.harness import (
     working_folder,
 )
 from voco_llama.evaluation.results import BENCHMARKS_KIND, result_file, write_result
-from voco_llama.evaluation.settings import EvaluateSettings, Suite, check_overwrites, rows_of
+from voco_llama.evaluation.settings import EvaluateSettings, Suite, check_overwritten, rows_of
 from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
 from voco_llama.provenance import fingerprint_data, fingerprint_files, provenance
 
@@ -41,7 +41,7 @@ def evaluate_rows(settings: EvaluateSettings) -> list[Path]:
     """Evaluate a row, or every row of a suite one after another; all are checked before the first."""
     rows = rows_of(settings)
     for row in rows:
-        check_overwrites(row)
+        check_overwritten(row)
     return [_evaluate(row) for row in rows]
 
 

@@ -5,21 +5,17 @@ checkpoints the rows of a table come.
 """
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
-from voco_llama.composition import EVAL_DIR, did_you_mean, difference, read_file
-from voco_llama.errors import DataError, SettingsError, require
-from voco_llama.evaluation.results import BENCHMARKS_KIND, check_row_name, result_file
+from voco_llama.composition import EVAL_DIR, did_you_mean, read_file
+from voco_llama.errors import SettingsError, require
+from voco_llama.evaluation.results import BENCHMARKS_KIND, check_overwrites, check_row_name, part, result_file
 from voco_llama.evaluation.tasks import GROUPS, check_task
-from voco_llama.files import read_json
 from voco_llama.inference import check_checkpoint, checkpoint_fingerprint
-
-logger = logging.getLogger(__name__)
 
 SUITES_DIR = EVAL_DIR / "suites"
 
@@ -195,30 +191,26 @@ def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
     return found
 
 
-def check_overwrites(settings: EvaluateSettings) -> None:
-    """Refuse to write over a row's result that is not this evaluation's (`SettingsError`); a damaged one is none."""
+_TOLD_APART_BY = ("condition", "num_voco", "dtype", "limit")
+"""Beside the checkpoint, the data sets and what is asked: settings by which a result is another evaluation's."""
+
+
+def check_overwritten(settings: EvaluateSettings) -> None:
+    """Refuse to write over a row's result that is not this evaluation's, unless asked to (`SettingsError`)."""
     file = result_file(settings.output, BENCHMARKS_KIND, settings.row)
     if settings.overwrite or not file.is_file():
         return
-    try:
-        result = read_json(file, DataError)
-    except DataError as error:
-        logger.warning("%s: it is written anew", error)
-        return
-    asked, columns = ({**part} if isinstance(part := result.get(key), dict) else {} for key in ("settings", "suite"))
-    there = {key: asked.get(key) for key in ("condition", "num_voco", "dtype", "limit")}
-    there |= {"checkpoint": result.get("checkpoint_fingerprint"), "hub": _place(asked.get("hub"))}
-    there |= {key: columns.get(key) for key in ("columns", "max_new_tokens")}
     suite = settings.columns()
-    here = {key: getattr(settings, key) for key in ("condition", "num_voco", "dtype", "limit")}
+    here = {key: getattr(settings, key) for key in _TOLD_APART_BY}
     here |= {"checkpoint": checkpoint_fingerprint(settings.checkpoint), "hub": _place(settings.hub)}
-    here |= {"columns": suite.columns, "max_new_tokens": suite.max_new_tokens}
-    differing = difference(there, here)
-    require(
-        not differing,
-        f"{file} is the result of another evaluation: {differing}: set overwrite=true to replace it, or give another"
-        " row=... or output=...",
-    )
+    check_overwrites(file, here | {"columns": suite.columns, "max_new_tokens": suite.max_new_tokens}, _told_apart)
+
+
+def _told_apart(result: dict[str, Any]) -> dict[str, Any]:
+    asked, suite = part(result, "settings"), part(result, "suite")
+    there = {key: asked.get(key) for key in _TOLD_APART_BY}
+    there |= {"checkpoint": result.get("checkpoint_fingerprint"), "hub": _place(asked.get("hub"))}
+    return there | {key: suite.get(key) for key in ("columns", "max_new_tokens")}
 
 
 def _place(folder: Path | str | None) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from voco_llama.errors import VoCoError, require
 from voco_llama.evaluation.run import check_data_sets
-from voco_llama.evaluation.settings import EvaluateSettings, check_overwrites
+from voco_llama.evaluation.settings import EvaluateSettings, check_overwritten
 from voco_llama.evaluation.tasks import judge_of
 from voco_llama.inference import check_checkpoint
 from voco_llama.sweep.plan import TRAIN, Command
@@ -62,7 +62,7 @@ def _check_evaluation(settings: EvaluateSettings, coming: Sequence[Path], seen: 
     judge_of(tasks, os.environ)
     if not _is_coming(settings.checkpoint, coming):
         check_checkpoint(settings.checkpoint)
-        check_overwrites(settings)
+        check_overwritten(settings)
     if settings.hub is None or not _is_coming(settings.hub, coming):
         require(
             settings.hub is None or settings.hub.is_dir(),
