@@ -1,12 +1,12 @@
 """The surroundings of lmms-eval."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
 
 import datasets
 import pytest
-from filelock import FileLock
 
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.harness import Harness, forget_empty_answers, state_of_files, surroundings, working_folder
@@ -95,8 +95,10 @@ def test_what_a_kill_left_of_the_working_folder_is_cleared(harness):
 def test_one_evaluation_at_a_time(harness):
     lock = harness.work.with_suffix(".lock")
     lock.parent.mkdir(parents=True)
-    with FileLock(lock), pytest.raises(SettingsError, match=r"row: another evaluation is at work .*wait for it"):
-        working_folder(harness).__enter__()
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as another process holds it
+        with pytest.raises(SettingsError, match=r"row: another evaluation is at work .*wait for it"):
+            working_folder(harness).__enter__()
     with working_folder(harness):
         pass
 
