@@ -85,7 +85,7 @@ def test_what_a_kill_left_of_the_working_folder_is_cleared(harness):
     harness.work.mkdir(parents=True)
     (harness.work / "owner").symlink_to(harness.hub / "owner")
     (harness.work / "seed_submission.json").write_text("[")
-    harness.work.with_suffix(".lock").touch()
+    harness.work.with_name(f"{harness.work.name}.lock").touch()
     with working_folder(harness):
         assert [path.name for path in harness.work.iterdir()] == ["owner"]
     assert list(harness.submissions.parent.iterdir()) == []
@@ -93,7 +93,7 @@ def test_what_a_kill_left_of_the_working_folder_is_cleared(harness):
 
 
 def test_one_evaluation_at_a_time(harness):
-    lock = harness.work.with_suffix(".lock")
+    lock = harness.work.with_name(f"{harness.work.name}.lock")
     lock.parent.mkdir(parents=True)
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # as another process holds it

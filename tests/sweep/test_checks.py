@@ -68,6 +68,17 @@ def test_a_trained_row_has_its_checkpoint(plan, monkeypatch):
         plan("dry_run=true")
 
 
+def test_a_result_of_another_checkpoint_is_found_before_the_training(plan, tmp_path):
+    there = tmp_path / "runs/results/seed_0/lower.benchmarks.json"
+    there.parent.mkdir(parents=True)
+    there.write_text("{}")
+    with pytest.raises(
+        SettingsError, match=r"row=lower .*lower.benchmarks.json is of a checkpoint before .*: remove it"
+    ):
+        plan("dry_run=true")
+    plan("dry_run=true", "evaluate=[overwrite=true]")
+
+
 def test_folders_that_cannot_be_written(plan, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(VoCoError, match=r"file/runs: cannot be written \(Not a directory\): name another folder"):

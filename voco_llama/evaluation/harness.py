@@ -77,7 +77,8 @@ def working_folder(harness: Harness) -> Iterator[None]:
     Raises:
         SettingsError: Another evaluation is at work there, or the folder cannot be written.
     """
-    work, lock = harness.work, FileLock(harness.work.with_suffix(".lock"))
+    work = harness.work
+    lock = FileLock(work.with_name(f"{work.name}.lock"))
     try:
         work.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -87,16 +88,12 @@ def working_folder(harness: Harness) -> Iterator[None]:
             " give another output=... or row=..."
         ) from error
     except OSError as error:
-        raise SettingsError(f"output={work.parent}: cannot be written ({one_line(error)}): name another") from error
+        raise _unwritable(work, error) from error
     try:
-        _remove(work)
-        work.mkdir()
-        links = [] if harness.hub is None else [folder for folder in harness.hub.iterdir() if folder.is_dir()]
-        for folder in links:
-            (work / folder.name).symlink_to(folder)
+        links = _make(work, harness.hub)
         yield
-        for folder in links:
-            (work / folder.name).unlink()
+        for link in links:
+            link.unlink()
         _remove(harness.submissions)
         if any(work.iterdir()):
             work.rename(harness.submissions)
@@ -104,6 +101,23 @@ def working_folder(harness: Harness) -> Iterator[None]:
         _remove(work)
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held
         lock.release()
+
+
+def _make(work: Path, hub: Path | None) -> list[Path]:
+    """An empty folder but for links to the folders of the hub, which are returned."""
+    try:
+        _remove(work)
+        work.mkdir()
+        links = {} if hub is None else {work / folder.name: folder for folder in hub.iterdir() if folder.is_dir()}
+        for link, folder in links.items():
+            link.symlink_to(folder)
+    except OSError as error:
+        raise _unwritable(work, error) from error
+    return list(links)
+
+
+def _unwritable(work: Path, error: OSError) -> SettingsError:
+    return SettingsError(f"output={work.parent}: cannot be written ({one_line(error)}): name another")
 
 
 def _remove(folder: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from voco_llama.errors import VoCoError, require
+from voco_llama.evaluation.results import BENCHMARKS_KIND, result_file
 from voco_llama.evaluation.run import check_data_sets
 from voco_llama.evaluation.settings import EvaluateSettings, check_overwritten
 from voco_llama.evaluation.tasks import judge_of
@@ -63,6 +64,8 @@ def _check_evaluation(settings: EvaluateSettings, coming: Sequence[Path], seen: 
     if not _is_coming(settings.checkpoint, coming):
         check_checkpoint(settings.checkpoint)
         check_overwritten(settings)
+    elif (there := result_file(settings.output, BENCHMARKS_KIND, settings.row)).exists():
+        require(settings.overwrite, f"{there} is of a checkpoint before the one to be trained: remove it")
     if settings.hub is None or not _is_coming(settings.hub, coming):
         require(
             settings.hub is None or settings.hub.is_dir(),
