@@ -1,6 +1,7 @@
 """A saved checkpoint through lmms-eval's tasks to result files that describe themselves, and to a report."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -170,7 +171,16 @@ def listed(folder):
 
 
 def test_nothing_is_written_but_the_output_and_one_data_cache(settings_for, tiny_hub, tmp_path, monkeypatch):
-    """SEED's task writes a file into the working directory: it is the row's own, beside the other's."""
+    """A task writes into its working directory, as those of SEED's variants do: that is the row's own, not the hub."""
+    from lmms_eval.api.task import ConfigurableTask
+
+    construct = ConfigurableTask.construct_requests
+
+    def construct_and_write(self, *args, **kwargs):
+        Path("seed_submission.json").write_text("[]")
+        return construct(self, *args, **kwargs)
+
+    monkeypatch.setattr(ConfigurableTask, "construct_requests", construct_and_write)
     cache, output = tmp_path / "cache", tmp_path / "out"
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

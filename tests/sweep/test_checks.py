@@ -10,14 +10,14 @@ from voco_llama.sweep.run import sweep
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    """Run, or dry run, two rows of the shipped plan with commands that must not be called; returns what it says."""
+    """Run, or dry run, two rows of the shipped plan over two seeds, with commands that must not be called."""
     monkeypatch.chdir(tmp_path)
 
     def refuse(overrides):
         pytest.fail(f"ran {overrides}")
 
     def run(*more):
-        overrides = ["plan=toy", "seeds=[0]", 'only=["voco_1","upper"]', "processes=0", *more]
+        overrides = ["plan=toy", "seeds=[0,1]", 'only=["voco_1","upper"]', "processes=0", *more]
         runners = {name: Runner(command.compose, refuse) for name, command in REAL.items()}
         return sweep(cli.COMMANDS["sweep"].compose(overrides), [], runners)
 
@@ -25,7 +25,7 @@ def plan(tmp_path, monkeypatch):
 
 
 def test_what_will_be_made_need_not_be_there(plan, tmp_path):
-    text = plan("dry_run=true")
+    text = plan("dry_run=true", f"hub={tmp_path}/runs/seed_0/toyworld/benchmarks", "seeds=[0]")
     assert "seed_0/voco_1: to do" in text
     assert not list(tmp_path.iterdir())
 

@@ -1,7 +1,7 @@
 """The folders and the surroundings that lmms-eval runs in: working directory, environment, settings of `datasets`.
 
-Tasks write files where they please: below `output_path`, or, SEED's, into the working directory. Both are one folder of
-ours (`working_folder`), whose links lead to the data sets of a local hub, so that nothing is written into that.
+Tasks write files where they please: below `output_path`, or, as one of SEED's, into the working directory. Both are one
+folder of ours (`working_folder`), whose links lead to the data sets of a local hub, so that nothing is written there.
 """
 
 import contextlib

@@ -188,7 +188,9 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     record = read_json(file, SettingsError, "remove it to make the row again")
-    parts = [record.get("base")] if file.name.startswith(f"{BASE}.") else [record.get("train"), record.get("results")]
+    base = record.get("base", {})
+    parts = [base, *(base.values() if isinstance(base, dict) else ())]
+    parts += [] if "base" in record else [record.get("train"), record.get("results")]
     if record.get("format_version") != FORMAT_VERSION or not all(isinstance(part, dict) for part in parts):
         raise SettingsError(f"{file} is no record of a sweep of this version: remove it to make the row again")
     return record

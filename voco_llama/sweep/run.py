@@ -22,7 +22,7 @@ from voco_llama.sweep.jobs import (
     terminated_as_interrupted,
 )
 from voco_llama.sweep.plan import BASE, TRAIN, Command, SeedPlan, expand
-from voco_llama.sweep.records import Records, Runner
+from voco_llama.sweep.records import Records, Runner, result_file
 from voco_llama.sweep.scheduler import Failure, Progress, Task, run_side_by_side
 from voco_llama.sweep.settings import SweepSettings
 from voco_llama.text import duration
@@ -54,11 +54,16 @@ class Work:
         self.untrained = {job.name for job in plan.jobs if self.pending[job.name] and not records.is_trained(job)}
         self.base = records.pending_base(plan, bool(self.untrained)) if any(self.pending.values()) else []
 
-    def check(self, records: Records) -> None:
-        """Refuse what would be refused once its turn comes (`checks.check_needs`)."""
+    def needed(self) -> tuple[list[Command], list[Command]]:
+        """The commands still to be run: stages and trainings, and evaluations."""
         trains = [job.train for job in self.plan.jobs if job.name in self.untrained]
-        evaluations = [command for pending in self.pending.values() for command in pending.values()]
-        check_needs([*self.base, *trains], evaluations, records)
+        return [*self.base, *trains], [command for pending in self.pending.values() for command in pending.values()]
+
+    def in_the_way(self) -> list[str]:
+        """Results that are there without a record."""
+        return [
+            result for job in self.plan.jobs for result in self.pending[job.name] if result_file(job, result).exists()
+        ]
 
     def __str__(self) -> str:
         """As the dry run says it: what is finished, and the commands of what is not."""
@@ -106,9 +111,14 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
 
 
 def _checked(plans: Sequence[SeedPlan], records: Records) -> list[Work]:
-    work = [Work(plan, records) for plan in plans]
+    """What is left of each seed. What it needs is looked for once where seeds are to run the same."""
+    work, seen = [Work(plan, records) for plan in plans], []
     for one in work:
-        one.check(records)
+        stages, evaluations = one.needed()
+        alike = [(command.name, command.overrides) for command in (*stages, *evaluations)], one.in_the_way()
+        if alike not in seen:
+            check_needs(stages, evaluations, records)
+            seen.append(alike)
     return work
 
 

@@ -47,7 +47,8 @@ def doc_to_visual(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str
     Raises:
         DataError: The clip is not there, or lies outside the data set's folder of clips.
     """
-    folder = Path(lmms_eval_specific_kwargs["videos"]).resolve()
+    named = Path(lmms_eval_specific_kwargs["videos"])
+    folder = named.parent.resolve() / named.name  # of the hub that the working directory links to
     path = resolve_inside(folder, doc["video"], _name(doc))
     if not path.is_file():
         raise DataError(
