@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.evaluation.hub import change_pope_image, change_rows, write_mme, write_pope, write_seed
+from tests.evaluation.hub import change_pope_image, change_rows, write_gqa, write_mme, write_pope, write_seed
 from tests.evaluation.runs import lines_of
 from voco_llama.errors import DataError
 from voco_llama.evaluation.guard import Guard, last_try
@@ -143,6 +143,17 @@ def test_a_judge_without_a_verdict_is_no_zero(logged, fails):
     assert [(name, str(error)) for name, _, error in given_up] == (
         [("videochatgpt_temporal document 3", logged[-1])] if fails else []
     )
+
+
+def test_a_cut_image_of_gqa_is_no_black_one(settings_for, hub):
+    """Its task decodes all images while it is loaded, where lmms-eval would have what is missing black."""
+    write_gqa(hub)
+    cut = lambda rows: [rows[0] | {"image": {"bytes": rows[0]["image"]["bytes"][:60], "path": "x.png"}}, *rows[1:]]  # noqa: E731
+    change_rows(hub, "GQA/testdev_balanced_images", cut)
+    with pytest.raises(
+        DataError, match=r"^task gqa: its data set .*GQA: cannot be read \(.*truncated.*\): put the data"
+    ):
+        evaluate(settings_for(tasks=["gqa"], hub=hub))
 
 
 def test_the_last_try_says_why():

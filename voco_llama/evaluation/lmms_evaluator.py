@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from PIL import ImageFile
+
 from voco_llama.errors import DataError, SettingsError, one_line, refused_as
 from voco_llama.evaluation.answering import first_token_seconds
 from voco_llama.evaluation.guard import Guard, last_try, or_nothing
@@ -157,6 +159,7 @@ def _guarded(guard: Guard, harness: Harness) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(replaced(evaluator, _process_document_results=guard.scoring(process, nothing)))
         stack.enter_context(replaced(TaskOutput, calculate_aggregate_metric=guard.aggregating(aggregate)))
+        stack.enter_context(replaced(ImageFile, LOAD_TRUNCATED_IMAGES=False))  # GQA's task decodes while it is loaded
         stack.enter_context(replaced(response_cache, find_local_scratch=lambda: None))  # else in /tmp and the like
         if not sys.stderr.isatty():
             silent = functools.partial(_silent, evaluator.tqdm)
