@@ -38,10 +38,12 @@ def locked(file: Path, remains: bool = True) -> Iterator[None]:
     Without `remains` the file is removed afterwards.
 
     Raises:
-        SettingsError: Another process holds it.
+        SettingsError: Another process holds it, or it cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with _opened_lock(file) as opened:
+    with writing(file.parent, "name another folder"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = _opened_lock(file)
+    with lock as opened:
         opened.truncate(0)
         opened.write(f"{os.getpid()}\n")
         opened.flush()
@@ -57,7 +59,7 @@ def locked(file: Path, remains: bool = True) -> Iterator[None]:
 
 def _opened_lock(file: Path) -> TextIO:
     while True:
-        opened = file.open("a+", encoding="utf-8")
+        opened = file.open("a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

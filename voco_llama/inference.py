@@ -200,6 +200,13 @@ def check_checkpoint(folder: Path) -> None:
     check_is_model(Path(folder))
 
 
+def trained_condition(folder: Path) -> str:
+    """The condition that a checkpoint was trained with; no weights are read."""
+    from voco_llama.configuration import VoCoLlamaConfig  # transformers is slow to import
+
+    return VoCoLlamaConfig.from_pretrained(folder).condition
+
+
 def checkpoint_fingerprint(folder: Path) -> str:
     """A hash of the saved weights and of the configuration and processor files beside them, of adapters and base."""
     folders = {Path(folder), adapter_base(Path(folder))}

@@ -38,7 +38,7 @@ def command_for(hub, tmp_path):
 def test_two_processes_give_the_result_of_one(command_for):
     found = {}
     for processes in (1, 2):
-        tasks = 'tasks=["gqa","pope","mmbench_en_dev_static","seedbench","scienceqa_img"]'
+        tasks = 'tasks=["gqa","pope","mme","mmbench_en_dev_static","seedbench","scienceqa_img"]'
         command, folder = command_for(f"by_{processes}", tasks)
         launch(processes, command, **ON_CPU).check()
         result = json.loads((folder / "voco_2.benchmarks.json").read_text())

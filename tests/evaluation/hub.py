@@ -116,6 +116,13 @@ def write_pope(hub: Path) -> None:
     write_set(hub / "lmms-lab-encoder/POPE", tables, dict.fromkeys(texts, TEXT) | {"image": IMAGE})
 
 
+def change_rows(hub: Path, data_set: str, change: Callable[[Rows], Rows]) -> None:
+    """Change the rows of a data set's first table."""
+    file = next((hub / "lmms-lab-encoder" / data_set).rglob("*.parquet"))
+    table = pq.read_table(file)
+    pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema), file)
+
+
 def change_pope_image(hub: Path, row: int, change: Callable[[bytes], bytes]) -> None:
     """Change the PNG file of one of POPE's rows."""
     file = hub / "lmms-lab-encoder/POPE/default/test-00000-of-00001.parquet"

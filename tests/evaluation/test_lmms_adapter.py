@@ -13,10 +13,10 @@ from voco_llama.evaluation.lmms_adapter import (
     DEFAULT_NEW_TOKENS,
     TIMED_QUESTIONS,
     VoCoLlamaAdapter,
-    find_tasks,
     gathered_counts,
     read_generation,
 )
+from voco_llama.evaluation.lmms_evaluator import find_tasks
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A saved checkpoint through lmms-eval's tasks to result files that describe themselves, and to a report."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -173,6 +174,52 @@ def test_a_changed_hub_is_read_anew_in_the_same_process(settings_for, tmp_path):
         read_result(second)["benchmarks"]["pope"]["data_fingerprint"]
         != before[0]["benchmarks"]["pope"]["data_fingerprint"]
     )
+
+
+def listed(folder):
+    """All that is below a folder: times and sizes."""
+    return {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in folder.rglob("*")}
+
+
+def test_nothing_is_written_but_the_output_and_one_data_cache(settings_for, tiny_hub, tmp_path, monkeypatch):
+    """A task writes into its working directory, as those of SEED's variants do: that is the row's own, not the hub."""
+    from lmms_eval.api.task import ConfigurableTask
+
+    construct = ConfigurableTask.construct_requests
+
+    def construct_and_write(self, *args, **kwargs):
+        Path("seed_submission.json").write_text("[]")
+        return construct(self, *args, **kwargs)
+
+    monkeypatch.setattr(ConfigurableTask, "construct_requests", construct_and_write)
+    cache, output = tmp_path / "cache", tmp_path / "out"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = listed(tiny_hub.hub), listed(tiny_hub.home)
+    kept = set()
+    for row in ("one", "two"):
+        evaluate(settings_for(row=row, tasks=["seedbench", "msvd_qa"], datasets_cache=cache, output=output))
+        assert (listed(tiny_hub.hub), listed(tiny_hub.home)) == before
+        kept.add(frozenset(cache.rglob("*.arrow")))
+    assert len(kept) == len(list(cache.iterdir())) == 1
+    endings = ("benchmarks.answers.jsonl", "benchmarks.json", "files")
+    made = [f"{row}.{ending}" for row in ("one", "two") for ending in endings]
+    assert sorted(path.name for path in output.iterdir()) == made
+    assert [path.name for path in (output / "one.files").iterdir()] == ["seed_submission.json"]
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_result_of_another_checkpoint_stays_until_asked(settings_for, tmp_path):
+    file = evaluate(settings_for(tasks=["pope"]))
+    before = file.read_bytes(), lines_of(file)
+    other = save(tmp_path / "other", tiny_processor(num_voco=2, num_frames=3), seed=1)
+    with pytest.raises(SettingsError, match=r"another evaluation: checkpoint .*overwrite=true"):
+        evaluate(settings_for(tasks=["pope"], checkpoint=other))
+    assert (file.read_bytes(), lines_of(file)) == before
+    evaluate(settings_for(tasks=["pope"]))
+    assert lines_of(file) == before[1]
+    evaluate(settings_for(tasks=["pope"], checkpoint=other, overwrite=True))
+    assert lines_of(file) != before[1]
 
 
 def test_limit_takes_the_first_documents(settings_for):

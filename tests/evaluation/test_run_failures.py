@@ -129,16 +129,16 @@ def test_a_damaged_image_is_named(settings_for, tmp_path, damage):
 
 
 def test_a_task_without_a_result_leaves_no_file(settings_for, tmp_path, monkeypatch):
-    from voco_llama.evaluation import lmms_adapter
+    from voco_llama.evaluation import lmms_evaluator
 
-    run = lmms_adapter.run_tasks
+    run = lmms_evaluator.run_tasks
 
     def lose_pope(*arguments):
         found = run(*arguments)
         del found["samples"]["pope"]
         return found
 
-    monkeypatch.setattr(lmms_adapter, "run_tasks", lose_pope)
+    monkeypatch.setattr(lmms_evaluator, "run_tasks", lose_pope)
     with pytest.raises(DataError, match="task pope: lmms-eval gave no pope_f1_score"):
         evaluate(settings_for(tasks=["gqa", "pope"]))
     assert not (tmp_path / "voco_2.benchmarks.json").exists()

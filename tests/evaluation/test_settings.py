@@ -1,9 +1,14 @@
 """Suites are read whole or refused; the shipped ones ask known tasks."""
 
+from dataclasses import replace
+
 import pytest
 
 from voco_llama.errors import SettingsError
-from voco_llama.evaluation.settings import SUITES_DIR, Suite, SuiteRow, columns_of, read_suite
+from voco_llama.evaluation.results import write_result
+from voco_llama.evaluation.run import describe_run
+from voco_llama.evaluation.settings import SUITES_DIR, Suite, SuiteRow, check_overwritten, columns_of, read_suite
+from voco_llama.inference import checkpoint_fingerprint
 from voco_llama.report.paper import read_paper_table
 
 
@@ -45,3 +50,52 @@ def test_tasks_by_name_are_columns_and_groups_are_taken_apart():
     assert columns_of(["gqa", "pope_full"]) == {name: name for name in ("gqa", "pope_adv", "pope_pop", "pope_random")}
     with pytest.raises(SettingsError, match="pope_pop is named twice"):
         columns_of(["pope_pop", "pope_full"])
+
+
+@pytest.fixture
+def made(settings_for, tmp_path):
+    """The settings of an evaluation whose result is there."""
+    settings = settings_for(output=tmp_path / "results", tasks=["gqa"])
+    columns = {"columns": {"gqa": "gqa"}, "max_new_tokens": 4}
+    of = {"suite": columns, "checkpoint_fingerprint": checkpoint_fingerprint(settings.checkpoint)}
+    write_result(settings.output, "benchmarks", "voco_2", of | describe_run(settings, 0.0), [])
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"condition": "full"}, r"condition \(voco there, full now\)"),
+        ({"num_voco": 1}, r"num_voco \(None there, 1 now\)"),
+        ({"limit": 6}, r"limit \(None there, 6 now\)"),
+        ({"tasks": ["gqa", "pope"]}, r"columns.pope \(None there, pope now\)"),
+        ({"max_new_tokens": 8}, r"max_new_tokens \(4 there, 8 now\)"),
+        ({"hub": None}, r"hub \(.*hub there, None now\)"),
+        ({"dtype": "bfloat16"}, r"dtype \(auto there, bfloat16 now\)"),
+    ],
+)
+def test_the_result_of_another_evaluation_is_not_written_over_unasked(made, changes, differing):
+    message = rf"voco_2.benchmarks.json is the result of another evaluation: {differing}: set overwrite=true"
+    with pytest.raises(SettingsError, match=message):
+        check_overwritten(replace(made, **changes))
+    check_overwritten(replace(made, **changes, overwrite=True))
+    check_overwritten(replace(made, **changes, row="other"))
+
+
+def test_nor_is_that_of_another_checkpoint(made, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(
+        SettingsError, match=r"another evaluation: checkpoint \([0-9a-f]{8}... there, [0-9a-f]{8}... now"
+    ):
+        check_overwritten(replace(made, checkpoint=tmp_path / "other"))
+
+
+def test_its_own_result_and_a_damaged_one_are(made, caplog):
+    check_overwritten(replace(made, batch_size=1, go_on=True, device="meta", seed=3))
+    (made.output / "voco_2.benchmarks.json").write_text("{")
+    check_overwritten(replace(made, limit=6))
+    assert "voco_2.benchmarks.json: cannot be read" in caplog.text
+    (made.output / "voco_2.benchmarks.json").write_text('{"kind": "benchmarks", "settings": 7}')
+    with pytest.raises(SettingsError, match="another evaluation"):  # of another version
+        check_overwritten(made)

@@ -110,6 +110,30 @@ def test_a_panel_a_benchmark_and_a_bar_a_row(tmp_path, monkeypatch):
     assert widths == [pytest.approx([100.0, 80.0, 0.0]), pytest.approx([100.0, 70.0, 0.0])]
 
 
+def test_what_lies_outside_the_axis_is_marked_at_its_edge(tmp_path, monkeypatch):
+    """A row far below the lower bound leaves the others their room."""
+    far = Series("broken", ((1, Estimate(-2.0, 0.5, 3)), (2, Estimate(3.0, math.nan, 1)), (4, Estimate(0.5, 0.1, 3))))
+    figure = figure_of(monkeypatch, lambda: plot_retention([*SERIES, far], tmp_path / "x"))
+    (axes,) = figure.axes
+    assert axes.get_ylim() == (-50, 150)
+    assert [(text.get_text(), text.xy[1]) for text in axes.texts] == [("-200 %", -50), ("300 %", 150)]
+    assert [line.get_marker() for line in axes.lines[-2:]] == ["v", "^"]
+    near = figure_of(monkeypatch, lambda: plot_retention(SERIES, tmp_path / "x")).axes[0]
+    assert not near.texts
+    assert -50 < near.get_ylim()[0] < near.get_ylim()[1] < 150
+
+
+def test_bars_that_leave_the_axis_are_marked_too(tmp_path, monkeypatch):
+    write_bounds(tmp_path, upper=0.9, lower=0.8)
+    write_row(tmp_path, "voco_1", {"GQA": 0.85, "POPE": 0.6}, num_voco=1)
+    rows = [(row.name, row) for row in compared(tmp_path).rows]
+    figure = figure_of(monkeypatch, lambda: plot_benchmarks(rows, ["GQA", "POPE"], tmp_path / "x"))
+    assert {axes.get_xlim()[0] for axes in figure.axes} == {-50}
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [[], ["-200 %"]]
+    (text,) = figure.axes[1].texts
+    assert text.xy == (-50, 1)
+
+
 def test_the_same_numbers_give_the_same_picture(tmp_path):
     for name in ("one", "two"):
         plot_retention(SERIES, tmp_path / name / "x")

@@ -278,6 +278,17 @@ def test_clip_rows_have_a_table_of_their_own(results):
     }
 
 
+def test_clips_alone_need_no_bounds(tmp_path):
+    write_clips(tmp_path, "video", 0.9, 0.5, limit=20)
+    with pytest.raises(DataError, match=r"row 'video' was evaluated on 20 questions only: .* allow_limited=true"):
+        report(ReportSettings(tmp_path, tmp_path / "report"))
+    text = report(ReportSettings(tmp_path, tmp_path / "report", allow_limited=True))
+    assert "## Clips, exact match in %" in text
+    assert "| 90.0 |" in " ".join(text.split())
+    assert text.endswith("- Some rows were evaluated on a part of the questions only.\n")
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_clips_over_seeds(seeds):
     write_clips(seeds / "seed_0", "video", 0.9, 0.5, seed=0)
     write_clips(seeds / "seed_7", "video", 0.7, 0.4, seed=7)
@@ -324,16 +335,10 @@ def test_no_results(tmp_path):
         run(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "cannot be read as a result"),
-        ("[]", "is no result"),
-        ('{"kind": "benchmarks", "format_version": 99}', "has result format 99"),
-        ('{"kind": "benchmarks", "format_version": 1, "row": "x"}', "does not say its seed"),
-    ],
-)
-def test_file_that_is_no_result(tmp_path, content, message):
-    (tmp_path / "x.benchmarks.json").write_text(content)
-    with pytest.raises(DataError, match=message):
-        run(tmp_path)
+def test_a_number_that_is_none_is_left_out(tmp_path):
+    """NaN is a number to JSON as Python writes it."""
+    write_bounds(tmp_path)
+    write_row(tmp_path, "voco_1", {"GQA": float("nan"), "POPE": 0.9}, num_voco=1)
+    text = report(ReportSettings(tmp_path, tmp_path / "report"))
+    line = [line for line in text.splitlines() if line.startswith("| voco_1")][1]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["–", "100.0 (100.0)", "100.0 (100.0)"]

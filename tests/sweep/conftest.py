@@ -85,7 +85,8 @@ class FakeCommands:
 
 
 @pytest.fixture
-def fake():
+def fake(monkeypatch):
+    monkeypatch.setattr("voco_llama.sweep.run.check_needs", lambda *needed: None)  # these commands need nothing
     return FakeCommands()
 
 

@@ -94,7 +94,8 @@ def test_an_evaluation_alone_needs_its_data_but_no_training(run, tmp_path):
         (
             {"overrides": ["trainer.max_steps=5"]},
             r"row seed_0/upper was trained with other settings: trainer.max_steps \(1900 there, 5 now\): remove"
-            r" results/seed_0/upper.sweep.json and runs/seed_0/toy/upper to make it again",
+            r" results/seed_0/upper.sweep.json and results/seed_0/lower.benchmarks.json and"
+            r" results/seed_0/upper.benchmarks.json and runs/seed_0/toy/upper to make it again",
         ),
         (
             {"evaluate": ["limit=6"]},
@@ -149,11 +150,30 @@ def test_a_result_from_elsewhere_is_refused(run, tmp_path):
 def test_a_damaged_record_is_refused(run, tmp_path):
     run()
     file = tmp_path / "results/seed_0/voco_4.sweep.json"
+    whole = json.loads(file.read_text())
     file.write_text("{")
-    with pytest.raises(SettingsError, match="results/seed_0/voco_4.sweep.json cannot be read"):
+    with pytest.raises(SettingsError, match=r"results/seed_0/voco_4.sweep.json: cannot be read \(Expecting"):
         run()
     file.write_text("{}")
     with pytest.raises(SettingsError, match="voco_4.sweep.json is no record"):
+        run()
+    file.write_text(json.dumps(whole | {"results": {"voco_4": 7}}))
+    with pytest.raises(SettingsError, match="voco_4.sweep.json is no record"):
+        run()
+
+
+def test_a_record_with_settings_that_are_gone_says_so(run, tmp_path):
+    """And not which of hundreds differ: records from before lmms-eval list `benchmarks.0` and so on."""
+    run()
+    file = tmp_path / "results/seed_0/voco_4.sweep.json"
+    record = json.loads(file.read_text())
+    record["results"]["voco_4"]["evaluate"] |= {f"benchmarks.{number}": "GQA" for number in range(9)}
+    file.write_text(json.dumps(record))
+    with pytest.raises(
+        SettingsError,
+        match=r"result voco_4 of row seed_0/voco_4 was made by an earlier version, with settings \(benchmarks\) that"
+        r" are gone: remove results/seed_0/voco_4.benchmarks.json to make it again",
+    ):
         run()
 
 

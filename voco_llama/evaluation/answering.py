@@ -15,7 +15,6 @@ from itertools import accumulate, chain, pairwise
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
 from voco_llama.data.prompts import with_marks
@@ -30,8 +29,6 @@ T = TypeVar("T")
 WINDOW_BATCHES = 16
 REUSE_BYTES = 2**31
 """Keys and values that are kept beyond their window."""
-FAILURES = (RuntimeError, OSError, DataError, Image.DecompressionBombError)
-"""What a question can fail with: running out of memory is a RuntimeError, a damaged image file an OSError."""
 
 
 @dataclass
@@ -75,7 +72,8 @@ class Answerer:
         num_voco: VoCo tokens an image; the model's own number by default.
         batch_size: Questions, or images to compress, at a time.
         reuse: Compress an image once for all questions on it; otherwise once a question.
-        go_on: List a question that fails and go on, its answer empty; otherwise stop there.
+        go_on: List a question that fails and go on, its answer empty; otherwise stop there. Whatever it fails with is
+            the question's, a bug too; but where the device is lost, all of the rest would fail.
         counts: What was done so far.
     """
 
@@ -217,25 +215,36 @@ class Answerer:
         if len(some) > 1:
             try:
                 return work(some)
-            except FAILURES as error:
+            except Exception as error:
                 first, last = asked(some[0])[0].id, asked(some[-1])[0].id
-                logger.warning("%s to %s: %s: one by one", first, last, _line(error))
+                logger.warning("%s to %s: %s: one by one", first, last, named(error))
             # Only here, where the error and the memory that its frames hold are gone.
             return [found for one in some for found in self._each([one], asked, work)]
         questions = asked(some[0])
         try:
             return work(some)
-        except FAILURES as error:
-            if not self.go_on:
+        except Exception as error:
+            if isinstance(error, torch.AcceleratorError):
                 raise DataError(
-                    f"{questions[0].id}: cannot be answered ({_line(error)}): mend it, or set go_on=true to list it and"
-                    " go on"
+                    f"{questions[0].id}: the device was lost ({named(error)}): the same command goes on"
                 ) from error
             for question in questions:
-                if question.id not in self.counts.failures:
-                    logger.warning("%s: given up (%s)", question.id, _line(error))
-                    self.counts.failures[question.id] = _line(error)
+                self.give_up(question.id, "cannot be answered", error)
             return [None]
+
+    def give_up(self, id: str, what: str, error: Exception) -> None:
+        """List a question with what it fails with, its first failure, where the settings say so.
+
+        Raises:
+            DataError: They do not.
+        """
+        if not self.go_on:
+            raise DataError(
+                f"{id}: {what} ({named(error)}): mend it, or set go_on=true to list it and go on"
+            ) from error
+        if id not in self.counts.failures:
+            logger.warning("%s: %s (%s)", id, what, named(error))
+            self.counts.failures[id] = named(error)
 
 
 def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> dict[str, float | None]:
@@ -270,5 +279,6 @@ def _prompt(question: Question, visuals: Sequence[Visual]) -> str:
     return with_marks(question.prompt, list(map(len, visuals)))
 
 
-def _line(error: Exception) -> str:
+def named(error: BaseException) -> str:
+    """An error's type and text, on one line."""
     return f"{type(error).__name__}: {one_line(error)}"

@@ -20,10 +20,19 @@ from voco_llama.data.records import Record
 from voco_llama.errors import DataError, ProblemKind, SettingsError
 from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.questions import Question, see_clip
-from voco_llama.evaluation.results import CLIPS_KIND, IN_ORDER, SHUFFLED, check_row_name, write_result
+from voco_llama.evaluation.results import (
+    CLIPS_KIND,
+    IN_ORDER,
+    SHUFFLED,
+    check_overwrites,
+    check_row_name,
+    part,
+    result_file,
+    write_result,
+)
 from voco_llama.evaluation.run import cost_of, describe_run
 from voco_llama.evaluation.settings import check_counts
-from voco_llama.inference import Inference, checkpoint_fingerprint
+from voco_llama.inference import Inference, check_checkpoint, checkpoint_fingerprint, trained_condition
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +57,7 @@ class EvaluateClipsSettings:
         device: None: the GPU if there is one.
         dtype: Of the weights and the cache; `auto`: as saved.
         seed: Decides how frames are shuffled.
+        overwrite: Write over a result of another checkpoint, or of other questions or ways of asking.
     """
 
     checkpoint: Path
@@ -64,6 +74,7 @@ class EvaluateClipsSettings:
     device: str | None = None
     dtype: str = "auto"
     seed: int = 0
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_row_name(self.row)
@@ -83,9 +94,11 @@ def evaluate_clips(settings: EvaluateClipsSettings) -> Path:
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
         DataError: The questions or a clip cannot be read.
+        SettingsError: A result of another evaluation is there.
     """
     started = time.monotonic()
     torch.manual_seed(settings.seed)
+    _check_overwritten(settings)
     reader = VideoChatGpt(settings.questions, settings.videos)
     records = [reader.read(index, _report) for index in range(min(len(reader), settings.limit or len(reader)))]
     inference = Inference.load(settings.checkpoint, settings.device, settings.dtype)
@@ -120,6 +133,27 @@ def _report(error: DataError) -> None:
     """Marks beyond the clip's are no problem here: `with_marks` says what becomes of them."""
     if error.kind != ProblemKind.TOO_MANY_MARKS:
         raise error
+
+
+def _check_overwritten(settings: EvaluateClipsSettings) -> None:
+    """Refuse to write over a row's result that is not this evaluation's, unless asked to (`SettingsError`)."""
+    file = result_file(settings.output, CLIPS_KIND, settings.row)
+    if settings.overwrite or not file.is_file():
+        return
+    check_checkpoint(settings.checkpoint)
+    keys = ("num_frames", "num_voco", "dtype", "limit", "seed", "questions")
+    here = {key: getattr(settings, key) for key in keys} | {"questions": str(settings.questions)}
+    here["condition"] = settings.condition or trained_condition(settings.checkpoint)
+    here["checkpoint"] = checkpoint_fingerprint(settings.checkpoint)
+    check_overwrites(
+        file,
+        here,
+        lambda result: {
+            **{key: part(result, "settings").get(key) for key in keys},
+            "condition": result.get("condition"),
+            "checkpoint": result.get("checkpoint_fingerprint"),
+        },
+    )
 
 
 def answer_clips(

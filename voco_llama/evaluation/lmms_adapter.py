@@ -1,27 +1,22 @@
-"""The bridge to lmms-eval: our model as one of its models, and its evaluator as a function. Nothing else imports it.
+"""The bridge to lmms-eval: our model as one of its models. Its evaluator is called in `lmms_evaluator`.
 
 Through our command (`voco-llama evaluate`), or, where torchvision is whole, through lmms-eval's own:
 
     lmms_eval --model voco_llama --model_args pretrained=runs/voco_1/final,num_voco=1 --tasks gqa --batch_size 32
 """
 
-import functools
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from PIL import ImageFile
 
-from voco_llama.errors import DataError, SettingsError
-from voco_llama.evaluation.answering import FAILURES, Answerer, Counts, first_token_seconds
-from voco_llama.evaluation.harness import Harness, TaskFiles, quiet, surroundings
+from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.evaluation.answering import Answerer, Counts
+from voco_llama.evaluation.guard import document
 from voco_llama.evaluation.questions import Question
 from voco_llama.inference import Inference, checkpoint_fingerprint
-
-logger = logging.getLogger(__name__)
 
 MODEL_NAME = "voco_llama"
 
@@ -125,14 +120,24 @@ class VoCoLlamaAdapter(lmms):
     ) -> Question:
         generation, until = read_generation(gen_kwargs, self.max_new_tokens)
         documents = self.task_dict[task][split]
-        return Question(f"{task} document {doc_id}", context, lambda: look(documents[doc_id]) or (), generation, until)
+
+        def look_at() -> Sequence[Any]:
+            try:
+                return look(documents[doc_id]) or ()
+            except SystemExit as error:  # how ActivityNet-QA's task says that a clip is missing
+                raise DataError(f"the task gave up ({one_line(error)})") from error
+
+        return Question(document(task, doc_id), context, look_at, generation, until)
 
     def generate_until(self, requests: "list[Instance]") -> Iterator[str]:
         """Answer in request order; what was answered before a crash has been given."""
         ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it: what is missing of an image would be black
         questions = self.questions(requests)
-        self.timed_questions = questions[:TIMED_QUESTIONS]
-        return (text.translate(_CONTROL_CHARACTERS) for text in self.answerer.answer(questions))
+        failed = self.answerer.counts.failures.copy()  # those that could not be read
+        asked = [question for question in questions if question.id not in failed]
+        self.timed_questions = asked[:TIMED_QUESTIONS]
+        answers = (text.translate(_CONTROL_CHARACTERS) for text in self.answerer.answer(asked))
+        return ("" if question.id in failed else next(answers) for question in questions)
 
     def generate_until_multi_round(self, requests: "list[Instance]") -> list[str]:
         """Not supported."""
@@ -169,72 +174,6 @@ def read_generation(gen_kwargs: Mapping[str, Any], limit: int | None) -> tuple[d
     return generation, (until,) if isinstance(until, str) else tuple(until)
 
 
-def find_tasks(tasks: Sequence[str], harness: Harness) -> dict[str, TaskFiles]:
-    """Where tasks are defined and which data sets they read; nothing is loaded.
-
-    Raises:
-        SettingsError: lmms-eval knows no such task.
-        DataError: The local hub lacks its data set.
-    """
-    from lmms_eval import utils
-
-    quiet()
-    index = _task_manager(harness.task_folder).task_index
-    found = {}
-    for task in tasks:
-        if task not in index:
-            raise SettingsError(f"lmms-eval knows no task {task!r}: check its name and version")
-        file = Path(index[task]["yaml_path"])
-        dataset = utils.load_yaml_config(str(file), mode="full")["dataset_path"]
-        if harness.hub is not None and not (harness.hub / dataset / "README.md").is_file():
-            raise DataError(
-                f"{harness.hub / dataset}: has no data set card README.md, which task {task} reads: put the data set"
-                " there, make the toy world, or set hub=null for the Hugging Face hub"
-            )
-        files = sorted(f for f in file.parent.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
-        found[task] = TaskFiles(tuple(files), dataset)
-    return found
-
-
-def run_tasks(
-    adapter: VoCoLlamaAdapter, tasks: Sequence[str], harness: Harness, run_id: str, limit: int | None, seed: int
-) -> dict[str, Any] | None:
-    """Have lmms-eval ask and score.
-
-    Returns:
-        What `simple_evaluate` gives; None in all processes but the first.
-    """
-    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
-    from lmms_eval.evaluator import simple_evaluate
-
-    _resolve_hf_datasets_cache_dir.cache_clear()  # else the first evaluation of a process decides for all
-    arguments = SimpleNamespace(
-        output_path=str(harness.submissions), process_with_media=False, reasoning_tags=None, agentic_trace_mode="basic"
-    )
-    with surroundings(harness, run_id):
-        results = simple_evaluate(
-            adapter,
-            tasks=list(tasks),
-            task_manager=_task_manager(harness.task_folder),
-            use_cache=None if harness.responses is None else str(harness.responses),
-            limit=limit,
-            bootstrap_iters=0,
-            cli_args=arguments,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            process_docs_parallel=1,
-            verbosity="WARNING",
-        )
-        failed = adapter.answerer.counts.failures
-        timed = [question for question in adapter.timed_questions if question.id not in failed]
-        try:
-            adapter.first_token_seconds = first_token_seconds(adapter.answerer, timed)
-        except FAILURES as error:  # the answers are there; a timing is not worth losing them
-            logger.warning("the time to the first token was not measured (%s)", error)
-    return results
-
-
 def gathered_counts(adapter: VoCoLlamaAdapter) -> Counts:
     """What answering took in all processes together; seconds are those of the slowest."""
     counts = [adapter.answerer.counts]
@@ -251,10 +190,3 @@ def gathered_counts(adapter: VoCoLlamaAdapter) -> Counts:
         max(c.model_seconds for c in counts),
         {id: error for c in counts for id, error in c.failures.items()},
     )
-
-
-@functools.cache  # reading all of lmms-eval's task files takes seconds
-def _task_manager(task_folder: Path) -> Any:
-    from lmms_eval.tasks import TaskManager
-
-    return TaskManager("WARNING", include_path=str(task_folder), model_name=MODEL_NAME)

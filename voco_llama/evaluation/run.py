@@ -1,5 +1,6 @@
 """`evaluate`: one checkpoint under one condition on the tasks of a suite, by lmms-eval, written to one result file."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -10,10 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voco_llama.composition import EVAL_DIR
+from voco_llama.errors import DataError, refused_as
 from voco_llama.evaluation.answering import Answerer, Counts
-from voco_llama.evaluation.harness import Harness, fingerprint_data_set, forget_empty_answers, state_of_files
-from voco_llama.evaluation.results import BENCHMARKS_KIND, write_result
-from voco_llama.evaluation.settings import EvaluateSettings, Suite, rows_of
+from voco_llama.evaluation.guard import document
+from voco_llama.evaluation.harness import (
+    Harness,
+    TaskFiles,
+    fingerprint_data_set,
+    forget_empty_answers,
+    state_of_files,
+    working_folder,
+)
+from voco_llama.evaluation.results import BENCHMARKS_KIND, result_file, write_result
+from voco_llama.evaluation.settings import EvaluateSettings, Suite, check_overwritten, rows_of
 from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
 from voco_llama.provenance import fingerprint_data, fingerprint_files, provenance
 
@@ -28,8 +38,24 @@ TASKS_DIR = EVAL_DIR / "tasks"
 
 
 def evaluate_rows(settings: EvaluateSettings) -> list[Path]:
-    """Evaluate a row, or every row of a suite one after another; all checkpoints are looked for before the first."""
-    return [evaluate(row) for row in rows_of(settings)]
+    """Evaluate a row, or every row of a suite one after another; all are checked before the first."""
+    rows = rows_of(settings)
+    for row in rows:
+        check_overwritten(row)
+    return [_evaluate(row) for row in rows]
+
+
+def check_data_sets(settings: EvaluateSettings) -> None:
+    """Refuse an evaluation whose tasks lmms-eval does not know or whose data sets are not there; nothing is loaded.
+
+    Raises:
+        SettingsError: lmms-eval is not installed, or lacks a task.
+        DataError: The local hub lacks a data set.
+    """
+    from voco_llama.evaluation import lmms_evaluator
+
+    suite = settings.columns()
+    lmms_evaluator.find_tasks(list(suite.columns.values()), _harness(settings, suite))
 
 
 def evaluate(settings: EvaluateSettings) -> Path:
@@ -43,39 +69,54 @@ def evaluate(settings: EvaluateSettings) -> Path:
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
-        DataError: A data set is missing, a question cannot be answered, or a task gave no result.
-        SettingsError: A judge is needed and there is none.
+        DataError: A data set is missing or damaged, a question cannot be answered or scored, or a task gave no result.
+        SettingsError: A judge is needed and there is none; a result of another evaluation is there, or one at work.
     """
+    (file,) = evaluate_rows(settings)
+    return file
+
+
+def _evaluate(settings: EvaluateSettings) -> Path:
     started = time.monotonic()
-    (settings,) = rows_of(settings)
     suite = settings.columns()
-    tasks = list(suite.columns.values())
-    judge = judge_of(tasks, os.environ)
-    from voco_llama.evaluation import lmms_adapter
+    judge = judge_of(list(suite.columns.values()), os.environ)
+    from voco_llama.evaluation import lmms_evaluator
 
     harness = _harness(settings, suite)
-    found = lmms_adapter.find_tasks(tasks, harness)
-    if harness.responses is not None:
-        forget_empty_answers(harness.responses)  # by every process, before the adapter joins them and any goes on
+    found = lmms_evaluator.find_tasks(list(suite.columns.values()), harness)
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":  # before the adapter joins the others, which find it made
+            stack.enter_context(working_folder(harness))
+            if harness.responses is not None:
+                forget_empty_answers(harness.responses)
+        return _ask_and_score(settings, suite, harness, found, judge, started)
+
+
+def _ask_and_score(
+    settings: EvaluateSettings,
+    suite: Suite,
+    harness: Harness,
+    found: Mapping[str, TaskFiles],
+    judge: str | None,
+    started: float,
+) -> Path:
+    from voco_llama.evaluation import lmms_adapter, lmms_evaluator
+
     adapter = lmms_adapter.VoCoLlamaAdapter(
         str(settings.checkpoint), settings.condition, settings.num_voco, settings.batch_size, settings.device,
         settings.dtype, settings.reuse, settings.go_on, suite.max_new_tokens,
     )  # fmt: skip
     settings = dataclasses.replace(settings, condition=adapter.answerer.condition)
-    logger.info("row %s: %s with %s", settings.row, adapter, ", ".join(tasks))
-    data = {  # by content; None for what lies in the cache of the Hugging Face hub
-        task: None if harness.hub is None else fingerprint_data_set(harness.hub / files.dataset)
-        for task, files in found.items()
-    }
+    logger.info("row %s: %s with %s", settings.row, adapter, ", ".join(found))
+    data = {task: _data_fingerprint(harness, files.dataset) for task, files in found.items()}
     run_id = fingerprint_data([str(adapter), suite.columns, data, settings.limit, adapter.world_size])[:16]
     loaded = time.monotonic()
-    results = lmms_adapter.run_tasks(adapter, tasks, harness, run_id, settings.limit, settings.seed)
+    results = lmms_evaluator.run_tasks(adapter, found, harness, run_id, settings.limit, settings.seed)
     seconds = time.monotonic() - loaded
     counts = lmms_adapter.gathered_counts(adapter)
-    file = settings.output / f"{settings.row}.{BENCHMARKS_KIND}.json"
     if results is None:
-        return file
-    described = _describe_columns(suite, results, data)
+        return result_file(settings.output, BENCHMARKS_KIND, settings.row)
+    described = _describe_columns(suite, results, data, counts.failures)
     scored = {column: d for column, d in described.items() if "value" in d}  # the others are files for a server
     accuracies = [d["accuracy"] for d in scored.values()]
     result = {
@@ -96,7 +137,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
         **describe_run(settings, started),
     }
     lines = [line for column, task in suite.columns.items() for line in _answer_lines(column, task, results)]
-    write_result(settings.output, BENCHMARKS_KIND, settings.row, result, lines)
+    file = write_result(settings.output, BENCHMARKS_KIND, settings.row, result, lines)
     if harness.responses is not None:
         shutil.rmtree(harness.responses, ignore_errors=True)
     return file
@@ -109,15 +150,30 @@ def _harness(settings: EvaluateSettings, suite: Suite) -> Harness:
     cache = settings.datasets_cache.absolute() / ("hub" if hub is None else state_of_files(hub)[:16])
     beside = settings.output.absolute() / settings.row
     responses = beside.with_name(f"{settings.row}.responses") if suite.keep_answers else None
-    return Harness(hub, TASKS_DIR, cache, responses, beside.with_name(f"{settings.row}.files"))
+    local = hub is not None and not any(TASKS[task].needs_judge for task in suite.columns.values())
+    return Harness(hub, TASKS_DIR, cache, responses, beside.with_name(f"{settings.row}.files"), local)
+
+
+def _data_fingerprint(harness: Harness, dataset: str) -> str | None:
+    """By content; None for what lies in the cache of the Hugging Face hub."""
+    if harness.hub is None:
+        return None
+    with refused_as(DataError, harness.hub / dataset, "mend it, or leave its task out (tasks=[...])"):
+        return fingerprint_data_set(harness.hub / dataset)
 
 
 def _describe_columns(
-    suite: Suite, results: Mapping[str, Any], data: Mapping[str, str | None]
+    suite: Suite, results: Mapping[str, Any], data: Mapping[str, str | None], failures: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     described = {}
     for column, task in suite.columns.items():
         samples = results["samples"].get(task, [])
+        failed = [id for id in failures if id.startswith(document(task, ""))]
+        if failed and len(failed) >= len(samples):
+            raise DataError(
+                f"task {task}: not one question was answered and scored (first: {failed[0]}, {failures[failed[0]]}):"
+                " mend that"
+            )
         metrics = {name.split(",")[0]: value for name, value in results["results"].get(task, {}).items()}
         described[column] = describe(task, metrics, samples)
         identity = data[task] or [[s["doc_hash"], s["prompt_hash"], s["target_hash"]] for s in samples]

@@ -14,9 +14,9 @@ from voco_llama.choices import ANSWER_CONDITIONS, require_choice
 from voco_llama.composition import read_file
 from voco_llama.config_files import EVAL_DIR, eval_file
 from voco_llama.errors import SettingsError, require
-from voco_llama.evaluation.results import check_row_name
+from voco_llama.evaluation.results import BENCHMARKS_KIND, check_overwrites, check_row_name, part, result_file
 from voco_llama.evaluation.tasks import GROUPS, check_task
-from voco_llama.inference import check_checkpoint
+from voco_llama.inference import check_checkpoint, checkpoint_fingerprint, trained_condition
 
 SUITES_DIR = EVAL_DIR / "suites"
 
@@ -75,7 +75,7 @@ def columns_of(tasks: Sequence[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
-FREE_KEYS = ("output", "device")
+FREE_KEYS = ("output", "device", "overwrite")
 """Beginnings of keys of `EvaluateSettings` that do not touch what is measured."""
 
 
@@ -106,6 +106,8 @@ class EvaluateSettings:
         device: None: the GPU if there is one.
         dtype: Of the weights and the cache; `auto`: as saved.
         seed: Recorded and set; answers are greedy, so nothing depends on it.
+        overwrite: Write over a result of another checkpoint, or of other questions or ways of asking; the same
+            evaluation's is written anew in any case.
     """
 
     runs: Path
@@ -127,6 +129,7 @@ class EvaluateSettings:
     device: str | None = None
     dtype: str = "auto"
     seed: int = 0
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.row is not None:
@@ -185,3 +188,31 @@ def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
     for one in found:
         check_checkpoint(one.checkpoint)
     return found
+
+
+_TOLD_APART_BY = ("num_voco", "dtype", "limit")
+"""Settings by which a result is another evaluation's, beside checkpoint, condition, data sets and what is asked."""
+
+
+def check_overwritten(settings: EvaluateSettings) -> None:
+    """Refuse to write over a row's result that is not this evaluation's, unless asked to (`SettingsError`)."""
+    file = result_file(settings.output, BENCHMARKS_KIND, settings.row)
+    if settings.overwrite or not file.is_file():
+        return
+    suite = settings.columns()
+    here = {key: getattr(settings, key) for key in _TOLD_APART_BY}
+    here |= {"condition": settings.condition or trained_condition(settings.checkpoint), "hub": _place(settings.hub)}
+    here |= {"checkpoint": checkpoint_fingerprint(settings.checkpoint)}
+    check_overwrites(file, here | {"columns": suite.columns, "max_new_tokens": suite.max_new_tokens}, _told_apart)
+
+
+def _told_apart(result: dict[str, Any]) -> dict[str, Any]:
+    asked, suite = part(result, "settings"), part(result, "suite")
+    there = {key: asked.get(key) for key in _TOLD_APART_BY}
+    there |= {"condition": result.get("condition"), "hub": _place(asked.get("hub"))}
+    there |= {"checkpoint": result.get("checkpoint_fingerprint")}
+    return there | {key: suite.get(key) for key in ("columns", "max_new_tokens")}
+
+
+def _place(folder: Path | str | None) -> str | None:
+    return None if folder is None else str(Path(folder).absolute())

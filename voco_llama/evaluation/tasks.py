@@ -31,6 +31,7 @@ class Task:
         is_unreadable: The answer is none of those the scorer knows: POPE's leaves it out of precision, recall and F1
             silently, MME's takes it for wrong.
         needs_judge: A language model over HTTP reads the answers.
+        paired_by: Columns of the data set that exactly two rows share, which are scored together.
     """
 
     metric: str
@@ -38,6 +39,7 @@ class Task:
     points: Callable[[Sample], float] | None = None
     is_unreadable: Callable[[Sample], bool] = lambda sample: False
     needs_judge: bool = False
+    paired_by: tuple[str, ...] = ()
 
 
 def _mme_entry(sample: Sample) -> Mapping[str, Any]:
@@ -82,7 +84,11 @@ TASKS: dict[str, Task] = {
     "vqav2_testdev": Task("submission"),
     "scienceqa_img": _MATCH,
     "mme": Task(
-        "mme_perception_score", _mme_full, lambda sample: float(_mme_entry(sample)["score"]), _mme_reads_nothing
+        "mme_perception_score",
+        _mme_full,
+        lambda sample: float(_mme_entry(sample)["score"]),
+        _mme_reads_nothing,
+        paired_by=("category", "question_id"),
     ),
     "pope": _POPE,
     "pope_adv": _POPE,

@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from voco_llama.errors import DataError
-from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND
+from voco_llama.evaluation.results import FACTS
 
 Result = dict[str, Any]
 PERCENT = 100.0
-FACTS = {
-    BENCHMARKS_KIND: ("condition", "num_voco", "tokens_per_image", "kv_bytes_per_image", "kv_dtype"),
-    CLIPS_KIND: ("num_voco", "num_frames", "tokens_per_clip", "kv_bytes_per_clip", "kv_dtype"),
-}
-"""What must be the same for all seeds of a row."""
 
 
 def retention(result: float, upper: float, lower: float) -> float:
@@ -177,7 +172,8 @@ def _check_bounds(name: str, rows: Mapping[str, Row], upper: str, lower: str) ->
     for bound, row in (("upper", upper), ("lower", lower)):
         if row not in rows:
             raise DataError(
-                f"the {bound} bound {row!r} is not among the rows {', '.join(rows) or '(none)'}: pass its file"
+                f"the {bound} bound {row!r} is not among the rows {', '.join(rows) or '(none)'}: evaluate it into the"
+                f" same folder, or name the row that it is ({bound}=...)"
             )
         lacking = sorted(rows[name].results.keys() - rows[row].results.keys())
         if lacking:
@@ -216,7 +212,7 @@ def check_results(results: Mapping[Path, Result], allow_limited: bool) -> None:
             different questions; the seeds of a row, or a benchmark's unit, differ in what must be the same.
     """
     files: dict[tuple[str, str, int], Path] = {}
-    asked: dict[tuple[str, int], tuple[str, str]] = {}
+    asked: dict[tuple[str, int], tuple[str, str, int | None]] = {}
     for file, result in results.items():
         name, seed = result["row"], result["seed"]
         other_file = files.setdefault((result["kind"], name, seed), file)
@@ -238,11 +234,13 @@ def check_results(results: Mapping[Path, Result], allow_limited: bool) -> None:
             )
         for benchmark, described in result.get("benchmarks", {}).items():
             fingerprint = described["data_fingerprint"]
-            other, other_fingerprint = asked.setdefault((benchmark, seed), (name, fingerprint))
+            first = asked.setdefault((benchmark, seed), (name, fingerprint, result["limit"]))
+            other, other_fingerprint, limit = first
             if fingerprint != other_fingerprint:
+                limits = "" if limit == result["limit"] else f" (limit {limit} and {result['limit']})"
                 raise DataError(
-                    f"rows {other!r} and {name!r} were asked different questions of {benchmark} with seed {seed}:"
-                    " evaluate them on the same files"
+                    f"rows {other!r} and {name!r} were asked different questions of {benchmark} with seed"
+                    f" {seed}{limits}: evaluate them on the same files, with the same limit"
                 )
     _check_alike(results)
 

@@ -14,6 +14,7 @@ from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row
 from voco_llama.report.paper import LOWER, UPPER, PaperTable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".svg")
@@ -23,6 +24,8 @@ MARKERS = "osD^vP*X<>h"
 LINE_FROM = 3
 """Points that make a curve; fewer stay points."""
 LEGEND_COLUMNS = 2
+SHOWN = (-50.0, 150.0)
+"""Ends of an axis of retention in %: what lies outside is marked there, and leaves the others their room."""
 SPREAD = 0.02
 """Series are drawn apart by this part of the distance between 1 and 2 tokens, so that error bars do not hide others."""
 
@@ -86,7 +89,7 @@ def plot_retention(series: Sequence[Series], stem: Path) -> None:
     figure = _figure(7, 5.5)
     axes = figure.subplots()
     for index, one in enumerate(series):
-        shift = 2 ** (SPREAD * (index - (len(series) - 1) / 2))
+        shift = 2 ** _shift(index, len(series))
         line = "" if len(one.points) < LINE_FROM else "--" if one.from_paper else "-"
         axes.errorbar(
             [shift * count for count, _ in one.points],
@@ -106,6 +109,11 @@ def plot_retention(series: Sequence[Series], stem: Path) -> None:
     axes.set_xlabel("tokens an image")
     axes.set_ylabel("average retention in %")
     _bounds(axes.axhline)
+    _cut(axes, "y")
+    for index, one in enumerate(series):
+        color = "grey" if one.from_paper else f"C{index}"
+        for count, value in one.points:
+            _mark_outside(axes, "y", 2 ** _shift(index, len(series)) * count, PERCENT * value.mean, color)
     figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     _save(figure, stem)
 
@@ -120,6 +128,10 @@ def plot_benchmarks(rows: Sequence[tuple[str, Row]], columns: Sequence[str], ste
         axes.barh(labels, [PERCENT * value.mean for value in kept], xerr=_errors(kept), color=colors, capsize=2)
         _bounds(axes.axvline)
         axes.set_title(benchmark, fontsize="medium")
+    for benchmark, axes in zip(columns, panels, strict=True):
+        _cut(axes, "x")
+        for index, (_, row) in enumerate(rows):
+            _mark_outside(axes, "x", index, PERCENT * row.of("retention", benchmark).mean, colors[index])
     panels[0].invert_yaxis()
     figure.supxlabel("retention in %", fontsize="medium")
     _save(figure, stem)
@@ -128,6 +140,40 @@ def plot_benchmarks(rows: Sequence[tuple[str, Row]], columns: Sequence[str], ste
 def _bounds(line: Callable[..., Any]) -> None:
     line(PERCENT, color="grey", linestyle="--", linewidth=1, zorder=0)
     line(0, color="grey", linestyle=":", linewidth=1, zorder=0)
+
+
+def _shift(index: int, count: int) -> float:
+    """How far a series is drawn from its number of tokens, in powers of two."""
+    return SPREAD * (index - (count - 1) / 2)
+
+
+def _cut(axes: "Axes", along: str) -> None:
+    """End the axis of retention where `SHOWN` does, if it goes further."""
+    low, high = getattr(axes, f"get_{along}lim")()
+    if low < SHOWN[0] or high > SHOWN[1]:
+        getattr(axes, f"set_{along}lim")(max(low, SHOWN[0]), min(high, SHOWN[1]))
+
+
+def _mark_outside(axes: "Axes", along: str, place: float, value: float, color: str) -> None:
+    """A triangle at the edge, and the number, for a value (%) that is not `SHOWN`; nothing for any other."""
+    edge = min(max(value, SHOWN[0]), SHOWN[1])
+    if not math.isfinite(value) or edge == value:
+        return
+    point = (place, edge) if along == "y" else (edge, place)
+    below, is_y = value < edge, along == "y"
+    marker = {(True, True): "v", (True, False): "^", (False, True): "<", (False, False): ">"}[is_y, below]
+    axes.plot(*point, marker=marker, color=color, linestyle="none", clip_on=False, zorder=3)
+    inward = 6 if below else -6
+    axes.annotate(
+        f"{value:.0f} %",
+        point,
+        xytext=(0, inward) if is_y else (inward, 0),
+        textcoords="offset points",
+        ha="center" if is_y else "left" if below else "right",
+        va=("bottom" if below else "top") if is_y else "center",
+        fontsize="x-small",
+        color=color,
+    )
 
 
 def _errors(values: Sequence[Estimate]) -> list[float]:

@@ -72,8 +72,10 @@ def report(settings: ReportSettings) -> str:
     reference = None if settings.reference is None else read_paper_table(settings.reference)
     results = _read(settings, selection)
     benchmarks, on_clips = ([r for r in results if r["kind"] == kind] for kind in (BENCHMARKS_KIND, CLIPS_KIND))
-    comparison = compare(benchmarks, settings.upper, settings.lower, selection.names)
     clips = sorted(rows_of(on_clips).values(), key=lambda row: row.name)
+    if not benchmarks:
+        return _clips_report(clips, selection, settings.output)
+    comparison = compare(benchmarks, settings.upper, settings.lower, selection.names)
     tables = [
         sections.scores_table(comparison, selection),
         sections.retention_table(comparison, selection),
@@ -87,6 +89,14 @@ def report(settings: ReportSettings) -> str:
     write_atomically(settings.output / f"{SUMMARY}.csv", _summary_csv(comparison, clips))
     kept = [table for table in tables if table is not None]
     return _write(settings.output, REPORT, selection.title, kept, notes, pictures)
+
+
+def _clips_report(clips: Sequence[Row], selection: Selection, output: Path) -> str:
+    """Of results on clips alone, which are measured against no bounds."""
+    limited = any(result["limit"] for row in clips for result in row.results.values())
+    notes = ["Some rows were evaluated on a part of the questions only."] if limited else []
+    write_atomically(output / f"{SUMMARY}.csv", _summary_csv(None, clips))
+    return _write(output, REPORT, selection.title, [sections.clips_table(clips, selection)], notes, [])
 
 
 def _paper_report(table: PaperTable, output: Path) -> str:
@@ -149,9 +159,9 @@ def _plot(comparison: Comparison, selection: Selection, reference: PaperTable | 
 def _write(
     output: Path, stem: str, title: str, tables: Sequence[TextTable], notes: Sequence[str], pictures: Sequence[str]
 ) -> str:
-    listed = "\n".join(f"- {note}" for note in notes)
+    listed = ["\n".join(f"- {note}" for note in notes)] if notes else []
     shown = (f"## {table.title}\n\n{markdown(table.head, table.body)}" for table in tables)
-    text = "\n\n".join([f"# {title}", *shown, listed, *pictures]) + "\n"
+    text = "\n\n".join([f"# {title}", *shown, *listed, *pictures]) + "\n"
     write_atomically(output / f"{stem}.md", text)
     comments = "\n".join(f"% {note}" for note in notes)
     write_atomically(output / f"{stem}.tex", "\n\n".join([*(latex(*table) for table in tables), comments]) + "\n")
@@ -177,10 +187,10 @@ def _seeds_csv(comparison: Comparison) -> str:
     return to_csv(head, rows)
 
 
-def _summary_csv(comparison: Comparison, clips: Sequence[Row]) -> str:
+def _summary_csv(comparison: Comparison | None, clips: Sequence[Row]) -> str:
     parts = [measure + part for measure in MEASURES for part in ("", "_standard_error", "_seeds")]
     nothing, rows = Estimate(math.nan, math.nan, 0), []
-    for row in comparison.rows:
+    for row in comparison.rows if comparison is not None else ():
         for benchmark in comparison.columns:
             rows.append([row.name, benchmark, *chain(*(row.of(measure, benchmark) for measure in MEASURES))])
         averages = (row.average(measure, comparison.shared) for measure in ("plain_ratio", "retention"))

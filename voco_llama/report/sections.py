@@ -189,7 +189,7 @@ def notes(comparison: Comparison, selection: Selection, paper: PaperTable | None
         found.append("Some rows were evaluated on a part of the questions only.")
     found += [
         f"INCOMPLETE: {result['row']} (seed {result['seed']}) left {len(result['failures'])} questions unanswered,"
-        " which count as wrong."
+        " which count as wrong, or unscored, which do not count."
         for result in results
         if result.get("failures")
     ]

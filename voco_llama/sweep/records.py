@@ -8,6 +8,7 @@ lie; the runs themselves need not be there any more. Settings that have changed 
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from voco_llama.composition import difference, flatten, to_plain
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.results import BENCHMARKS_KIND
 from voco_llama.evaluation.settings import FREE_KEYS as EVALUATE_FREE_KEYS
-from voco_llama.files import write_atomically
+from voco_llama.files import read_json, write_atomically
 from voco_llama.provenance import fingerprint_files
 from voco_llama.sweep.plan import BASE, TRAIN, Command, Job, SeedPlan
 from voco_llama.training.run_folder import FREE_KEYS, SETTINGS_FILE, RunFolder
@@ -111,10 +112,10 @@ class Records:
         record = _read(file)
         if not record:
             return dict(job.evaluations)
-        runs = f" and {job.run_folder}" if job.run_folder.exists() else ""
-        self._check_same(
-            record["train"], job.train, f"row {job.name} was trained", f"remove {file}{runs} to make it again"
-        )
+        made = [result_file(job, result) for result in record["results"]]
+        there = [str(path) for path in (file, *made, job.run_folder) if path.exists()]
+        remedy = f"remove {' and '.join(there)} to make it again"
+        self._check_same(record["train"], job.train, f"row {job.name} was trained", remedy)
         pending = {}
         for result, command in job.evaluations.items():
             made, there = record["results"].get(result), result_file(job, result)
@@ -122,8 +123,11 @@ class Records:
                 pending[result] = command
                 continue
             remedy = f"remove {there} to make it again"
-            self._check_same(made["evaluate"], command, f"result {result} of row {job.name} was made", remedy)
-            if made["sha256"] != fingerprint_files([there]):
+            evaluate = made.get("evaluate") if isinstance(made, dict) else None
+            if not isinstance(evaluate, dict):
+                raise SettingsError(f"{file} is no record of a sweep of this version: remove it to make the row again")
+            self._check_same(evaluate, command, f"result {result} of row {job.name} was made", remedy)
+            if made.get("sha256") != fingerprint_files([there]):
                 raise SettingsError(f"{there} is not what the sweep wrote for row {job.name}: {remedy}")
         return pending
 
@@ -158,7 +162,14 @@ class Records:
         return (root := getattr(settings, "root", None)) is not None and Path(root).exists()
 
     def _check_same(self, there: Flat, command: Command, what: str, remedy: str) -> None:
-        if differing := difference(there, self.describe(command), self._schemas[command.name]):
+        here, schema = self.describe(command), self._schemas[command.name]
+        known = {field.name for field in fields(schema)}
+        gone = dict.fromkeys(name for key in there if (name := key.partition(".")[0]) not in known)
+        if gone:
+            raise SettingsError(
+                f"{what} by an earlier version, with settings ({', '.join(gone)}) that are gone: {remedy}"
+            )
+        if differing := difference(there, here, schema):
             raise SettingsError(f"{what} with other settings: {differing}: {remedy}")
 
 
@@ -176,11 +187,11 @@ def _read(file: Path) -> dict[str, Any]:
     """A record; empty where there is none."""
     if not file.is_file():
         return {}
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{file} cannot be read ({error}): remove it to make the row again") from error
-    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
+    record = read_json(file, SettingsError, "remove it to make the row again")
+    base = record.get("base", {})
+    parts = [base, *(base.values() if isinstance(base, dict) else ())]
+    parts += [] if "base" in record else [record.get("train"), record.get("results")]
+    if record.get("format_version") != FORMAT_VERSION or not all(isinstance(part, dict) for part in parts):
         raise SettingsError(f"{file} is no record of a sweep of this version: remove it to make the row again")
     return record
 

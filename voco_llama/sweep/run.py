@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from voco_llama.errors import SettingsError, VoCoError
 from voco_llama.files import locked
+from voco_llama.sweep.checks import check_needs
 from voco_llama.sweep.jobs import (
     JobProcess,
     devices,
@@ -21,7 +22,7 @@ from voco_llama.sweep.jobs import (
     terminated_as_interrupted,
 )
 from voco_llama.sweep.plan import BASE, TRAIN, Command, SeedPlan, expand
-from voco_llama.sweep.records import Records, Runner
+from voco_llama.sweep.records import Records, Runner, result_file
 from voco_llama.sweep.scheduler import Failure, Progress, Task, run_side_by_side
 from voco_llama.sweep.settings import SweepSettings
 from voco_llama.text import duration
@@ -53,6 +54,17 @@ class Work:
         self.untrained = {job.name for job in plan.jobs if self.pending[job.name] and not records.is_trained(job)}
         self.base = records.pending_base(plan, bool(self.untrained)) if any(self.pending.values()) else []
 
+    def needed(self) -> tuple[list[Command], list[Command]]:
+        """The commands still to be run: stages and trainings, and evaluations."""
+        trains = [job.train for job in self.plan.jobs if job.name in self.untrained]
+        return [*self.base, *trains], [command for pending in self.pending.values() for command in pending.values()]
+
+    def in_the_way(self) -> list[str]:
+        """Results that are there without a record."""
+        return [
+            result for job in self.plan.jobs for result in self.pending[job.name] if result_file(job, result).exists()
+        ]
+
     def __str__(self) -> str:
         """As the dry run says it: what is finished, and the commands of what is not."""
         state = "to do" if self.base else "nothing to do"
@@ -79,6 +91,7 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
     Raises:
         RowsFailed: Some rows failed; the others are done.
         SettingsError: The plan makes no sense, results of other settings are in the way, or another sweep is at work.
+        VoCoError: What a training or an evaluation needs is not there.
     """
     records = Records(runners)
     if settings.job is not None:
@@ -87,14 +100,26 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
         return ""
     plans = expand(settings)
     if settings.dry_run:
-        return "\n".join(str(Work(plan, records)) for plan in plans)
+        return "\n".join(map(str, _checked(plans, records)))
     slots, pinned_to = _slots(settings)
     with ExitStack() as held:
         for folder in {settings.runs.resolve(), settings.results.resolve()}:
             held.enter_context(locked(folder / LOCK_FILE))
         held.enter_context(terminated_as_interrupted())
-        work = [Work(plan, records) for plan in plans]
+        work = _checked(plans, records)
         return _run_all(work, settings, overrides, records, slots, pinned_to)
+
+
+def _checked(plans: Sequence[SeedPlan], records: Records) -> list[Work]:
+    """What is left of each seed. What it needs is looked for once where seeds are to run the same."""
+    work, seen = [Work(plan, records) for plan in plans], []
+    for one in work:
+        stages, evaluations = one.needed()
+        alike = [(command.name, command.overrides) for command in (*stages, *evaluations)], one.in_the_way()
+        if alike not in seen:
+            check_needs(stages, evaluations, records)
+            seen.append(alike)
+    return work
 
 
 def _slots(settings: SweepSettings) -> tuple[int, list[str]]:

@@ -4,7 +4,7 @@ Whether it is there (`check_inputs`, and the dry run's and the doctor's own word
 folder, and what the model card says the run started from are views of this list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,8 +142,10 @@ def _folder(key: str, name: str, part: str, hint: str, sign: str | None = ".") -
     return Input(key, name, part, holds=CONFIG, hint=hint, sign=sign)
 
 
-def check_inputs(settings: TrainSettings, part: str | None = None) -> None:
+def check_inputs(settings: TrainSettings, part: str | None = None, coming: Sequence[Path] = ()) -> None:
     """Refuse what is named (of one `Input.part`) and not there; what may be on the hub is left to those who read it.
+
+    `coming` are folders, by absolute paths, that will have been made by then.
 
     Raises:
         SettingsError: The first that is missing, with what to do.
@@ -154,6 +156,8 @@ def check_inputs(settings: TrainSettings, part: str | None = None) -> None:
         if not entry.is_read or entry.hub == "open_clip" or entry.is_hub or entry.is_here:
             continue
         path, hint = Path(entry.name), entry.hint
+        if any(path.absolute().is_relative_to(folder) for folder in coming):
+            continue
         if not path.exists():
             if path.is_relative_to(settings.paths.toyworld):
                 hint = "; make the toy world first: voco-llama toyworld"

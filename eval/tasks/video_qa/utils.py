@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import openai
-import requests
 from lmms_eval.llm_judge import Request, ServerConfig, get_server
 
 from voco_llama.data.media.roots import resolve_inside
@@ -40,9 +38,6 @@ PAIR = (
     " {{'pred': 'yes', 'score': 4.8}}."
 )
 """Both texts are Video-ChatGPT's, to the letter."""
-REQUEST_ERRORS = (requests.RequestException, openai.OpenAIError, LookupError, TypeError, AttributeError, ValueError)
-"""What a request can fail with: no connection, a refusal, a reply that is not a completion."""
-
 _without_reply: list[str] = []
 
 
@@ -52,7 +47,8 @@ def doc_to_visual(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str
     Raises:
         DataError: The clip is not there, or lies outside the data set's folder of clips.
     """
-    folder = Path(lmms_eval_specific_kwargs["videos"]).absolute()
+    named = Path(lmms_eval_specific_kwargs["videos"])
+    folder = named.parent.resolve() / named.name  # of the hub that the working directory links to
     path = resolve_inside(folder, doc["video"], _name(doc))
     if not path.is_file():
         raise DataError(
@@ -80,7 +76,7 @@ def read_verdict(reply: str) -> tuple[str, int]:
     try:
         verdict = ast.literal_eval(re.search(r"\{.*?\}", reply, re.DOTALL)[0])
         word, score = verdict["pred"].strip().lower(), int(verdict["score"])
-    except (SyntaxError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except Exception as error:
         raise VoCoError(f"the judge's reply {reply!r} cannot be read ({one_line(error)})") from error
     if word not in ("yes", "no") or not 0 <= score <= MAX_SCORE:
         raise VoCoError(f"the judge's reply {reply!r} is not yes or no and a score of 0 to {MAX_SCORE}")
@@ -114,7 +110,7 @@ def _ask(doc: Mapping[str, Any], prediction: str) -> str:
     messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": pair}]
     try:
         return _judge().evaluate(Request(messages=messages)).content
-    except REQUEST_ERRORS as error:
+    except Exception as error:  # no connection, a refusal, a reply that is not a completion
         _without_reply.append(_name(doc))
         raise VoCoError(
             f"the judge gave no reply ({type(error).__name__}: {one_line(error)}): check API_TYPE, its address and key,"
