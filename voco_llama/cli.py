@@ -22,11 +22,12 @@ from typing import Any
 from voco_llama.command_line import parse
 from voco_llama.config_files import using_folder
 from voco_llama.errors import SettingsError, VoCoError, one_line, own_line
+from voco_llama.files import NO_ROOM, NOT_ALLOWED
 
 logger = logging.getLogger("voco_llama")
 
-NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What the system says of a place that cannot be written or read: no bug of ours."""
+NO_PLACE = (*NO_ROOM, *NOT_ALLOWED, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says of a place, named by a setting, that cannot be written or read: no bug of ours."""
 
 
 @dataclass(frozen=True)
