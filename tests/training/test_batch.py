@@ -15,6 +15,7 @@ def test_a_run_goes_on_as_planned_for_other_hardware(settings_for, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.yaml").write_text(yaml.safe_dump(to_plain(settings)))
     (tmp_path / "run" / "inputs.json").write_text("{}")
+    (tmp_path / "run" / "checkpoint-1").mkdir()  # else nothing would be lost by other settings
     changed = settings_for("toy/instruct", "hardware.num_processes=4", "+data.sources.0.published_records=5")
     assert not RunFolder(changed).is_finished()
     with pytest.raises(SettingsError, match=r"other settings: global_batch_size \(None there, 8 now\)"):
