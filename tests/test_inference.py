@@ -141,6 +141,14 @@ def test_questions_on_different_numbers_of_images(inference, images):
         inference.answer(QUESTIONS, cache, images=images)
 
 
+def test_one_question_and_one_image_need_no_list(inference, images):
+    expected = [alone(inference, QUESTIONS[0], images[:1])]
+    assert inference.answer(QUESTIONS[0], images=images[0], max_new_tokens=5) == expected
+    assert inference.answer(QUESTIONS[0], inference.compress(images[0]), max_new_tokens=5) == expected
+    with pytest.raises(SettingsError, match="no image to compress"):
+        inference.compress([])
+
+
 def test_a_question_without_an_image_loses_its_marks(inference):
     for condition in ("voco", "full"):
         said = inference.answer(MARKED, condition=condition, max_new_tokens=5)

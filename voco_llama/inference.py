@@ -94,7 +94,7 @@ class Inference:
     @torch.inference_mode()
     def compress(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Image.Image] | Image.Image,
         num_voco: int | None = None,
         batch_size: int | None = None,
         condition: Condition | None = None,
@@ -117,6 +117,8 @@ class Inference:
             "the model was trained with condition full, so that a cache holds VoCo tokens that learned nothing: let it"
             " see the images (answer(..., images=...)), or ask for that lower bound with condition='voco'",
         )
+        images = [images] if isinstance(images, Image.Image) else images
+        require(len(images) > 0, "there is no image to compress: pass at least one")
         size = batch_size or len(images)
         chunks = (self.processor.pixels(images[i : i + size]) for i in range(0, len(images), size))
         return VoCoCache.cat([self.model.compress(c.to(self.model.device), num_voco=num_voco) for c in chunks])
@@ -124,9 +126,9 @@ class Inference:
     @torch.inference_mode()
     def answer(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | str,
         cache: VoCoCache | None = None,
-        images: Sequence[Image.Image] | None = None,
+        images: Sequence[Image.Image] | Image.Image | None = None,
         condition: Condition | None = None,
         num_voco: int | None = None,
         max_new_tokens: int = 64,
@@ -153,6 +155,8 @@ class Inference:
             SettingsError: Arguments contradict each other.
             DataError: A question with its images is too long for the model.
         """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        images = [images] if isinstance(images, Image.Image) else images
         require(cache is None or not images, "pass either images or a cache, not both")
         condition = condition or ("voco" if cache is not None else self.model.config.condition)
         seen = looked_at(prompts, len(images or ()) if cache is None else len(cache), cache is None, counts)
