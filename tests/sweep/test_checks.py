@@ -76,7 +76,7 @@ def test_a_result_of_another_checkpoint_is_found_before_the_training(plan, tmp_p
         SettingsError, match=r"row=lower .*lower.benchmarks.json is of a checkpoint before .*: remove it"
     ):
         plan("dry_run=true")
-    plan("dry_run=true", "evaluate=[overwrite=true]")
+    plan("dry_run=true", 'evaluate=["overwrite=true"]')
 
 
 def test_folders_that_cannot_be_written(plan, tmp_path):
