@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.data_tools.conftest import DEFECTS, RECORDS, record, refused
 from voco_llama import cli
@@ -21,15 +20,8 @@ GOOD = [place for place, entry in enumerate(RECORDS) if entry not in [DEFECTS[ki
 
 def settings_of(folder: Path, overrides: list[str]):
     """A training over the copy, by its own data file."""
-    described = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))
-    sources = json.dumps(described["sources"]).replace('"', "")
-    return compose(
-        [
-            *(text for text in overrides if not text.startswith(("data.", "workers"))),
-            f"data.sources={sources}",
-            f"data.max_length={described['max_length']}",
-        ]
-    )
+    own = [text for text in overrides if not text.startswith(("data.", "workers"))]
+    return compose([*own, f"data={folder / 'data.yaml'}"])
 
 
 def test_the_good_records_byte_for_byte(overrides, defects, images, tmp_path, capsys):
