@@ -53,7 +53,7 @@ def test_rows_are_not_measured_by_a_model_that_nobody_named(sources, capsys, tmp
     printed = capsys.readouterr().out
     assert "row lengths: not measured: no training is named" in printed
     assert re.search(r"^longer than 256 +- +-$", printed, re.M)
-    assert cli.main(["data", "preview", *own, f"output={tmp_path / 'page'}"]) == 2
+    assert cli.main(["data", "preview", sources, f"output={tmp_path / 'page'}"]) == 2
     assert "no training is named" in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
 
