@@ -54,6 +54,15 @@ def test_there_and_back(tmp_path, layout, tied):
         assert (head is table) is tied
 
 
+@pytest.mark.parametrize("layout", ["voco", "llava", "llava_hf"])
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch, layout):
+    saved(tmp_path / "ours")
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(f"checkpoint={tmp_path}/ours", f"layout={layout}", f"output={tmp_path}/there")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
 @torch.no_grad()
 def test_transformers_reads_the_export(tmp_path):
     model, processor = saved(tmp_path / "ours", condition="full", order="llava", num_voco=0)

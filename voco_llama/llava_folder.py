@@ -213,7 +213,9 @@ def load_tokenizer(folder: Path, where: str) -> PreTrainedTokenizerBase:
     """
     with refused_as(CheckpointError, f"{where}: its tokenizer", "put the files of the model's own into the folder"):
         # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
-        return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig())
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig())
+        tokenizer("a", add_special_tokens=False)  # some damage shows when it is used
+        return tokenizer
 
 
 def _read_hub_layout(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +266,7 @@ def _read_own_layout(folder: Path, config: dict[str, Any], vision_tower: str | N
         "text_config": AutoConfig.for_model(LANGUAGE_TYPES[kind], **text),
         "vision_config": vision,
         "vision_source": source,
-        "vision_layer": config.get("mm_vision_select_layer", -2),
+        "vision_layer": operator.index(config.get("mm_vision_select_layer", -2)),
         "projector": projector,
         "max_length": config.get("tokenizer_model_max_length"),
     }

@@ -7,7 +7,7 @@ read here.
 from pathlib import Path
 from typing import Any
 
-from voco_llama.errors import SettingsError, refused_as
+from voco_llama.errors import SettingsError, refused_as, shown
 from voco_llama.files import read_json
 
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
@@ -92,9 +92,14 @@ def from_clip_config(config: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where}: a tower with layer_norm_eps {has[0]} and {has[1]} channels is none of open_clip's {needs}: use"
             " another one"
         )
-    width = vision["hidden_size"]
+    width, embed_dim = vision["hidden_size"], config.get("projection_dim") or vision["projection_dim"]
+    names = ("image_size", "patch_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = {"hidden_size": width, "projection_dim": embed_dim} | {name: vision[name] for name in names}
+    for name, size in sizes.items():
+        if type(size) is not int or not 0 < size < 2**31:
+            raise SettingsError(f"{where}: {name} is {shown(size)}: get the configuration of the tower again")
     return {
-        "embed_dim": config.get("projection_dim") or vision["projection_dim"],
+        "embed_dim": embed_dim,
         "quick_gelu": HIDDEN_ACTS[vision["hidden_act"]],
         "vision_cfg": {
             "image_size": vision["image_size"],

@@ -24,6 +24,9 @@ ASKED = (Turn("user", "<image>\nWhat?"),)
 ANSWERED = (*ASKED, Turn("assistant", "A\ncat."))
 
 
+TOKENIZER = "tokenizer_config.json"
+
+
 @pytest.fixture(scope="module")
 def processor() -> VoCoProcessor:
     return tiny_processor()
@@ -279,6 +282,15 @@ def test_a_model_beside_it_that_reads_other_rows_is_refused(tmp_path, changes, c
     assert str(tmp_path) in str(refused.value)
 
 
+def test_images_of_another_size_than_the_models_are_refused(tmp_path):
+    processor = tiny_processor()
+    processor.save_pretrained(tmp_path)
+    config_of(processor).save_pretrained(tmp_path)
+    rewrite(tmp_path, {"image_transform": {"image_size": 24}})
+    with pytest.raises(CheckpointError, match="model and processor disagree: images of 16 and 24 pixels a side"):
+        VoCoProcessor.from_pretrained(tmp_path)
+
+
 def test_it_loads_without_a_model_beside_it(tmp_path):
     tiny_processor().save_pretrained(tmp_path)
     assert VoCoProcessor.from_pretrained(tmp_path).tokenizer.is_fast
@@ -290,11 +302,26 @@ def test_it_loads_without_a_model_beside_it(tmp_path):
         (lambda folder: (folder / PROCESSOR_FILE).unlink(), "voco_processor.json: cannot be read"),
         (lambda folder: (folder / PROCESSOR_FILE).write_text("{"), "voco_processor.json: cannot be read"),
         (lambda folder: (folder / PROCESSOR_FILE).write_text("{}"), "not of format version"),
+        (lambda folder: (folder / PROCESSOR_FILE).write_bytes(b'{"a": "\xff"}'), "voco_processor.json: cannot be read"),
+        (lambda folder: (folder / PROCESSOR_FILE).write_text("[" * 100_000), "voco_processor.json: cannot be read"),
+        (lambda folder: (folder / PROCESSOR_FILE).write_text("[1]"), "holds a list, not an object"),
+        (lambda folder: (folder / "tokenizer.json").write_text("garbage"), "its tokenizer: cannot be read"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"model": 1}'), "its tokenizer: cannot be read"),
+        (lambda folder: rewrite(folder, {"model_max_length": {}}, TOKENIZER), "its tokenizer: cannot be read"),
+        (lambda folder: rewrite(folder, {"num_vision": "4"}), "num_vision is '4': it should be a whole number"),
+        (lambda folder: rewrite(folder, {"num_frames": 0}), "num_frames is 0: it should be a whole number of at least"),
+        (lambda folder: rewrite(folder, {"max_length": 1.5}), "max_length is 1.5"),
+        (lambda folder: rewrite(folder, {"condition": ["voco"]}), "condition is"),
+        (lambda folder: rewrite(folder, {"style": {"system": 5}}), "system is 5: it should be a text"),
+        (
+            lambda folder: rewrite(folder, {"image_transform": {"image_size": 16.5}}),
+            "image_size must be a whole number",
+        ),
+        (lambda folder: rewrite(folder, {"image_transform": None}), "processor is damaged"),
         (lambda folder: rewrite(folder, {"num_vocoo": 1}), "processor is damaged"),
         (lambda folder: rewrite(folder, {"style": {"order": "last"}}), "processor is damaged"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "its tokenizer: cannot be read"),
     ],
-    ids=["no file", "no JSON", "other version", "unknown key", "unknown order", "no tokenizer"],
 )
 def test_a_damaged_processor_is_refused(tmp_path, edit, complaint):
     tiny_processor().save_pretrained(tmp_path)
@@ -305,6 +332,6 @@ def test_a_damaged_processor_is_refused(tmp_path, edit, complaint):
     assert "\n" not in str(refused.value)
 
 
-def rewrite(folder, changes: dict) -> None:
-    file = folder / PROCESSOR_FILE
+def rewrite(folder, changes: dict, name: str = PROCESSOR_FILE) -> None:
+    file = folder / name
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))

@@ -5,8 +5,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -16,7 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from voco_llama.errors import CheckpointError, SettingsError, one_line
+from voco_llama.errors import CheckpointError, SettingsError, VoCoError, one_line, refused_as
 from voco_llama.llava_folder import is_llava
 from voco_llama.model.weights import Weights, check_fit, check_loaded, read_weights, weights_file
 from voco_llama.visibility import check_backend
@@ -50,7 +48,9 @@ def build_language_model(
         raise CheckpointError(
             f"{pretrained}: a file of its weights holds more than tensors: get the safetensors"
         ) from error
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (VoCoError, OSError):
+        raise
+    except Exception as error:  # of a damaged configuration or file, of any type
         raise CheckpointError(
             f"model.language.pretrained: {pretrained} cannot be loaded ({one_line(error)}): give a causal language"
             " model of transformers"
@@ -76,16 +76,18 @@ def fill_language_model(
     Raises:
         CheckpointError: Names or shapes do not fit; nothing is built then.
     """
-    with torch.device("meta"):
+    unusable = refused_as(CheckpointError, f"{where}: its config.json", "get it again")
+    with unusable, torch.device("meta"):
         skeleton = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)  # from_config would shard it under ZeRO-3
     tied = (skeleton._tied_weights_keys or ()) if config.tie_word_embeddings else ()
     advice = "the config.json is another model's, or the files are damaged; get both again"
     check_fit(skeleton.state_dict(), weights, f"{where}: the language model's weights", advice, optional=tied)
     if dtype == "auto":
         dtype = config.dtype or next(iter(weights.values())).dtype
-    return type(skeleton).from_pretrained(
-        None, config=config, state_dict=weights, dtype=dtype, attn_implementation=attention
-    )
+    with refused_as(CheckpointError, f"{where}: its config.json and weights", "get both again"):
+        return type(skeleton).from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, attn_implementation=attention
+        )
 
 
 def check_language_config(config: Any) -> None:

@@ -74,7 +74,8 @@ def load_vision_tower(config: VoCoLlamaConfig, weights: Weights | None) -> Visio
     Raises:
         CheckpointError: Names or shapes do not fit.
     """
-    tower = VisionTower(config.vision_config, config.vision_layer)
+    with refused_as(CheckpointError, "the vision tower's configuration", "check model.vision.name, or get it again"):
+        tower = VisionTower(config.vision_config, config.vision_layer)
     if weights is not None:
         advice = "check model.vision.name and model.vision.pretrained"
         check_fit(tower.visual.state_dict(), weights, "the vision weights", advice)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.training.conftest import settings_in
 from voco_llama.cli import main
@@ -270,6 +270,44 @@ def test_a_file_that_is_gone_or_damaged(files, world, upper, tmp_path):
     for index in (40, 20):
         with pytest.raises(CheckpointError, match=r"cannot be read .* make the files again"):
             reader.words(index, rows[index]["labels"])
+
+
+def test_a_flipped_bit_of_a_word_is_found(files, world, upper, tmp_path):
+    folder = copied(files, tmp_path / "a")
+    file = folder / "top_k_00000.safetensors"
+    whole = {name: tensor.clone() for name, tensor in load_file(file).items()}  # not mapped: the file is written anew
+    rows, _, reader = opened(training(world, upper, folder, tmp_path))
+    labels = rows[3]["labels"]
+    reader.words(3, labels)
+    for name in ("token_ids", "log_probs"):
+        tensors = {key: tensor.clone() for key, tensor in whole.items()}
+        tensors[name][tensors["offsets"][3], 1].view(torch.int32).bitwise_xor_(1)
+        save_file(tensors, file)
+        _, _, reader = opened(training(world, upper, folder, tmp_path))
+        reader.words(2, rows[2]["labels"])
+        with pytest.raises(
+            CheckpointError, match=r"top_k_00000.*entry 3 is not what was written.*make the files again"
+        ):
+            reader.words(3, labels)
+    older = {name: tensor for name, tensor in whole.items() if name != "words"}
+    save_file(older, file)
+    _, _, reader = opened(training(world, upper, folder, tmp_path))
+    assert torch.equal(reader.words(3, labels)["teacher_ids"], whole["token_ids"][slice(*whole["offsets"][3:5])])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"made_from": []}, {"teacher": None}, {"records_per_file": "20"}, {"records_per_file": 0}, {"complete": 1}],
+)
+def test_a_manifest_of_other_types(files, tmp_path, changes):
+    folder = copied(files, tmp_path / "a", **changes)
+    with pytest.raises(
+        CheckpointError, match=r"manifest.json: cannot be read \(.+\): remove .* and make the files again"
+    ):
+        read_manifest(folder)
+    (folder / "manifest.json").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"manifest.json: cannot be read \(.+\): make the files first"):
+        read_manifest(folder)
 
 
 def test_a_row_keeps_its_own_tokens_alone(files, world, upper, tmp_path):
