@@ -213,7 +213,7 @@ def trained_condition(folder: Path) -> str:
 
 def checkpoint_fingerprint(folder: Path) -> str:
     """A hash of the saved weights and of the configuration and processor files beside them, of adapters and base."""
-    folders = {Path(folder), adapter_base(Path(folder))}
+    folders = dict.fromkeys((Path(folder), adapter_base(Path(folder))))  # in this order: names may be in both
     return fingerprint_files(f for place in folders for f in place.iterdir() if f.suffix in SAMPLED and f.is_file())
 
 
