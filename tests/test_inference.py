@@ -230,8 +230,11 @@ def test_what_cannot_be_asked_is_one_line(folder, images, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no image")
     image, question = f"image={tmp_path / 'a.png'}", "questions=What is it"
     for overrides, complaint in (
-        ([image, image, question], r"image is given 2 times: write them as a list, image=\[...,...\]"),
-        ([image, question, question], "questions is given 2 times"),
+        (
+            [image, "image=b.png", question],
+            r"image is given twice .*: give it once, or both as a list, image=\[.*,b.png\]",
+        ),
+        ([image, question, "questions=Why"], "questions is given twice"),
         ([f"image={tmp_path / 'gone.png'}", question], r"image: .*gone.png is no file \(from .*\): check its name"),
         ([f"image={tmp_path}", question], "image: .* is no file"),
         ([f"video={tmp_path / 'gone.mp4'}", question], "video: .*gone.mp4 is no file"),
@@ -240,14 +243,13 @@ def test_what_cannot_be_asked_is_one_line(folder, images, tmp_path, capsys):
         ([image, question, "condition=blind"], "condition=blind is on text alone: leave image and video out"),
         ([image, question, "condition=lower"], "condition is 'lower': choose one of full, voco, blind"),
         ([image, "question=What is it"], "unknown setting 'question'; did you mean 'questions'"),
-        ([image, "questions={a: b}"], "questions is {'a': 'b'}: give one, or a list of some"),
+        ([image, "questions=[{a: b}]"], "questions.0: .*give a text"),
         ([image, "questions=[]"], "there is no question"),
         ([image, "questions=' '"], "there is no question"),
         ([image, question, "max_new_tokens=0"], "max_new_tokens must be at least 1, not 0"),
         ([image, question, "num_voco=0"], "num_voco must be at least 1"),
         ([image, question, "device=gpu"], "device=gpu cannot be used .*: set cpu, or cuda:0"),
         ([image, question, "dtype=float"], "dtype is 'float': choose one of auto, float32"),
-        ([image, question, f"checkpoint={tmp_path / 'gone'}"], r"gone: holds no saved model \(no such folder\)"),
         (
             [f"video={tmp_path / 'clip.mp4'}", question, "num_frames=300"],
             r"num_frames=300: the frames of a clip are 600 tokens under condition voco, .* 512 \(max_position_embed"
@@ -260,6 +262,13 @@ def test_what_cannot_be_asked_is_one_line(folder, images, tmp_path, capsys):
         errors = [line for line in err if line.startswith("error: ")]
         assert len(errors) == 1, err
         assert re.search(complaint, errors[0]), errors[0]
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(images, tmp_path, capsys):
+    images[0].save(tmp_path / "a.png")
+    status, _, err = asked_by_command(capsys, tmp_path / "gone", f"image={tmp_path / 'a.png'}", "questions=What is it")
+    assert (status, len(err)) == (2, 1)
+    assert re.search(r"error: .*gone: holds no saved model \(no such folder\)", err[0])
 
 
 def test_frames_of_a_clip_are_as_many_as_wanted(folder, inference, tmp_path):

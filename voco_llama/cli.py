@@ -251,15 +251,11 @@ def export(settings: Any) -> None:
     export(settings)
 
 
-@_command("voco_llama.inference:AskSettings", wants_overrides=True)
-def ask(settings: Any, overrides: list[str]) -> str:
+@_command("voco_llama.inference:AskSettings")
+def ask(settings: Any) -> str:
     """Answer questions on images or a clip: compressed once and read from its cache, or seen whole."""
     from voco_llama.inference import ask
 
-    keys = [override.partition("=")[0] for override in overrides]
-    for key in ("image", "questions"):
-        if keys.count(key) > 1:
-            raise SettingsError(f"{key} is given {keys.count(key)} times: write them as a list, {key}=[...,...]")
     answers = zip(settings.questions, ask(settings), strict=True)
     return "".join(f"Q: {question}\nA: {answer}\n" for question, answer in answers)
 

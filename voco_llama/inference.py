@@ -6,7 +6,7 @@ Whatever asks a saved model stands on `Inference`: the commands `ask`, `evaluate
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,9 +227,9 @@ class AskSettings:
 
     Attributes:
         checkpoint: Folder of a saved model and its processor.
-        image: An image file, or a list of some, which every question looks at; one of `image` and `video` is given.
+        image: Files, which every question looks at, or one file; one of `image` and `video` is given.
         video: A clip.
-        questions: One, or a list.
+        questions: Or one question.
         condition: `full`: text sees the images; `voco`: it reads their VoCo tokens; `blind`: it has neither, and no
             image is given. None: as the checkpoint was trained.
         num_voco: VoCo tokens an image or frame; None: as many as the checkpoint was trained with.
@@ -240,9 +240,9 @@ class AskSettings:
     """
 
     checkpoint: Path
-    image: Any = None
+    image: list[Path] = field(default_factory=list)
     video: Path | None = None
-    questions: Any = None
+    questions: list[str] = field(default_factory=list)
     condition: str | None = None
     num_voco: int | None = None
     num_frames: int | None = None
@@ -251,7 +251,8 @@ class AskSettings:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        images, questions = _listed("image", self.image), _listed("questions", self.questions)
+        images = [self.image] if isinstance(self.image, str | Path) else self.image
+        questions = [self.questions] if isinstance(self.questions, str) else self.questions
         questions = [_TYPED_BREAK.sub(lambda found: found[0].replace(r"\n", "\n"), text) for text in questions]
         object.__setattr__(self, "image", [Path(image) for image in images])
         object.__setattr__(self, "questions", questions)
@@ -272,15 +273,6 @@ class AskSettings:
         for name in ("num_voco", "num_frames", "max_new_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
-
-
-def _listed(name: str, value: Any) -> list[str]:
-    """A setting that is one value or a list of some."""
-    values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-    for one in values:
-        if one is None or isinstance(one, dict | list | tuple):
-            raise SettingsError(f"{name} is {value!r}: give one, or a list of some")
-    return [str(one) for one in values]
 
 
 def ask(settings: AskSettings) -> list[str]:

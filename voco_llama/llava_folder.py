@@ -135,7 +135,8 @@ def check_is_model(folder: Path) -> None:
             " (merge_and_unload of peft), or name the folder of the whole model"
         )
     if not (_with(folder, CONFIG_FILE) / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{folder}: holds no saved model (no {CONFIG_FILE}): name a folder that training wrote")
+        lacks = f"no {CONFIG_FILE}" if folder.exists() else "no such folder"
+        raise CheckpointError(f"{folder}: holds no saved model ({lacks}): name a folder that training wrote")
 
 
 def _with(folder: Path, *files: str) -> Path:
