@@ -44,9 +44,13 @@ def _in(*parts: str) -> Good:
 _OF_A_TRAINING = {
     "model.checkpoint": PathSetting(CHECKPOINT, _checkpoint),
     "model.vision.name": PathSetting(FILE, _in("toyworld", "clip", "tiny_clip.json")),
-    "model.vision.pretrained": PathSetting(FILE, _in("checkpoint", "model.safetensors"), ("model.vision.name=ViT-B-32",)),
+    "model.vision.pretrained": PathSetting(
+        FILE, _in("checkpoint", "model.safetensors"), ("model.vision.name=ViT-B-32",)
+    ),
     "model.language.pretrained": PathSetting(CHECKPOINT, _in("toyworld", "language"), ("model.language.config=null",)),
-    "model.language.config": PathSetting(FILE, _in("toyworld", "language", "config.json"), ("model.language.pretrained=null",)),
+    "model.language.config": PathSetting(
+        FILE, _in("toyworld", "language", "config.json"), ("model.language.pretrained=null",)
+    ),
     "model.projector_weights": PathSetting(FILE, _in("checkpoint", "model.safetensors")),
     "model.tokenizer": PathSetting(CHECKPOINT, _in("toyworld", "tokenizer")),
     "data.sources.file": PathSetting(FILE, _in("toyworld", "instruct", "train.json")),
@@ -78,7 +82,9 @@ PATHS: dict[str, dict[str, PathSetting]] = {
         **_ROOTS,
     },
     "data-check": {
-        **_OF_A_TRAINING, "report": PathSetting(OUTPUT_FILE), "cleaned": PathSetting(OUTPUT),
+        **_OF_A_TRAINING,
+        "report": PathSetting(OUTPUT_FILE),
+        "cleaned": PathSetting(OUTPUT),
     },
     "data-stats": {**_OF_A_TRAINING, "output": PathSetting(OUTPUT_FILE)},
     "data-preview": {**_OF_A_TRAINING, "output": PathSetting(OUTPUT)},

@@ -132,7 +132,12 @@ def test_a_checkpoint_with_a_damaged_file(command, key, place, tmp_path):
     setting, wrong = PATHS[command][key], []
     good = setting.good(place)
     for number, file in enumerate(sorted(path for path in good.iterdir() if path.is_file() and path.suffix != ".md")):
-        states = {"absent": None, "empty": b"", "garbage": GARBAGE, "half": file.read_bytes()[: file.stat().st_size // 2]}
+        states = {
+            "absent": None,
+            "empty": b"",
+            "garbage": GARBAGE,
+            "half": file.read_bytes()[: file.stat().st_size // 2],
+        }
         if file.suffix == ".json":
             states |= {"list": b"[]", "none": b"null", "object": b"{}", "deep": b"[" * 100_000}
         for state, content in states.items():
@@ -154,7 +159,9 @@ def test_a_checkpoint_with_a_damaged_file(command, key, place, tmp_path):
 def own_settings(command: str) -> list[Leaf]:
     """Those that are not of every training; of `train` all."""
     shared = {leaf.key for leaf in settings_of("train")} if command != "train" and is_of_a_training(command) else set()
-    return [leaf for leaf in settings_of(command) if leaf.key not in shared and not leaf.key.startswith("data.sources.")]
+    return [
+        leaf for leaf in settings_of(command) if leaf.key not in shared and not leaf.key.startswith("data.sources.")
+    ]
 
 
 @pytest.mark.slow
@@ -175,7 +182,8 @@ def test_a_value_that_makes_no_sense(command, place, tmp_path):
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 @pytest.mark.parametrize(
-    "text", ["", "=", "a", "a.b=c", "+a=1", "~seed", "seed=", "seed=[", "seed={a:", "seed=${x", "seed=${nothing}", "+++"]
+    "text",
+    ["", "=", "a", "a.b=c", "+a=1", "~seed", "seed=", "seed=[", "seed={a:", "seed=${x", "seed=${nothing}", "+++"],
 )
 def test_a_setting_that_is_none(command, text, place, tmp_path):
     """What is typed by mistake in place of a setting."""
