@@ -1,4 +1,4 @@
-"""About 3,000 files a little wrong and overrides of no sense: each is taken, or refused by an error of ours in one line.
+"""About 3,000 files a little wrong and overrides of no sense: each is taken, or refused by one line of ours.
 
 Seeded and bounded; every kind of what else comes out (a type, and where it came from) is listed with its first input.
 """
@@ -7,6 +7,8 @@ import dataclasses
 import io
 import json
 import random
+import re
+import resource
 import time
 import traceback
 import warnings
@@ -84,13 +86,23 @@ def kind_of(error: BaseException) -> str:
     """Its type, and where it passed through a file of ours last."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = next((f for f in reversed(frames) if "voco_llama" in Path(f.filename).parts), frames[-1])
-    text = " ".join(str(error).split())[:120]
+    text = re.sub(r"\d+|'[^']*'", "..", " ".join(str(error).split()))[:80]
     return f"{type(error).__name__} in {'/'.join(Path(ours.filename).parts[-2:])}:{ours.lineno} {ours.name}: {text}"
 
 
 def shown(data: bytes) -> str:
     """An input short enough for a line, or its beginning."""
     return repr(data) if len(data) < 400 else f"{data[:200]!r}... ({len(data)} bytes)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """A number in a damaged file may ask for any amount of memory: two gigabytes more than now, and no more."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**31, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 # ---- records
@@ -435,8 +447,9 @@ def test_files_of_a_run(place: Place, tmp_path):
 
 
 VALUES = (
-    "", "null", "true", "0", "-1", "1", "3", "1e30", "nan", "abc", "a/b", "[]", "[1]", "[a,b]", "{}", "{a:1}", "'a b'",
-    '"x', "${seed}", "${nothing}", "???", "a=b", "*", "../x", "é", "1,2", "choice(1,2)", "range(1,3)", "\\${a}", "_", "~",
+    "", "null", "true", "0", "-1", "1", "3", "1e30", "nan", "abc", "a/b",
+    "[]", "[1]", "[a,b]", "{}", "{a:1}", "'a b'", '"x',
+    "${seed}", "${nothing}", "???", "a=b", "*", "../x", "é", "1,2", "choice(1,2)", "range(1,3)", "\\${a}", "_", "~",
 )  # fmt: skip
 GROUPS = sorted(folder.name for folder in CONFIG_DIR.iterdir() if folder.is_dir())
 

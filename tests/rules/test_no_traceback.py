@@ -37,7 +37,7 @@ STATES = {
     OUTPUT_FILE: ("folder", "below a file"),
 }
 """What is wrong with what a setting names."""
-NONSENSE = ("abc", "-1", "0", "null", "1e30", "[]", "{}", "'a: b'", "nan")
+NONSENSE = ("abc", "-1", "0", "null", "[]")
 """Values that are right for some settings, and must be a line for the others."""
 
 TRAININGS = [command for command in cli.COMMANDS if is_of_a_training(command)]

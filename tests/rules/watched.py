@@ -41,10 +41,11 @@ def _touched(event: str, arguments: tuple) -> Iterator[str]:
 
 
 def _absolute(path: object, folder: object) -> str:
+    """Without following links at its end: a link is what is removed or made, not what it shows."""
     if isinstance(path, int):
-        return os.readlink(f"/proc/self/fd/{path}")
-    at = os.readlink(f"/proc/self/fd/{folder}") if isinstance(folder, int) and folder >= 0 else os.getcwd()
-    return os.path.abspath(os.path.join(at, os.fsdecode(path)))
+        return str(Path(f"/proc/self/fd/{path}").readlink())
+    at = Path(f"/proc/self/fd/{folder}").readlink() if isinstance(folder, int) and folder >= 0 else Path.cwd()
+    return os.path.normpath(at / os.fsdecode(path))
 
 
 def watch(log: Path) -> Callable[[object], None]:
