@@ -125,7 +125,7 @@ PATHS: dict[str, dict[str, PathSetting]] = {
 """Of each command the settings that name a file or a folder."""
 
 TEXTS = {
-    "*": ("device", "dtype", "seed"),
+    "*": ("device", "dtype", "seed", "condition"),
     "train": (
         "data.sources.format", "data.sources.options", "model.lora.targets", "prompt.system", "stage.trains", "trainer",
     ),

@@ -38,7 +38,10 @@ def sources(tmp_path_factory) -> Path:
     Image.new("RGB", (8, 8), "red").save(root / "media" / "a.png")
     (root / "media" / "c1.mp4").write_bytes(clip("mp4"))
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Red."}]
-    records = [{"id": "1", "image": "a.png", "conversations": turns}, {"id": "2", "conversations": turns[:1] * 2}]
+    records = [
+        {"id": "1", "image": "a.png", "conversations": turns},
+        {"id": "2", "conversations": [{**turns[0], "value": "Hi"}, turns[1]]},
+    ]
     (root / "chat.json").write_text(json.dumps(records), encoding="utf-8")
     (root / "chat.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     (root / "clips.json").write_text(json.dumps([{"q": "What?", "a": "Red.", "video_id": "c1"}]), encoding="utf-8")
