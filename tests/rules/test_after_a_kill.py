@@ -104,7 +104,10 @@ def content(file: Path) -> Any:
     if file.name.startswith("top_k_"):
         tensors = load(data)
         return {name: [f"{value:.5e}" for value in tensor.flatten().tolist()] for name, tensor in tensors.items()}
-    return timeless(json.loads(data)) if file.suffix == ".json" else data
+    try:
+        return timeless(json.loads(data)) if file.suffix == ".json" else data
+    except ValueError:  # left damaged
+        return data
 
 
 def timeless(value: Any) -> Any:
