@@ -1,0 +1,195 @@
+"""A user's mistake or a damaged file never ends in a traceback, in any command: one line, status 2.
+
+Walked: every command, every setting of its schema; of every path what can be wrong with a file, a folder, a checkpoint,
+a place to write to.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rules.commands import LINES, SLOW, Ended, Place, replaced, seen
+from tests.rules.settings import (
+    CHECKPOINT,
+    FILE,
+    FOLDER,
+    OUTPUT,
+    OUTPUT_FILE,
+    PATHS,
+    TEXTS,
+    Leaf,
+    PathSetting,
+    is_of_a_training,
+    settings_of,
+)
+from voco_llama import cli
+
+GARBAGE = bytes(range(256)) * 4
+"""No text of UTF-8, and no format's beginning."""
+STATES = {
+    FILE: ("absent", "folder", "empty", "garbage", "half", "name"),
+    FOLDER: ("absent", "file", "empty"),
+    CHECKPOINT: ("absent", "file", "empty"),
+    OUTPUT: ("file", "below a file"),
+    OUTPUT_FILE: ("folder", "below a file"),
+}
+"""What is wrong with what a setting names."""
+NONSENSE = ("abc", "-1", "0", "null", "[]")
+"""Values that are right for some settings, and must be a line for the others."""
+
+TRAININGS = [command for command in cli.COMMANDS if is_of_a_training(command)]
+
+
+QUICK = ("data.sources.file", "model.vision.name", "output_dir", "report", "cleaned", "output", "loss.top_k_folder")
+"""Of the commands of a training, whose settings are many, those that the quick tests damage."""
+
+
+def slow_where(command: str, key: str, is_quick: bool = True) -> pytest.param:
+    is_slow = command in SLOW or not is_quick
+    return pytest.param(command, key, marks=pytest.mark.slow if is_slow else ())
+
+
+def is_one_line(ended: Ended) -> bool:
+    """It went well, found something, or told a mistake in one line."""
+    return ended.status in (0, 1) or ended.is_refused
+
+
+def test_a_path_is_a_path_and_a_text_is_a_text():
+    assert set(PATHS) == set(cli.COMMANDS), "a new command: say in PATHS which of its settings are paths"
+    for command in cli.COMMANDS:
+        known = {*PATHS[command], *TEXTS["*"], *TEXTS.get(command, ())}
+        known |= set(TEXTS["train"]) if is_of_a_training(command) else set()
+        new = [leaf.key for leaf in settings_of(command) if leaf.may_hold_text and leaf.key not in known]
+        assert not new, f"{command}: say in PATHS or TEXTS what {new} are"
+
+
+def override(place: Place, key: str, path: Path) -> str:
+    """The setting with this path as its value."""
+    part = key.removeprefix("data.sources.")
+    if part == key:
+        return f"{'++' if key.startswith('trainer.') else ''}{key}={json.dumps(str(path))}"
+    source = place.source.removesuffix("}")
+    if part == "archives":
+        return f"data.sources=[{source}, archives: {{a: {json.dumps(str(path))}}}}}]"
+    before = source.partition(f"{part}: ")[2].partition(",")[0]
+    return f"data.sources=[{source.replace(f'{part}: {before}', f'{part}: {json.dumps(str(path))}')}}}]"
+
+
+def damaged(place: Place, setting: PathSetting, state: str, folder: Path) -> Path:
+    """A path in this folder with this wrong about it."""
+    good = None if setting.good is None else setting.good(place)
+    path = folder / (good.name if good is not None and good.is_file() else "named")
+    if state == "folder" or (state == "empty" and setting.kind != FILE):
+        path.mkdir()
+    elif state == "file":
+        path.write_bytes(GARBAGE)
+    elif state == "below a file":
+        path.write_bytes(GARBAGE)
+        path = path / "below"
+    elif state == "name":
+        path = folder / ("n" * 300)
+    elif state != "absent":
+        whole = good.read_bytes() if good is not None else b""
+        path.write_bytes({"empty": b"", "garbage": GARBAGE, "half": whole[: len(whole) // 2]}[state])
+    return path
+
+
+def paths() -> Iterator[pytest.param]:
+    for command, named in PATHS.items():
+        for key in named:
+            yield slow_where(command, key, command not in TRAININGS or key in QUICK)
+
+
+@pytest.mark.parametrize(("command", "key"), list(paths()))
+def test_a_path_that_is_not_what_it_should_be(command, key, place, tmp_path, monkeypatch):
+    if command == "report":
+        place.results.mkdir(exist_ok=True)
+    setting, wrong = PATHS[command][key], {}
+    for state in STATES[setting.kind]:
+        folder = tmp_path / state.replace(" ", "_")
+        folder.mkdir()
+        line = LINES[command](place, folder / "out")
+        for other in setting.with_it:
+            line = replaced(line, *other.split("=", 1))
+        changed = override(place, key, damaged(place, setting, state, folder))
+        ended = seen([command, *replaced(line, *changed.split("=", 1))])
+        if not is_one_line(ended):
+            wrong[state] = ended
+    assert not wrong, "\n".join(f"{changed.partition('=')[0]} {state}: {ended}" for state, ended in wrong.items())
+
+
+def checkpoints() -> Iterator[pytest.param]:
+    for command, named in PATHS.items():
+        if command in SLOW or command == "doctor":
+            continue
+        for key, setting in named.items():
+            if setting.kind == CHECKPOINT and setting.good is not None:
+                yield slow_where(command, key, command == "ask")
+
+
+@pytest.mark.parametrize(("command", "key"), list(checkpoints()))
+def test_a_checkpoint_with_a_damaged_file(command, key, place, tmp_path):
+    """Each of its files in turn: not there, empty, no such file, cut in half, JSON of another kind."""
+    setting, wrong = PATHS[command][key], []
+    good = setting.good(place)
+    for number, file in enumerate(sorted(path for path in good.iterdir() if path.is_file() and path.suffix != ".md")):
+        states = {
+            "absent": None,
+            "empty": b"",
+            "garbage": GARBAGE,
+            "half": file.read_bytes()[: file.stat().st_size // 2],
+        }
+        if file.suffix == ".json":
+            states |= {"list": b"[]", "none": b"null", "object": b"{}", "deep": b"[" * 100_000}
+        for state, content in states.items():
+            folder = tmp_path / f"{number}_{state}"
+            shutil.copytree(good, folder / good.name)
+            damaged = folder / good.name / file.name
+            damaged.unlink() if content is None else damaged.write_bytes(content)
+            line = LINES[command](place, folder / "out")
+            for other in setting.with_it:
+                line = replaced(line, *other.split("=", 1))
+            changed = override(place, key, folder / good.name)
+            ended = seen([command, *replaced(line, *changed.split("=", 1))])
+            if not is_one_line(ended):
+                wrong.append(f"{file.name} {state}: {ended}")
+            shutil.rmtree(folder)
+    assert not wrong, "\n".join(wrong)
+
+
+def own_settings(command: str) -> list[Leaf]:
+    """Those that are not of every training; of `train` all."""
+    shared = {leaf.key for leaf in settings_of("train")} if command != "train" and is_of_a_training(command) else set()
+    return [
+        leaf for leaf in settings_of(command) if leaf.key not in shared and not leaf.key.startswith("data.sources.")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_a_value_that_makes_no_sense(command, place, tmp_path):
+    """Each setting with each of `NONSENSE`; of a training, whose settings are many, in its dry run."""
+    line = LINES[command](place, tmp_path / "out")
+    if command in ("train", "sweep"):
+        line.append("dry_run=true")
+    wrong = []
+    for leaf in own_settings(command):
+        for value in NONSENSE:
+            ended = seen([command, *replaced(line, leaf.key, value)])
+            if not is_one_line(ended):
+                wrong.append(f"{leaf.key}={value}: {ended}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+@pytest.mark.parametrize(
+    "text",
+    ["", "=", "a", "a.b=c", "+a=1", "seed=[", "seed={a:", "seed=${x", "seed=${nothing}", "+++"],
+)
+def test_a_setting_that_is_none(command, text, place, tmp_path):
+    """What is typed by mistake in place of a setting."""
+    ended = seen([command, *LINES[command](place, tmp_path / "out"), text])
+    assert ended.is_refused, (text, ended)
