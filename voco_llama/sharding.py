@@ -5,7 +5,6 @@ needs before a training begins, what its states weigh. Another backend is anothe
 """
 
 import importlib
-import json
 import os
 import shutil
 import warnings
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from voco_llama.errors import SettingsError, did_you_mean, require
+from voco_llama.files import read_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -173,10 +173,7 @@ class Zero(Sharding):
             SettingsError: It cannot be read, or names no level.
         """
         if isinstance(deepspeed, str):
-            try:
-                deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-            except (OSError, json.JSONDecodeError) as error:
-                raise SettingsError(f"trainer.deepspeed: {deepspeed} cannot be read as JSON ({error})") from error
+            deepspeed = read_json(Path(deepspeed), SettingsError, "trainer.deepspeed names a configuration in JSON")
         options = deepspeed.get("zero_optimization") if isinstance(deepspeed, dict) else None
         level = options.get("stage") if isinstance(options, dict) else None
         require(level in (1, 2, 3), f"{_ZERO}.stage is {level}: give 1, 2 or 3, or deepspeed=null")

@@ -188,7 +188,8 @@ def _train(place: Place, out: Path) -> list[str]:
 
 def _teacher(place: Place, out: Path) -> list[str]:
     own = [f"loss.teacher_checkpoint={place.checkpoint}", f"loss.top_k_folder={out}/top_k", "k=3"]
-    return [*place.training(), *outputs(out), f"model.checkpoint={place.checkpoint}", *own, "records_per_file=16"]
+    training = [text for text in place.training() if not text.startswith("model.vision")]
+    return [*training, *outputs(out), f"model.checkpoint={place.checkpoint}", *own, "records_per_file=16"]
 
 
 def _evaluate(place: Place, out: Path) -> list[str]:

@@ -22,8 +22,8 @@ from tests.rules.watched import watch
 from voco_llama import cli
 
 WRITES_NOTHING = ("doctor", "ask")
-OF_STARTS = ("environment.json", "README.md")
-"""Files that say how often a run was started."""
+OF_STARTS = ("environment.json", "README.md", "sizes.json")
+"""Files that say how often a run was started, and how long files are that say when."""
 TIMES = ("seconds", "date", "started", "per_second", "share", "wait", "host", "time")
 """Parts of keys whose values are of one run alone."""
 SEED, FEW, MANY = 0, 3, 12

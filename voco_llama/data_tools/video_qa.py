@@ -24,7 +24,7 @@ from voco_llama.data.media.video import CLIP_ENDINGS, list_clips
 from voco_llama.data.readers.json_records import JsonRecords
 from voco_llama.data.records import check_file, name_record
 from voco_llama.data_tools.settings import DataPrepareSettings
-from voco_llama.errors import DataError, SettingsError, require, shown
+from voco_llama.errors import DataError, SettingsError, refused_as, require, shown
 from voco_llama.files import write_atomically, written_aside
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,9 @@ def read_mapping(file: Path) -> dict[str, str]:
     """
     check_file(file)
     names: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    with refused_as(DataError, file, "give MSVD's mapping of clips to numbers"):
+        lines = file.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
             continue

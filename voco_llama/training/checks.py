@@ -4,7 +4,6 @@ All of them run before any weight is loaded, the cheap ones first, and each ends
 to change.
 """
 
-import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from voco_llama.composition import flatten, to_plain
 from voco_llama.data.media.roots import list_archives
 from voco_llama.data.readers import check_streamed
 from voco_llama.errors import SettingsError, did_you_mean, require
-from voco_llama.files import check_writable
+from voco_llama.files import check_writable, read_json
 from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings
 from voco_llama.sharding import sharding_of
 from voco_llama.training.inputs import check_inputs
@@ -230,12 +229,8 @@ def _vision_config(model: ModelSettings) -> dict[str, Any] | None:
     """Of the tower, in open_clip's form; None where a checkpoint in another layout than ours does not say it so."""
     if model.checkpoint is None:
         return read_vision_config(model.vision.name)
-    file = Path(model.checkpoint) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8")).get("vision_config") or {}
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"model.checkpoint: {file} is not JSON ({error})") from error
-    return config if "vision_cfg" in config else None
+    config = read_json(Path(model.checkpoint) / "config.json").get("vision_config")
+    return config if isinstance(config, dict) and "vision_cfg" in config else None
 
 
 def _check_trainer(settings: TrainSettings) -> None:

@@ -26,7 +26,7 @@ import yaml
 
 from voco_llama.composition import difference, to_plain
 from voco_llama.errors import SettingsError, refused_as
-from voco_llama.files import locked, write_atomically, writing
+from voco_llama.files import locked, read_json, write_atomically, writing
 from voco_llama.provenance import provenance
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import world_size
@@ -137,9 +137,7 @@ class RunFolder:
 
     def _check_same_inputs(self) -> None:
         file = self.path / INPUTS_FILE
-        if not _is_json(file):
-            raise SettingsError(f"{file} is missing or damaged: choose another output_dir, or remove {self.path}")
-        there = json.loads(file.read_text(encoding="utf-8"))
+        there = read_json(file, SettingsError, f"choose another output_dir, or remove {self.path}")
         here = fingerprints(self.settings)
         changed = sorted(key for key in here if there.get(key, here[key]) != here[key])
         if changed:
@@ -187,7 +185,7 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any]:
         """How a finished run went: its result, the loss curve's end alone, and each of its starts."""
-        result = json.loads((self.path / RESULT_FILE).read_text(encoding="utf-8"))
+        result = read_json(self.path / RESULT_FILE)
         return result | {"loss_curve": result.get("loss_curve", [])[-1:], "starts": self.starts()}
 
     def starts(self) -> list[dict[str, Any]]:
