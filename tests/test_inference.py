@@ -243,7 +243,7 @@ def test_what_cannot_be_asked_is_one_line(folder, images, tmp_path, capsys):
         ([image, question, "condition=blind"], "condition=blind is on text alone: leave image and video out"),
         ([image, question, "condition=lower"], "condition is 'lower': choose one of full, voco, blind"),
         ([image, "question=What is it"], "unknown setting 'question'; did you mean 'questions'"),
-        ([image, "questions=[{a: b}]"], "questions.0: .*give a text"),
+        ([image, "questions=[{a: b}]"], "questions is {'a': 'b'}: give one, or a list of some"),
         ([image, "questions=[]"], "there is no question"),
         ([image, "questions=' '"], "there is no question"),
         ([image, question, "max_new_tokens=0"], "max_new_tokens must be at least 1, not 0"),

@@ -19,7 +19,7 @@ from voco_llama.data.media.images import load_image
 from voco_llama.data.media.video import read_frames
 from voco_llama.data.prompts import with_marks
 from voco_llama.data.records import IMAGE_MARK
-from voco_llama.errors import SettingsError, one_line, require
+from voco_llama.errors import SettingsError, one_line, require, shown
 from voco_llama.llava_folder import adapter_base, check_is_model
 from voco_llama.model.cache import VoCoCache
 from voco_llama.provenance import SAMPLED, fingerprint_files
@@ -253,6 +253,9 @@ class AskSettings:
     def __post_init__(self) -> None:
         images = [self.image] if isinstance(self.image, str | Path) else self.image
         questions = [self.questions] if isinstance(self.questions, str) else self.questions
+        for name, values in (("image", images), ("questions", questions)):
+            for value in values:
+                require(isinstance(value, str | Path), f"{name} is {shown(value)}: give one, or a list of some")
         questions = [_TYPED_BREAK.sub(lambda found: found[0].replace(r"\n", "\n"), text) for text in questions]
         object.__setattr__(self, "image", [Path(image) for image in images])
         object.__setattr__(self, "questions", questions)

@@ -257,6 +257,7 @@ def test_each_bad_record_is_logged_and_listed_once(tmp_path, caplog):
     listed = tmp_path / "run" / "bad"
     mixture = damaged(tmp_path, 4, bad=(1, 2), skip_bad_records=True, bad_records_folder=listed)
     assert summarize_bad_records(listed) == []
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             for index in range(4):
