@@ -208,7 +208,9 @@ def test_an_external_compressor_has_no_condition_full(images, tmp_path):
 
 
 def asked_by_command(capsys, folder, *overrides):
-    status = cli.main(["ask", f"checkpoint={folder}", "device=cpu", "max_new_tokens=4", *overrides])
+    given = [override.partition("=")[0] for override in overrides]
+    defaults = [default for default in ("device=cpu", "max_new_tokens=4") if default.partition("=")[0] not in given]
+    status = cli.main(["ask", f"checkpoint={folder}", *defaults, *overrides])
     captured = capsys.readouterr()
     return status, captured.out, captured.err.strip().splitlines()
 
