@@ -12,7 +12,7 @@ from voco_llama.inference import Inference
 
 
 def answerer(**settings):
-    stub = SimpleNamespace(config=SimpleNamespace(num_voco=2, compressor="language_model"))
+    stub = SimpleNamespace(config=SimpleNamespace(condition="voco", num_voco=2, compressor="language_model"))
     return Answerer(Inference(stub, None), **settings)
 
 

@@ -57,7 +57,8 @@ def made(settings_for, tmp_path):
     """The settings of an evaluation whose result is there."""
     settings = settings_for(output=tmp_path / "results", tasks=["gqa"])
     columns = {"columns": {"gqa": "gqa"}, "max_new_tokens": 4}
-    of = {"suite": columns, "checkpoint_fingerprint": checkpoint_fingerprint(settings.checkpoint)}
+    of = {"condition": "voco", "suite": columns}
+    of["checkpoint_fingerprint"] = checkpoint_fingerprint(settings.checkpoint)
     write_result(settings.output, "benchmarks", "voco_2", of | describe_run(settings, 0.0), [])
     return settings
 

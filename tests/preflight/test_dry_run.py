@@ -207,7 +207,7 @@ def test_processes_are_torchruns_before_the_settings(toy, monkeypatch):
             "the shape of some/thing is not known here",
         ),
         (["hardware.num_processes=0"], "hardware.num_processes is 0"),
-        (["trainer.lr_scheduler_type=cosin"], "trainer.lr_scheduler_type: "),
+        (["trainer.lr_scheduler_type=cosin"], "trainer.lr_scheduler_type is 'cosin': choose one of linear, cosine,"),
     ],
 )
 def test_contradictions_are_one_line(overrides, message, capsys):

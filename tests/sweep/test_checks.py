@@ -81,5 +81,5 @@ def test_a_result_of_another_checkpoint_is_found_before_the_training(plan, tmp_p
 
 def test_folders_that_cannot_be_written(plan, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(VoCoError, match=r"file/runs: cannot be written \(Not a directory\): name another folder"):
+    with pytest.raises(VoCoError, match=r"file/runs cannot be written \(Not a directory\): name another folder"):
         plan("runs=file/runs")

@@ -298,7 +298,10 @@ def test_a_bad_record_stops_or_is_skipped_and_listed(settings_for, world, tmp_pa
     ("overrides", "message"),
     [
         (["model.attention=flex_attention"], "no backward pass on a CPU"),
-        (["trainer.lr_scheduler_type=cosinus"], "trainer: cosinus is not a valid SchedulerType"),
+        (
+            ["trainer.lr_scheduler_type=cosinus"],
+            "trainer.lr_scheduler_type is 'cosinus': choose one of linear, cosine,",
+        ),
         (
             ["trainer=zero2", "optimizer=trainer", "trainer.use_cpu=true", "trainer.dataloader_num_workers=0"],
             "needs torchrun",
