@@ -84,10 +84,10 @@ def test_mistakes(arguments, message):
 
 def test_mistakes_are_one_line_and_status_2(capsys):
     assert cli.main(["evalute"]) == 2
-    assert cli.main(["train", "seed=1", "seed=2"]) == 2
+    assert cli.main(["ask", "image=a.png", "image=b.png"]) == 2
     assert cli.main(["train", "optimizer=null"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: there is no command 'evalute'; did you mean 'evaluate'?",
-        "error: seed is given twice (1 and 2): give it once",
+        "error: image is given twice (a.png and b.png): give it once, or both as a list, image=[a.png,b.png]",
         "error: optimizer is null: choose one of trainer, muon",
     ]

@@ -76,10 +76,10 @@ class Command:
         return schema(**{name: getattr(composed, name) for name, _, _ in own})
 
     def typed(self, overrides: list[str]) -> int:
-        """Run it with what somebody typed, where each setting is given once; returns the exit status."""
-        from voco_llama.overrides import check_given_once
+        """Run it with what somebody typed, where a list is given once; returns the exit status."""
+        from voco_llama.overrides import check_lists_given_once
 
-        check_given_once(overrides, resolve_name(self.schema))
+        check_lists_given_once(overrides, resolve_name(self.schema))
         return self(overrides)
 
     def __call__(self, overrides: list[str]) -> int:

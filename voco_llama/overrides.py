@@ -69,24 +69,23 @@ def split(text: str) -> Override:
     return override
 
 
-def check_given_once(overrides: Sequence[str], schema: type) -> None:
-    """Refuse a setting that is given two values: it was meant to have one of them, or both.
+def check_lists_given_once(overrides: Sequence[str], schema: type) -> None:
+    """Refuse two items, each given as the whole of a list (`image=a.png image=b.png`): both were meant.
+
+    Of a setting that is given twice otherwise the last holds, as Hydra has it, so that scripts can append `"$@"`.
 
     Raises:
         SettingsError: It names both.
     """
     given: dict[str, str | None] = {}
-    own = {entry.name for entry in dataclasses.fields(schema)}
     for _, key, value in map(split, overrides):
-        if value != given.setdefault(key, value):
-            kind = _bare(type_of(schema, key))
+        is_list = get_origin(_bare(type_of(schema, key))) is list
+        if is_list and value != given.setdefault(key, value) and not str(value).startswith("["):
             both = ",".join(_flat(one).strip("[]") for one in (given[key], value))
-            several = (
-                f", or both as a list, {key}=[{both}]"
-                if get_origin(kind) is list or (kind is Any and key in own)
-                else ""
+            raise SettingsError(
+                f"{key} is given twice ({_flat(given[key])} and {_flat(value)}): give it once, or both as a list,"
+                f" {key}=[{both}]"
             )
-            raise SettingsError(f"{key} is given twice ({_flat(given[key])} and {_flat(value)}): give it once{several}")
 
 
 def for_hydra(override: Override, schema: type) -> Override:
