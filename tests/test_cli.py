@@ -107,7 +107,7 @@ def test_a_place_that_cannot_be_written_is_one_line(running, capsys, number):
     running(raising(OSError(number, "says the system", "/a/b")))
     assert cli.main(["train"]) == 2
     assert capsys.readouterr().err == (
-        f"error: [Errno {number}] says the system: '/a/b': make room, or name a place that may be written\n"
+        f"error: [Errno {number}] says the system: '/a/b': check the path, and that there is room and permission\n"
     )
 
 

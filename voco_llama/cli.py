@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise
-        sys.stderr.write(f"error: {one_line(error)}: make room, or name a place that may be written\n")
+        sys.stderr.write(f"error: {one_line(error)}: check the path, and that there is room and permission\n")
         return 2
     except KeyboardInterrupt as error:
         line = str(error) or "interrupted: the same command again goes on from what is finished and saved"
