@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -60,6 +61,20 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch, layout):
     monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(f"checkpoint={tmp_path}/ours", f"layout={layout}", f"output={tmp_path}/there")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+@pytest.mark.parametrize("layout", ["voco", "llava", "llava_hf"])
+def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch, capsys, layout):
+    saved(tmp_path / "ours")
+
+    def no_room(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", no_room)
+    assert export(f"checkpoint={tmp_path}/ours", f"layout={layout}", f"output={tmp_path}/there") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line == f"error: {tmp_path}/there cannot be written (File too large): make room, or name another output"
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 

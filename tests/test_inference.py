@@ -291,6 +291,20 @@ def test_frames_of_a_clip_are_as_many_as_wanted(folder, inference, tmp_path):
         assert ask(settings) == expected
 
 
+@pytest.mark.parametrize("condition", ["Full", "blind", "lower"])
+def test_an_unknown_condition_is_not_taken_for_another(inference, images, condition):
+    with pytest.raises(SettingsError, match=f"condition is '{condition}': choose one of voco, full"):
+        inference.answer(QUESTIONS, images=images[:1], condition=condition)
+    with pytest.raises(SettingsError, match="there is no question"):
+        inference.answer([], images=images[:1])
+
+
+def test_a_question_is_asked_as_it_is_typed(folder, images, tmp_path, capsys):
+    images[0].save(tmp_path / "a.png")
+    status, out, _ = asked_by_command(capsys, folder, f"image={tmp_path / 'a.png'}", "questions=~/x?")
+    assert (status, out.splitlines()[0]) == (0, "Q: ~/x?")
+
+
 def test_a_question_too_long_is_refused(inference, images):
     with pytest.raises(DataError, match="language model was made for 512"):
         inference.answer(["a" * 600], images=images[:1])

@@ -212,7 +212,7 @@ def _check_nothing_was_dropped(config: Any, settings: Any, schema: type) -> None
 
 
 def _check_values(value: Any, key: str = "", entry: dataclasses.Field | None = None) -> Any:
-    """Refuse what is no choice of its setting, and numbers that are not finite; `~/` becomes the home folder.
+    """Refuse what is no choice of its setting, and numbers that are not finite; in paths, `~/` is the home folder.
 
     Returns:
         The value.
@@ -220,6 +220,8 @@ def _check_values(value: Any, key: str = "", entry: dataclasses.Field | None = N
     if dataclasses.is_dataclass(value):
         for one in dataclasses.fields(value):
             setattr(value, one.name, _check_values(getattr(value, one.name), f"{key}{one.name}.", one))
+    elif entry is not None and entry.metadata.get("is_prose"):
+        return value
     elif isinstance(value, list):
         value[:] = [_check_values(item, f"{key}{index}.") for index, item in enumerate(value)]
     elif isinstance(value, dict):

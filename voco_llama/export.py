@@ -18,7 +18,7 @@ from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
-from voco_llama.files import written_aside
+from voco_llama.files import writing, written_aside
 from voco_llama.llava_folder import CONFIG_FILE, EXPORT_KEY, KNOWN_TOWERS, LANGUAGE_TYPES, is_llava
 from voco_llama.model.layouts import LlavaParts, join_llava, open_clip_to_clip
 from voco_llama.model.voco_llama import VoCoLlama
@@ -57,7 +57,7 @@ def export(settings: ExportSettings) -> Path:
         model = VoCoLlama.from_pretrained(settings.checkpoint, dtype=settings.dtype)
     if settings.layout != "voco":
         _check(model, settings.layout)
-    with written_aside(output) as folder:
+    with writing(output, "make room, or name another output"), written_aside(output) as folder:
         folder.mkdir()
         if settings.layout == "voco":
             model.save_pretrained(folder)

@@ -21,6 +21,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Of a file system that knows none."""
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+NO_FOLDER = (errno.ENOENT, errno.EEXIST)
+"""Of a folder that cannot be made, or a link to nothing in its place."""
 _NO_ROOM_TEXTS = re.compile(
     "|".join([*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed", "unexpected pos"])
 )
@@ -157,9 +159,9 @@ def _refusal(error: BaseException, folder: Path) -> tuple[str, str] | None:
     number = error.errno if isinstance(error, OSError) else None
     if number in NO_ROOM:
         return str(name or folder), os.strerror(number)
-    if number in NOT_ALLOWED and name is not None:
+    if number in (*NOT_ALLOWED, *NO_FOLDER) and name is not None:
         path, root = Path(os.fsdecode(name)).absolute(), folder.absolute()
-        if path.is_relative_to(root) or root.is_relative_to(path):
+        if root.is_relative_to(path) or (number in NOT_ALLOWED and path.is_relative_to(root)):
             return str(name), os.strerror(number)
     if found := _NO_ROOM_TEXTS.search(str(error)):
         return str(folder), found[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from voco_llama.choices import ANSWER_CONDITIONS, DTYPES, Condition, require_choice
+from voco_llama.choices import ANSWER_CONDITIONS, CONDITIONS, DTYPES, Condition, require_choice
 from voco_llama.data.media.images import load_image
 from voco_llama.data.media.video import read_frames
 from voco_llama.data.prompts import with_marks
@@ -156,9 +156,11 @@ class Inference:
             DataError: A question with its images is too long for the model.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
+        require(len(prompts) > 0, "there is no question: pass at least one")
         images = [images] if isinstance(images, Image.Image) else images
         require(cache is None or not images, "pass either images or a cache, not both")
         condition = condition or ("voco" if cache is not None else self.model.config.condition)
+        require_choice("condition", condition, CONDITIONS)
         seen = looked_at(prompts, len(images or ()) if cache is None else len(cache), cache is None, counts)
         prompts = [with_marks(prompt, [1] * len(places)) for prompt, places in zip(prompts, seen, strict=True)]
         order = [place for places in seen for place in places]
@@ -242,7 +244,7 @@ class AskSettings:
     checkpoint: Path
     image: list[Path] = field(default_factory=list)
     video: Path | None = None
-    questions: list[str] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list, metadata={"is_prose": True})
     condition: str | None = None
     num_voco: int | None = None
     num_frames: int | None = None

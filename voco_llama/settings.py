@@ -152,7 +152,7 @@ class PromptSettings:
 
     template: str = _choice(TEMPLATES, default="vicuna_v1")
     order: str = _choice(ORDERS, default="first")
-    system: str | None = None
+    system: str | None = field(default=None, metadata={"is_prose": True})
 
 
 @dataclass

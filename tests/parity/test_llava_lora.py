@@ -6,7 +6,8 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from tests.model.rows import random_images
 from tests.parity.llava_files import parts_of, tiny_llava, write_hub, write_own
@@ -14,6 +15,7 @@ from tests.tiny import tiny_tokenizer
 from voco_llama import VoCoLlama, VoCoLlamaConfig, VoCoProcessor, cli
 from voco_llama.errors import CheckpointError, VoCoError
 from voco_llama.inference import Inference, checkpoint_fingerprint
+from voco_llama.model.adapters import merge_adapters, read_adapters
 
 RANK, ALPHA = 2, 6
 ADAPTED = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
@@ -139,6 +141,50 @@ def test_plain_adapters_of_peft_on_llava_hf(llava, trained, merged, tmp_path, na
         torch.testing.assert_close(tensor[:259], language[name][:259], atol=1e-6, rtol=1e-5, msg=name)
     assert torch.equal(loaded.projector[0].weight, VoCoLlama.from_pretrained(base).projector[0].weight)
     assert VoCoProcessor.from_pretrained(folder).condition == "full"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"use_rslora": True},
+        {"alpha_pattern": {"model.layers.0.self_attn.q_proj": 20}, "rank_pattern": {"down_proj": 3}},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own call
+@pytest.mark.parametrize("prefix", ["", "language_model."], ids=["own", "llava_hf"])
+def test_they_are_merged_as_peft_does_it(llava, tmp_path, changes, prefix):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    language = LlamaForCausalLM(llava.config.text_config)
+    language.load_state_dict(parts_of(llava).language)
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "down_proj"], **changes)
+    trained = get_peft_model(copy.deepcopy(language), config)
+    for seed, (name, parameter) in enumerate(trained.named_parameters()):
+        if "lora_" in name:
+            parameter.data += tensors(seed, *parameter.shape)
+    trained.save_pretrained(tmp_path)
+    expected = PeftModel.from_pretrained(copy.deepcopy(language), tmp_path).merge_and_unload().state_dict()
+    _rename(tmp_path, prefix)
+    adapters, _ = read_adapters(tmp_path)
+    merged = merge_adapters(copy.deepcopy(language), adapters, tmp_path).state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def _rename(folder, prefix) -> None:
+    """Name the modules as those of a whole LLaVA."""
+    file, described = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    beginning = "base_model.model."
+    weights = {name.replace(beginning, beginning + prefix, 1): tensor for name, tensor in load_file(file).items()}
+    save_file(weights, file)
+    config = json.loads(described.read_text())
+    config["alpha_pattern"] = {prefix + name: value for name, value in config["alpha_pattern"].items()}
+    described.write_text(json.dumps(config))
 
 
 def test_it_answers_and_its_base_is_part_of_its_fingerprint(llava, trained, tmp_path):

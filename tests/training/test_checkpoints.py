@@ -272,6 +272,13 @@ def test_a_disk_that_is_full_is_one_line_and_the_same_command_goes_on(settings, 
     assert same_end(run, whole)
 
 
+def test_a_link_to_a_place_that_is_not_there_is_one_line(settings, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    settings.output_dir = str(tmp_path / "link")
+    with pytest.raises(SettingsError, match=r"^\S+link cannot be written \(File exists\): "):
+        train(settings)
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(settings, tmp_path):
     (tmp_path / "file").write_text("")
     settings.output_dir = str(tmp_path / "file" / "run")

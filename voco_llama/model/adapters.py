@@ -26,6 +26,10 @@ WHOLE_FILE = "non_lora_trainables.bin"
 _PREFIX = "base_model.model."
 _ADAPTED = re.compile(r"(.+)\.lora_\w+(\.weight)?")
 """A tensor of an adapter, and the module that it adapts."""
+_CHANGED_BASE = ("pissa", "olora")
+"""Initializations that peft repeats when it reads adapters: it takes out of the base what they begin with."""
+_UNKNOWN_BASE = ("corda", "loftq", "lora_ga")
+"""Those that it cannot repeat without the data or the quantization of then."""
 _ADVICE = "get the adapters again"
 
 
@@ -71,7 +75,19 @@ def merge_adapters(language_model: PreTrainedModel, adapters: Weights, folder: P
             raise CheckpointError(f"{file}: adapters of kind {config.peft_type}, and only LoRA can be merged here")
         config.target_modules = {_ADAPTED.fullmatch(name)[1] for name in adapters}  # as named in this layout
         config.exclude_modules = config.modules_to_save = config.layers_to_transform = None
-        config.bias, config.init_lora_weights = "none", True
+        for patterns in (config.alpha_pattern, config.rank_pattern):
+            named = {place_in_llava(name)[1]: value for name, value in patterns.items()}
+            patterns.clear()
+            patterns.update(named)
+        config.bias = "none"
+        initialized = str(config.init_lora_weights).lower()
+        if initialized.startswith(_UNKNOWN_BASE):
+            raise CheckpointError(
+                f"{file}: init_lora_weights={initialized} changed the base in a way not known here: convert them"
+                " to plain LoRA first (peft's path_initial_model_for_weight_conversion)"
+            )
+        if not initialized.startswith(_CHANGED_BASE):
+            config.init_lora_weights = True
         config.base_model_name_or_path = None  # peft would warn that the model here was not loaded by that name
     with warnings.catch_warnings(), refused_as(CheckpointError, folder, "the adapters are of another language model"):
         # peft's own call
