@@ -24,8 +24,11 @@ from voco_llama import cli
 WRITES_NOTHING = ("doctor", "ask")
 OF_STARTS = ("environment.json", "README.md", "sizes.json")
 """Files that say how often a run was started, and how long files are that say when."""
-TIMES = ("seconds", "date", "started", "per_second", "share", "wait", "host", "time")
-"""Parts of keys whose values are of one run alone."""
+TIMES = (
+    "seconds", "date", "started", "per_second", "share", "wait", "host", "time",
+    "num_answers", "num_visuals", "num_compressed",
+)  # fmt: skip
+"""Parts of keys whose values are of one run alone: when and where, how long, and what of the answers it gave itself."""
 SEED, FEW, MANY = 0, 3, 12
 """Moments of a kill that are tried: the first, the last, and some between, drawn by the seed."""
 

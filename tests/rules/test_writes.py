@@ -53,7 +53,7 @@ def lines(place: Place, out: Path, hub: Path) -> Iterator[tuple[str, list[str]]]
     yield "train dry", ["train", *LINES["train"](place, out / "dry"), "dry_run=true"]
     for layout in ("llava", "llava_hf"):
         yield f"export {layout}", ["export", *replaced(LINES["export"](place, out / layout), "layout", layout)]
-    ask = replaced(LINES["ask"](place, out / "clip"), "image", "null")
+    ask = [text for text in LINES["ask"](place, out / "clip") if not text.startswith("image=")]
     yield "ask about a clip", ["ask", *ask, f"video={place.root}/videos/video7010.mp4"]
     tasks = json.dumps(["gqa", "mmbench_en_dev_static", "mme", "vqav2_test", "seedbench", "scienceqa_img", "msvd_qa"])
     every = replaced(LINES["evaluate"](place, out / "tasks"), "tasks", tasks)

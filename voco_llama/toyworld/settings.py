@@ -16,6 +16,10 @@ NUMBERS = (
     "benchmark_questions",
 )  # fmt: skip
 SIZE_NAMES = {1: ("plain",), 2: ("small", "large"), 3: ("small", "medium", "large")}
+SIZES_OF_MODELS = (
+    "vision_width", "vision_layers", "vision_heads", "clip_text_width", "clip_text_layers", "clip_embedding",
+    "language_width", "language_mlp", "language_layers", "language_heads", "max_positions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,11 @@ class ToyWorldSettings:
             "grid": (2, 6), "colors": (2, len(COLOR_NAMES)), "shapes": (2, len(SHAPE_NAMES)), "sizes": (1, 3),
             "companion": (0, 1), "jitter": (0, 0.1), "supersample": (1, 16),
         }  # fmt: skip
-        least = dict.fromkeys(NUMBERS, 0) | {"noise": 0, "text_only_share": 0, "clip_frames": 2, "clip_rate": 1}
+        least = (
+            dict.fromkeys(NUMBERS, 0)
+            | dict.fromkeys(SIZES_OF_MODELS, 1)
+            | {"noise": 0, "text_only_share": 0, "clip_frames": 2, "clip_rate": 1}
+        )
         fits = {
             **{
                 f"{key} (use {low} to {high})": low <= getattr(self, key) <= high for key, (low, high) in ranges.items()
@@ -130,10 +138,10 @@ class ToyWorldSettings:
             "clips_test (use even numbers)": self.clips_test % 2 == 0,
             "vocabulary (use 320 or more: 256 bytes, special tokens, merges)": self.vocabulary >= 320,
             f"vision_width (use a multiple of vision_heads={self.vision_heads})": (
-                self.vision_width % self.vision_heads == 0
+                self.vision_heads > 0 and self.vision_width % self.vision_heads == 0
             ),
             f"language_width (use an even multiple of language_heads={self.language_heads})": (
-                self.language_width % (2 * self.language_heads) == 0
+                self.language_heads > 0 and self.language_width % (2 * self.language_heads) == 0
             ),
         }
         for complaint, holds in fits.items():

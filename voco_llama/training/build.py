@@ -136,7 +136,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file, of any type
         raise CheckpointError(f"model.tokenizer: {name} cannot be loaded ({one_line(error)})") from error
     check_tokenizer(tokenizer)
     return tokenizer

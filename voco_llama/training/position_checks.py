@@ -51,7 +51,7 @@ def _known(model: ModelSettings) -> tuple[int | None, int] | None:
     from voco_llama.configuration import VoCoLlamaConfig, max_positions
     from voco_llama.vision_config import num_patches, read_vision_config
 
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(Exception):  # whatever is wrong with them, who reads them says so
         if model.checkpoint is not None:
             config = VoCoLlamaConfig.from_pretrained(model.checkpoint)
             return max_positions(config.text_config), config.num_vision_tokens
