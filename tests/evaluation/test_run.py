@@ -1,5 +1,6 @@
 """A saved checkpoint through lmms-eval's tasks to result files that describe themselves, and to a report."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,7 +168,9 @@ def test_a_changed_hub_is_read_anew_in_the_same_process(settings_for, tmp_path):
     (table,) = (hub / "lmms-lab-encoder" / "POPE").rglob("test*.parquet")
     rows = pq.read_table(table)
     pq.write_table(rows.slice(1), table)
-    second = evaluate(settings_for(tasks=["pope"], hub=hub))
+    with pytest.raises(SettingsError, match=r"another evaluation: data.pope"):
+        evaluate(settings_for(tasks=["pope"], hub=hub))
+    second = evaluate(settings_for(tasks=["pope"], hub=hub, overwrite=True))
     assert lines_of(second) != before[1]
     assert len(lines_of(second)) == rows.num_rows - 1
     assert (

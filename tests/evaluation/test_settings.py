@@ -1,5 +1,6 @@
 """Suites are read whole or refused; the shipped ones ask known tasks."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -94,7 +95,8 @@ def test_the_result_of_another_evaluation_is_not_written_over_unasked(made, chan
 
 def test_nor_is_that_of_another_checkpoint(made, tmp_path):
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text("{}")
+    config = json.loads((made.checkpoint / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))  # its weights are missing
     with pytest.raises(
         SettingsError, match=r"another evaluation: checkpoint \([0-9a-f]{8}... there, [0-9a-f]{8}... now"
     ):
