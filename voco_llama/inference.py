@@ -25,6 +25,7 @@ from voco_llama.model.cache import VoCoCache
 from voco_llama.provenance import SAMPLED, fingerprint_files
 
 if TYPE_CHECKING:
+    from voco_llama.configuration import VoCoLlamaConfig
     from voco_llama.data.processor import VoCoProcessor
     from voco_llama.model.voco_llama import VoCoLlama
 
@@ -206,11 +207,11 @@ def check_checkpoint(folder: Path) -> None:
     check_is_model(Path(folder))
 
 
-def trained_condition(folder: Path) -> str:
-    """The condition that a checkpoint was trained with; no weights are read."""
+def saved_config(folder: Path) -> "VoCoLlamaConfig":
+    """The configuration of a checkpoint's model; no weights are read."""
     from voco_llama.configuration import VoCoLlamaConfig  # transformers is slow to import
 
-    return VoCoLlamaConfig.from_pretrained(folder).condition
+    return VoCoLlamaConfig.from_pretrained(folder)
 
 
 def checkpoint_fingerprint(folder: Path) -> str:

@@ -5,7 +5,6 @@ What a question's answer must be is worked out by hand here: its own images, its
 
 import logging
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -317,11 +316,18 @@ def test_an_image_that_cannot_be_compressed_fails_every_question_on_it(model, pr
 
 
 def test_a_checkpoint_without_voco_tokens_is_not_read_through_none():
-    llava = SimpleNamespace(config=SimpleNamespace(num_voco=0, compressor="language_model"))
+    llava = tiny_model(tiny_processor(num_voco=0, condition="full"))
     with pytest.raises(SettingsError, match="made without VoCo tokens .*condition=full, or num_voco"):
         Answerer(Inference(llava, None), "voco")
     assert Answerer(Inference(llava, None), "voco", num_voco=1).num_voco == 1
     assert Answerer(Inference(llava, None), "full").num_voco == 0
+
+
+@pytest.mark.parametrize("condition", ["voco", "full"])
+def test_more_voco_tokens_than_the_model_can_make_are_refused_before_any_question(model, processor, condition):
+    with pytest.raises(SettingsError, match="^num_voco 99 makes no sense for"):
+        Answerer(Inference(model, processor), condition, num_voco=99)
+    assert Answerer(Inference(model, processor), "blind", num_voco=99).num_voco == 99
 
 
 def test_unknown_condition(model, processor):
@@ -332,7 +338,7 @@ def test_unknown_condition(model, processor):
 def test_an_external_compressor_cannot_be_cut_short(questions):
     processor = replace(tiny_processor(num_voco=2), num_vision=0)
     model = tiny_model(processor, compressor="q_former", q_former={"layers": 1, "width": 8, "heads": 2})
-    with pytest.raises(SettingsError, match="q_former was made for 2 tokens an image .*leave num_voco out"):
+    with pytest.raises(SettingsError, match="q_former makes 2 tokens, no other number: leave num_voco out"):
         Answerer(Inference(model, processor), num_voco=1)
     for num_voco in (None, 2):
         given, counts = answer(model, processor, questions, num_voco=num_voco)

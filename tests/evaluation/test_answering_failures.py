@@ -12,7 +12,8 @@ from voco_llama.inference import Inference
 
 
 def answerer(**settings):
-    stub = SimpleNamespace(config=SimpleNamespace(condition="voco", num_voco=2, compressor="language_model"))
+    config = SimpleNamespace(condition="voco", num_voco=2, compressor="language_model")
+    stub = SimpleNamespace(config=config, check_num_voco=lambda num_voco: None)
     return Answerer(Inference(stub, None), **settings)
 
 

@@ -1,6 +1,9 @@
 """Clips with their frames in order and shuffled: each is compressed once, and its questions stay together."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,6 +67,43 @@ def test_shuffled_is_a_seeded_permutation_but_the_identity():
         orders = [shuffled(count, str(seed)) for seed in range(50)]
         assert all(sorted(order) == list(range(count)) and order != tuple(range(count)) for order in orders)
     assert shuffled(8, "a") == shuffled(8, "a") != shuffled(8, "b")
+
+
+def test_a_result_of_other_clips_questions_or_ways_of_asking_stays(checkpoint, clips, tmp_path):
+    """What the checkpoint has by itself may be named, and the same data may lie elsewhere."""
+    made = EvaluateClipsSettings(checkpoint, clips / "test.json", clips, tmp_path, "video", max_new_tokens=2)
+    file = evaluate_clips(made)
+    before = file.read_bytes()
+    moved, other = (Path(shutil.copytree(clips, tmp_path / name)) for name in ("moved", "other"))
+    shutil.copy(clips / "b.mp4", other / "a.mp4")
+    asked = tmp_path / "asked.json"
+    asked.write_text((clips / "test.json").read_text().replace("What first?", "What second?"))
+    for changes, differing in (
+        ({"max_new_tokens": 1}, r"max_new_tokens \(2 there, 1 now\)"),
+        ({"videos": other}, "data .*"),
+        ({"questions": asked}, "data .*"),
+        ({"num_voco": 1}, r"num_voco \(2 there, 1 now\)"),
+    ):
+        with pytest.raises(SettingsError, match=f"another evaluation: {differing}: set overwrite=true"):
+            evaluate_clips(replace(made, **changes))
+        assert file.read_bytes() == before
+    same = replace(made, questions=moved / "test.json", videos=moved, num_voco=2, num_frames=3, dtype="float32")
+    evaluate_clips(same)
+    result = json.loads(file.read_text())
+    del result["data_fingerprint"]  # as an older version wrote it
+    file.write_text(json.dumps(result))
+    with pytest.raises(SettingsError, match=r"another evaluation: videos \(.*moved there"):
+        evaluate_clips(replace(same, videos=clips))
+    evaluate_clips(same)
+
+
+def test_a_question_that_fails_is_named_without_the_advice_of_another_command(checkpoint, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("voco_llama.evaluation.questions.read_frames", lambda *_, **__: 1 / 0)
+    settings = EvaluateClipsSettings(checkpoint, clips / "test.json", clips, tmp_path, "video")
+    with pytest.raises(
+        DataError, match=r"cannot be answered \(ZeroDivisionError: .*\): mend it, or take the record out"
+    ):
+        evaluate_clips(settings)
 
 
 def test_bad_clip_settings(checkpoint, clips, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.evaluation.rows import write_bounds
+from tests.evaluation.rows import write_bounds, write_clips
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.results import read_result, write_result
 
@@ -32,12 +32,16 @@ def test_file_that_is_no_result(tmp_path, content, message):
             lambda result: result["benchmarks"]["GQA"].pop("value"),
             r"cannot be read \('value'\): evaluate the row again",
         ),
-        (lambda result: result["benchmarks"]["GQA"].update(value="0.5"), "'0.5' stands where a number should"),
+        (lambda result: result["benchmarks"]["GQA"].update(value="0.5"), r"value is '0.5', no int \| float"),
         (lambda result: result["benchmarks"].update(GQA=None), "cannot be read"),
         (lambda result: result.update(benchmarks=[1]), "cannot be read"),
         (lambda result: result.pop("kv_dtype"), r"cannot be read \('kv_dtype'\)"),
         (lambda result: result.pop("limit"), r"cannot be read \('limit'\)"),
-        (lambda result: result.update(row=["x"]), "row is no text"),
+        (lambda result: result.update(row=["x"]), r"row is \['x'\], no str"),
+        (lambda result: result.update(row="a\nb"), r"row is 'a\\nb', no name of a row"),
+        (lambda result: result.update(kv_bytes_per_image="1"), "kv_bytes_per_image is '1', no int"),
+        (lambda result: result["benchmarks"]["GQA"]["details"].update(unreadable="1"), "unreadable is '1', no int"),
+        (lambda result: result.update(failures=3), "cannot be read"),
     ],
 )
 def test_a_damaged_result_is_named(tmp_path, change, message):
@@ -47,6 +51,16 @@ def test_a_damaged_result_is_named(tmp_path, change, message):
     change(result)
     file.write_text(json.dumps(result))
     with pytest.raises(DataError, match=f"upper.benchmarks.json: .*{message}"):
+        read_result(file)
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [("num_frames", "4"), ("kv_bytes_per_clip", "8192"), ("tokens_per_clip", None), ("questions", True)],
+)
+def test_a_damaged_result_on_clips_is_named(tmp_path, fact, value):
+    file = write_clips(tmp_path, "video", 0.5, 0.25, **{fact: value})
+    with pytest.raises(DataError, match=rf"video.clips.json: cannot be read \({fact} is {value!r}, no int\): evaluate"):
         read_result(file)
 
 

@@ -1,5 +1,6 @@
 """A saved checkpoint through lmms-eval's tasks to result files that describe themselves, and to a report."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,7 +168,9 @@ def test_a_changed_hub_is_read_anew_in_the_same_process(settings_for, tmp_path):
     (table,) = (hub / "lmms-lab-encoder" / "POPE").rglob("test*.parquet")
     rows = pq.read_table(table)
     pq.write_table(rows.slice(1), table)
-    second = evaluate(settings_for(tasks=["pope"], hub=hub))
+    with pytest.raises(SettingsError, match=r"another evaluation: data.pope"):
+        evaluate(settings_for(tasks=["pope"], hub=hub))
+    second = evaluate(settings_for(tasks=["pope"], hub=hub, overwrite=True))
     assert lines_of(second) != before[1]
     assert len(lines_of(second)) == rows.num_rows - 1
     assert (
@@ -209,14 +212,21 @@ def test_nothing_is_written_but_the_output_and_one_data_cache(settings_for, tiny
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_a_result_of_another_checkpoint_stays_until_asked(settings_for, tmp_path):
+def test_a_result_of_another_checkpoint_or_hub_stays_until_asked(settings_for, tiny_hub, tmp_path):
     file = evaluate(settings_for(tasks=["pope"]))
     before = file.read_bytes(), lines_of(file)
     other = save(tmp_path / "other", tiny_processor(num_voco=2, num_frames=3), seed=1)
     with pytest.raises(SettingsError, match=r"another evaluation: checkpoint .*overwrite=true"):
         evaluate(settings_for(tasks=["pope"], checkpoint=other))
+    shutil.copytree(tiny_hub.hub, tmp_path / "copy")
+    card = next((tmp_path / "copy").rglob("POPE/README.md"))
+    text = card.read_text()
+    card.write_text(f"{text}\nAnother version.\n")
+    with pytest.raises(SettingsError, match=r"another evaluation: data.pope \(.*overwrite=true"):
+        evaluate(settings_for(tasks=["pope"], hub=tmp_path / "copy"))
     assert (file.read_bytes(), lines_of(file)) == before
-    evaluate(settings_for(tasks=["pope"]))
+    card.write_text(text)
+    evaluate(settings_for(tasks=["pope"], hub=tmp_path / "copy", num_voco=2, dtype="float32"))
     assert lines_of(file) == before[1]
     evaluate(settings_for(tasks=["pope"], checkpoint=other, overwrite=True))
     assert lines_of(file) != before[1]

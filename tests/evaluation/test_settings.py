@@ -1,5 +1,6 @@
 """Suites are read whole or refused; the shipped ones ask known tasks."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,15 @@ import pytest
 from voco_llama.errors import SettingsError
 from voco_llama.evaluation.results import write_result
 from voco_llama.evaluation.run import describe_run
-from voco_llama.evaluation.settings import SUITES_DIR, Suite, SuiteRow, check_overwritten, columns_of, read_suite
+from voco_llama.evaluation.settings import (
+    SUITES_DIR,
+    Suite,
+    SuiteRow,
+    check_overwritten,
+    columns_of,
+    fingerprint_asked,
+    read_suite,
+)
 from voco_llama.inference import checkpoint_fingerprint
 from voco_llama.report.paper import read_paper_table
 
@@ -57,7 +66,8 @@ def made(settings_for, tmp_path):
     """The settings of an evaluation whose result is there."""
     settings = settings_for(output=tmp_path / "results", tasks=["gqa"])
     columns = {"columns": {"gqa": "gqa"}, "max_new_tokens": 4}
-    of = {"condition": "voco", "suite": columns}
+    of = {"condition": "voco", "num_voco": 2, "limit": None, "kv_dtype": "float32", "suite": columns}
+    of["benchmarks"] = {"gqa": {"questions": 3, "data_fingerprint": fingerprint_asked("content", 3)}}
     of["checkpoint_fingerprint"] = checkpoint_fingerprint(settings.checkpoint)
     write_result(settings.output, "benchmarks", "voco_2", of | describe_run(settings, 0.0), [])
     return settings
@@ -66,13 +76,13 @@ def made(settings_for, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "differing"),
     [
-        ({"condition": "full"}, r"condition \(voco there, full now\)"),
-        ({"num_voco": 1}, r"num_voco \(None there, 1 now\)"),
+        ({"condition": "full"}, r"condition \(voco there, full now\), num_voco \(2 there, None now\)"),
+        ({"num_voco": 1}, r"num_voco \(2 there, 1 now\)"),
         ({"limit": 6}, r"limit \(None there, 6 now\)"),
         ({"tasks": ["gqa", "pope"]}, r"columns.pope \(None there, pope now\)"),
         ({"max_new_tokens": 8}, r"max_new_tokens \(4 there, 8 now\)"),
         ({"hub": None}, r"hub \(.*hub there, None now\)"),
-        ({"dtype": "bfloat16"}, r"dtype \(auto there, bfloat16 now\)"),
+        ({"dtype": "bfloat16"}, r"dtype \(float32 there, bfloat16 now\)"),
     ],
 )
 def test_the_result_of_another_evaluation_is_not_written_over_unasked(made, changes, differing):
@@ -85,11 +95,22 @@ def test_the_result_of_another_evaluation_is_not_written_over_unasked(made, chan
 
 def test_nor_is_that_of_another_checkpoint(made, tmp_path):
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text("{}")
+    config = json.loads((made.checkpoint / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))  # its weights are missing
     with pytest.raises(
         SettingsError, match=r"another evaluation: checkpoint \([0-9a-f]{8}... there, [0-9a-f]{8}... now"
     ):
         check_overwritten(replace(made, checkpoint=tmp_path / "other"))
+
+
+def test_values_are_compared_as_the_model_has_them_and_hubs_by_content(made, tmp_path):
+    same = replace(made, num_voco=2, dtype="float32", condition=None, hub=tmp_path / "moved")
+    check_overwritten(same)
+    check_overwritten(same, lambda: {"gqa": "content"})
+    with pytest.raises(
+        SettingsError, match=r"another evaluation: data.gqa \([0-9a-f]{8}... there, [0-9a-f]{8}... now\)"
+    ):
+        check_overwritten(made, lambda: {"gqa": "other"})
 
 
 def test_its_own_result_and_a_damaged_one_are(made, caplog):

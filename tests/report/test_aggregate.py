@@ -131,13 +131,16 @@ def test_other_questions_within_a_seed(tmp_path):
         check_results(read(tmp_path), allow_limited=False)
 
 
-@pytest.mark.parametrize("fact", ["condition", "num_voco", "tokens_per_image", "kv_bytes_per_image", "kv_dtype"])
-def test_seeds_of_a_row_are_one_method(tmp_path, fact):
+@pytest.mark.parametrize(
+    ("fact", "other"),
+    [("condition", "other"), ("num_voco", 99), ("tokens_per_image", 99), ("kv_bytes_per_image", 99), ("kv_dtype", "x")],
+)
+def test_seeds_of_a_row_are_one_method(tmp_path, fact, other):
     write_row(tmp_path / "0", "voco_1", {"GQA": 0.5}, num_voco=1, seed=0)
     file = write_row(tmp_path / "1", "voco_1", {"GQA": 0.5}, num_voco=1, seed=1)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {fact: "other"}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {fact: other}))
     with pytest.raises(
-        DataError, match=f"row 'voco_1' has {fact} .* with seed 0 and other in row 'voco_1' with seed 1"
+        DataError, match=f"row 'voco_1' has {fact} .* with seed 0 and {other} in row 'voco_1' with seed 1"
     ):
         check_results(read(tmp_path), allow_limited=False)
 

@@ -18,7 +18,7 @@ import torch
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
 from voco_llama.data.prompts import with_marks
-from voco_llama.errors import DataError, one_line, require
+from voco_llama.errors import DataError, one_line
 from voco_llama.evaluation.questions import Question, Visual, cut, see
 from voco_llama.inference import Inference
 from voco_llama.model.cache import VoCoCache
@@ -74,6 +74,7 @@ class Answerer:
         reuse: Compress an image once for all questions on it; otherwise once a question.
         go_on: List a question that fails and go on, its answer empty; otherwise stop there. Whatever it fails with is
             the question's, a bug too; but where the device is lost, all of the rest would fail.
+        advice: What to do about a question that stops it.
         counts: What was done so far.
     """
 
@@ -83,6 +84,7 @@ class Answerer:
     batch_size: int = 32
     reuse: bool = True
     go_on: bool = False
+    advice: str = "mend it, or set go_on=true to list it and go on"
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
@@ -91,17 +93,8 @@ class Answerer:
         require_choice("condition", self.condition, ANSWER_CONDITIONS)
         self.inference.check_condition(self.condition)
         self.num_voco = self.num_voco or config.num_voco
-        if self.condition == "voco":
-            require(
-                bool(self.num_voco),
-                "the checkpoint was made without VoCo tokens (a LLaVA): set condition=full, or num_voco for the lower"
-                " bound",
-            )
-            require(
-                config.compressor == "language_model" or self.num_voco == config.num_voco,
-                f"num_voco={self.num_voco}: a {config.compressor} was made for {config.num_voco} tokens an image and"
-                " cannot be cut short: leave num_voco out",
-            )
+        if self.condition == "voco" or (self.condition == "full" and self.num_voco):
+            self.inference.model.check_num_voco(self.num_voco)
         self._kept: OrderedDict[str, VoCoCache] = OrderedDict()
 
     def answer(self, questions: Sequence[Question]) -> Iterator[str]:
@@ -239,9 +232,7 @@ class Answerer:
             DataError: They do not.
         """
         if not self.go_on:
-            raise DataError(
-                f"{id}: {what} ({named(error)}): mend it, or set go_on=true to list it and go on"
-            ) from error
+            raise DataError(f"{id}: {what} ({named(error)}): {self.advice}") from error
         if id not in self.counts.failures:
             logger.warning("%s: %s (%s)", id, what, named(error))
             self.counts.failures[id] = named(error)

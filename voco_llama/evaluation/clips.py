@@ -8,16 +8,18 @@ import logging
 import random
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from voco_llama.choices import CONDITIONS, require_choice
+from voco_llama.data.media.stored import content_key
 from voco_llama.data.readers.video_chatgpt import VideoChatGpt
 from voco_llama.data.records import Record
-from voco_llama.errors import DataError, ProblemKind, SettingsError
+from voco_llama.errors import DataError, ProblemKind, SettingsError, refused_as
 from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.questions import Question, see_clip
 from voco_llama.evaluation.results import (
@@ -32,7 +34,8 @@ from voco_llama.evaluation.results import (
 )
 from voco_llama.evaluation.run import cost_of, describe_run
 from voco_llama.evaluation.settings import check_counts
-from voco_llama.inference import Inference, check_checkpoint, checkpoint_fingerprint, trained_condition
+from voco_llama.inference import Inference, checkpoint_fingerprint
+from voco_llama.provenance import fingerprint_data
 
 logger = logging.getLogger(__name__)
 
@@ -98,32 +101,38 @@ def evaluate_clips(settings: EvaluateClipsSettings) -> Path:
     """
     started = time.monotonic()
     torch.manual_seed(settings.seed)
-    _check_overwritten(settings)
     reader = VideoChatGpt(settings.questions, settings.videos)
     records = [reader.read(index, _report) for index in range(min(len(reader), settings.limit or len(reader)))]
     inference = Inference.load(settings.checkpoint, settings.device, settings.dtype)
     num_frames = settings.num_frames or inference.processor.num_frames
     if num_frames < 2:
         raise SettingsError(f"the checkpoint takes {num_frames} frame of a clip: set num_frames to 2 or more")
-    answerer = Answerer(inference, settings.condition, settings.num_voco, settings.batch_size)
+    advice = "mend it, or take the record out"
+    answerer = Answerer(inference, settings.condition, settings.num_voco, settings.batch_size, advice=advice)
     inference.check_frames(num_frames, answerer.condition, answerer.num_voco)
+    facts = {
+        "condition": answerer.condition,
+        "num_voco": answerer.num_voco if answerer.condition == "voco" else None,
+        "num_frames": num_frames,
+        "limit": settings.limit,
+        **cost_of(answerer, "clip", num_frames),
+        "checkpoint_fingerprint": checkpoint_fingerprint(settings.checkpoint),
+    }
+    data = _fingerprint_records(records)
+    _check_overwritten(settings, facts, data)
     texts = answer_clips(answerer, records, num_frames, settings.max_new_tokens, settings.seed)
     accuracy, lines = score_clips(records, texts)
     logger.info(
         "row %s: exact match %.4f in order, %.4f shuffled", settings.row, accuracy[IN_ORDER], accuracy[SHUFFLED]
     )
     result = {
-        "condition": answerer.condition,
-        "num_voco": answerer.num_voco if answerer.condition == "voco" else None,
-        "num_frames": num_frames,
-        "limit": settings.limit,
+        **facts,
         "metric": "exact_match",
         **accuracy,
         "questions": len(records),
         "clips": len({record.video for record in records}),
         "num_compressed": answerer.counts.compressed,
-        **cost_of(answerer, "clip", num_frames),
-        "checkpoint_fingerprint": checkpoint_fingerprint(settings.checkpoint),
+        "data_fingerprint": data,
         **describe_run(settings, started),
     }
     return write_result(settings.output, CLIPS_KIND, settings.row, result, lines)
@@ -135,24 +144,43 @@ def _report(error: DataError) -> None:
         raise error
 
 
-def _check_overwritten(settings: EvaluateClipsSettings) -> None:
-    """Refuse to write over a row's result that is not this evaluation's, unless asked to (`SettingsError`)."""
-    file = result_file(settings.output, CLIPS_KIND, settings.row)
-    if settings.overwrite or not file.is_file():
+_TOLD_APART_BY = ("condition", "num_voco", "num_frames", "limit", "kv_dtype", "checkpoint_fingerprint")
+"""Facts of a result by which it is another evaluation's, beside its seed, the length of answers and the data."""
+
+
+def _check_overwritten(settings: EvaluateClipsSettings, here: Mapping[str, Any], data: str) -> None:
+    """Refuse to write over a row's result that is not this evaluation's, unless asked to (`SettingsError`).
+
+    Args:
+        settings: Of now.
+        here: What the result will say that another evaluation's does not.
+        data: Fingerprint of questions and clips.
+    """
+    if settings.overwrite:
         return
-    check_checkpoint(settings.checkpoint)
-    keys = ("num_frames", "num_voco", "dtype", "limit", "seed", "questions")
-    here = {key: getattr(settings, key) for key in keys} | {"questions": str(settings.questions)}
-    here["condition"] = settings.condition or trained_condition(settings.checkpoint)
-    here["checkpoint"] = checkpoint_fingerprint(settings.checkpoint)
-    check_overwrites(
-        file,
-        here,
-        lambda result: {
-            **{key: part(result, "settings").get(key) for key in keys},
-            "condition": result.get("condition"),
-            "checkpoint": result.get("checkpoint_fingerprint"),
-        },
+    here = {key: here[key] for key in _TOLD_APART_BY} | {"seed": settings.seed}
+    limit = {"max_new_tokens": settings.max_new_tokens}
+    places = {"questions": str(settings.questions), "videos": str(settings.videos)}
+
+    def told_apart(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        asked = part(result, "settings")
+        new = "data_fingerprint" in result  # what an older version wrote has the places alone
+        settled = limit if new else limit | places
+        there = {key: result.get(key) for key in here} | {key: asked.get(key) for key in settled}
+        now = {**here, **settled}
+        return (there | {"data": result["data_fingerprint"]}, now | {"data": data}) if new else (there, now)
+
+    check_overwrites(result_file(settings.output, CLIPS_KIND, settings.row), told_apart)
+
+
+def _fingerprint_records(records: Sequence[Record]) -> str:
+    """A hash of questions, answers and the contents of the clips (`DataError`: one cannot be read)."""
+    contents = {}
+    for clip in dict.fromkeys(record.video for record in records):
+        with refused_as(DataError, clip, "mend it, or take its records out"):
+            contents[clip] = content_key(clip)
+    return fingerprint_data(
+        [[record.video.name, contents[record.video], *(turn.text for turn in record.turns)] for record in records]
     )
 
 

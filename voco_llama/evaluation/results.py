@@ -8,24 +8,49 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.composition import difference
-from voco_llama.errors import DataError, SettingsError, refused_as
+from voco_llama.errors import DataError, SettingsError, refused_as, shown
 from voco_llama.files import read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_ROW_NAME = re.compile(r"\w[\w.-]*")
 BENCHMARKS_KIND, CLIPS_KIND = "benchmarks", "clips"
 IN_ORDER, SHUFFLED = "in_order", "shuffled"
 """Orders of a clip's frames."""
 
 
-FACTS = {
-    BENCHMARKS_KIND: ("condition", "num_voco", "tokens_per_image", "kv_bytes_per_image", "kv_dtype"),
-    CLIPS_KIND: ("num_voco", "num_frames", "tokens_per_clip", "kv_bytes_per_clip", "kv_dtype"),
+FACTS: dict[str, dict[str, Any]] = {
+    BENCHMARKS_KIND: {
+        "condition": str,
+        "num_voco": int | None,
+        "tokens_per_image": int,
+        "kv_bytes_per_image": int,
+        "kv_dtype": str,
+    },
+    CLIPS_KIND: {
+        "num_voco": int | None,
+        "num_frames": int,
+        "tokens_per_clip": int,
+        "kv_bytes_per_clip": int,
+        "kv_dtype": str,
+    },
 }
-"""Of each kind, what is the same for all seeds of a row."""
-_NUMBERS = {BENCHMARKS_KIND: (), CLIPS_KIND: (IN_ORDER, SHUFFLED, "questions")}
-_OF_A_BENCHMARK = ("value", "full", "accuracy", "questions")
+"""Of each kind, what is the same for all seeds of a row, and its types."""
+_NUMBER = int | float
+_OTHERS: dict[str, dict[str, Any]] = {
+    BENCHMARKS_KIND: {"limit": int | None, "benchmarks": dict, "checkpoint_fingerprint": str},
+    CLIPS_KIND: {"limit": int | None, IN_ORDER: _NUMBER, SHUFFLED: _NUMBER, "questions": int},
+}
+_OF_A_BENCHMARK: dict[str, Any] = {
+    "value": _NUMBER,
+    "full": _NUMBER,
+    "accuracy": _NUMBER,
+    "questions": int,
+    "metric": str,
+    "data_fingerprint": str,
+    "details": dict,
+}
 
 
 def result_file(folder: Path, kind: str, row: str) -> Path:
@@ -33,13 +58,12 @@ def result_file(folder: Path, kind: str, row: str) -> Path:
     return folder / f"{row}.{kind}.json"
 
 
-def check_overwrites(file: Path, here: Mapping[str, Any], there: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+def check_overwrites(file: Path, told_apart: Callable[[dict[str, Any]], tuple[Mapping, Mapping]]) -> None:
     """Refuse to write over a result of another evaluation; a damaged file is none.
 
     Args:
         file: Of the result.
-        here: What the evaluation of now is told apart by.
-        there: The same of a result that was written.
+        told_apart: What a result that was written is told apart by, and the same of the evaluation of now.
 
     Raises:
         SettingsError: They differ.
@@ -51,7 +75,7 @@ def check_overwrites(file: Path, here: Mapping[str, Any], there: Callable[[dict[
     except DataError as error:
         logger.warning("%s: it is written anew", error)
         return
-    if differing := difference(there(result), here):
+    if differing := difference(*told_apart(result)):
         raise SettingsError(
             f"{file} is the result of another evaluation: {differing}: set overwrite=true to replace it, or give"
             " another row=... or output=..."
@@ -110,19 +134,20 @@ def read_result(file: Path) -> dict[str, Any]:
 
 def _check_parts(result: Mapping[str, Any], kind: str) -> None:
     """Raise whatever the first part raises that is missing or of another type."""
-    for name in (*FACTS[kind], "limit"):
-        result[name]
-    if not isinstance(result["row"], str):
-        raise TypeError("row is no text")
-    numbers = [result[name] for name in _NUMBERS[kind]]
+    _check_types(result, {"row": str, **FACTS[kind], **_OTHERS[kind]})
+    if not _ROW_NAME.fullmatch(result["row"]):
+        raise ValueError(f"row is {shown(result['row'])}, no name of a row")
+    for failure in result.get("failures") or ():
+        failure["id"]
     for described in result["benchmarks"].values() if kind == BENCHMARKS_KIND else ():
-        numbers += [described[name] for name in _OF_A_BENCHMARK]
-        described["metric"], described["data_fingerprint"], described["details"].get("unreadable")
-    if kind == BENCHMARKS_KIND:
-        result["checkpoint_fingerprint"]
-    wrong = [number for number in numbers if not isinstance(number, int | float)]
-    if wrong:
-        raise TypeError(f"{wrong[0]!r} stands where a number should")
+        _check_types(described, _OF_A_BENCHMARK)
+        _check_types({"unreadable": 0, **described["details"]}, {"unreadable": _NUMBER})
+
+
+def _check_types(part: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    for name, wanted in types.items():
+        if not isinstance(part[name], wanted) or isinstance(part[name], bool):
+            raise TypeError(f"{name} is {shown(part[name])}, no {getattr(wanted, '__name__', wanted)}")
 
 
 def find_results(folder: Path) -> list[Path]:
@@ -132,5 +157,5 @@ def find_results(folder: Path) -> list[Path]:
 
 def check_row_name(row: str) -> None:
     """Refuse a row's name that could not be a file's (`SettingsError`)."""
-    if not re.fullmatch(r"\w[\w.-]*", row):
+    if not _ROW_NAME.fullmatch(row):
         raise SettingsError(f"row {row!r} names a file: use letters, digits, '.', '_' and '-' only")

@@ -23,7 +23,7 @@ from voco_llama.evaluation.harness import (
     working_folder,
 )
 from voco_llama.evaluation.results import BENCHMARKS_KIND, result_file, write_result
-from voco_llama.evaluation.settings import EvaluateSettings, Suite, check_overwritten, rows_of
+from voco_llama.evaluation.settings import EvaluateSettings, Suite, check_overwritten, fingerprint_asked, rows_of
 from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
 from voco_llama.provenance import fingerprint_data, fingerprint_files, provenance
 
@@ -41,7 +41,7 @@ def evaluate_rows(settings: EvaluateSettings) -> list[Path]:
     """Evaluate a row, or every row of a suite one after another; all are checked before the first."""
     rows = rows_of(settings)
     for row in rows:
-        check_overwritten(row)
+        check_overwritten(row, lambda row=row: _data_sets(row))
     return [_evaluate(row) for row in rows]
 
 
@@ -154,6 +154,16 @@ def _harness(settings: EvaluateSettings, suite: Suite) -> Harness:
     return Harness(hub, TASKS_DIR, cache, responses, beside.with_name(f"{settings.row}.files"), local)
 
 
+def _data_sets(settings: EvaluateSettings) -> dict[str, str | None]:
+    """The fingerprint of each task's data set."""
+    from voco_llama.evaluation import lmms_evaluator
+
+    suite = settings.columns()
+    harness = _harness(settings, suite)
+    found = lmms_evaluator.find_tasks(list(suite.columns.values()), harness)
+    return {task: _data_fingerprint(harness, files.dataset) for task, files in found.items()}
+
+
 def _data_fingerprint(harness: Harness, dataset: str) -> str | None:
     """By content; None for what lies in the cache of the Hugging Face hub."""
     if harness.hub is None:
@@ -177,7 +187,7 @@ def _describe_columns(
         metrics = {name.split(",")[0]: value for name, value in results["results"].get(task, {}).items()}
         described[column] = describe(task, metrics, samples)
         identity = data[task] or [[s["doc_hash"], s["prompt_hash"], s["target_hash"]] for s in samples]
-        described[column]["data_fingerprint"] = fingerprint_data([identity, len(samples)])
+        described[column]["data_fingerprint"] = fingerprint_asked(identity, len(samples))
         value, full = described[column].get("value"), described[column].get("full")
         logger.info("%s: %s", column, "written for a server" if value is None else f"{value:.4g} of {full:.4g}")
     return described

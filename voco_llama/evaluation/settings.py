@@ -5,7 +5,7 @@ checkpoints the rows of a table come.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from voco_llama.config_files import EVAL_DIR, eval_file
 from voco_llama.errors import SettingsError, require
 from voco_llama.evaluation.results import BENCHMARKS_KIND, check_overwrites, check_row_name, part, result_file
 from voco_llama.evaluation.tasks import GROUPS, check_task
-from voco_llama.inference import check_checkpoint, checkpoint_fingerprint, trained_condition
+from voco_llama.inference import check_checkpoint, checkpoint_fingerprint, saved_config
+from voco_llama.provenance import fingerprint_data
 
 SUITES_DIR = EVAL_DIR / "suites"
 
@@ -190,29 +191,54 @@ def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
     return found
 
 
-_TOLD_APART_BY = ("num_voco", "dtype", "limit")
-"""Settings by which a result is another evaluation's, beside checkpoint, condition, data sets and what is asked."""
+def fingerprint_asked(data: Any, questions: int | None) -> str:
+    """A hash of a column's data, by what identifies it, and of how many questions of it were scored."""
+    return fingerprint_data([data, questions])
 
 
-def check_overwritten(settings: EvaluateSettings) -> None:
-    """Refuse to write over a row's result that is not this evaluation's, unless asked to (`SettingsError`)."""
+def check_overwritten(settings: EvaluateSettings, data_sets: Callable[[], Mapping[str, str | None]] = dict) -> None:
+    """Refuse to write over a row's result that is not this evaluation's, unless asked to.
+
+    Values are compared as the model will have them, and data sets by content: where a hub lies does not matter.
+
+    Args:
+        settings: Of one row.
+        data_sets: Gives the fingerprint of each task's data set on the local hub, where they are to be compared; asked
+            for only where there is a result.
+
+    Raises:
+        SettingsError: It is another one's.
+    """
     file = result_file(settings.output, BENCHMARKS_KIND, settings.row)
     if settings.overwrite or not file.is_file():
         return
-    suite = settings.columns()
-    here = {key: getattr(settings, key) for key in _TOLD_APART_BY}
-    here |= {"condition": settings.condition or trained_condition(settings.checkpoint), "hub": _place(settings.hub)}
-    here |= {"checkpoint": checkpoint_fingerprint(settings.checkpoint)}
-    check_overwrites(file, here | {"columns": suite.columns, "max_new_tokens": suite.max_new_tokens}, _told_apart)
+    suite, config, now = settings.columns(), saved_config(settings.checkpoint), data_sets()
+    condition = settings.condition or config.condition
+    dtype = config.dtype if settings.dtype == "auto" else settings.dtype
+    here = {
+        "columns": suite.columns,
+        "max_new_tokens": suite.max_new_tokens,
+        "limit": settings.limit,
+        "checkpoint": checkpoint_fingerprint(settings.checkpoint),
+        "condition": condition,
+        "num_voco": (settings.num_voco or config.num_voco) if condition == "voco" else None,
+        "dtype": str(dtype or settings.dtype).removeprefix("torch."),  # a LLaVA's is known when it is loaded
+    }
 
+    def told_apart(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        asked = part(result, "settings")
+        there = {key: part(result, "suite").get(key) for key in ("columns", "max_new_tokens")}
+        there |= {key: result.get(key) for key in ("limit", "condition", "num_voco")}
+        there |= {"checkpoint": result.get("checkpoint_fingerprint")}
+        there |= {"dtype": result.get("kv_dtype") if dtype else asked.get("dtype")}
+        hubs = asked.get("hub"), None if settings.hub is None else str(settings.hub)
+        if None in hubs:
+            return there | {"hub": hubs[0]}, here | {"hub": hubs[1]}
+        columns = {**part(result, "benchmarks"), **part(result, "submissions")}
+        known = [column for column, task in suite.columns.items() if now.get(task) and column in columns]
+        there |= {"data": {column: part(columns, column).get("data_fingerprint") for column in known}}
+        sizes = {column: part(columns, column).get("questions") for column in known}
+        data = {column: fingerprint_asked(now[suite.columns[column]], sizes[column]) for column in known}
+        return there, here | {"data": data}
 
-def _told_apart(result: dict[str, Any]) -> dict[str, Any]:
-    asked, suite = part(result, "settings"), part(result, "suite")
-    there = {key: asked.get(key) for key in _TOLD_APART_BY}
-    there |= {"condition": result.get("condition"), "hub": _place(asked.get("hub"))}
-    there |= {"checkpoint": result.get("checkpoint_fingerprint")}
-    return there | {key: suite.get(key) for key in ("columns", "max_new_tokens")}
-
-
-def _place(folder: Path | str | None) -> str | None:
-    return None if folder is None else str(Path(folder).absolute())
+    check_overwrites(file, told_apart)

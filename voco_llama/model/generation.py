@@ -52,11 +52,8 @@ class VoCoGeneration:
         Raises:
             SettingsError: The model cannot make that number, or has fewer positions than a segment.
         """
+        self.check_num_voco(num_voco)
         shape = self.config.segment_shape(num_voco)
-        _check_num_voco(shape, self.config)
-        self._check_positions(
-            shape.num_compressed + shape.num_voco, "an image", "use another tower or model", SettingsError
-        )
         fingerprint = self.fingerprint()  # first: it waits for the device, and has nothing to wait for yet
         row = lay_out([SegmentMark()], self.config.added_tokens, shape, "voco")
         batch = row.repeated(len(pixel_values), pixel_values.device)
@@ -212,6 +209,18 @@ class VoCoGeneration:
             return output[:, length:]
         output.sequences = output.sequences[:, length:]
         return output
+
+    def check_num_voco(self, num_voco: int | None = None) -> None:
+        """Refuse a number of VoCo tokens an image that the model cannot make.
+
+        Raises:
+            SettingsError: The model cannot make that number, or has fewer positions than a segment.
+        """
+        shape = self.config.segment_shape(num_voco)
+        _check_num_voco(shape, self.config)
+        self._check_positions(
+            shape.num_compressed + shape.num_voco, "an image", "use another tower or model", SettingsError
+        )
 
     def _check_rows(self, attended: Tensor, otherwise: str) -> None:
         """Refuse rows longer than the language model has positions; bool `[batch, length]`."""
