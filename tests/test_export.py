@@ -111,7 +111,12 @@ def test_the_own_layout_has_llavas_names(tmp_path):
     ("options", "layout", "complaint"),
     [
         ({"segment_attention": "bidirectional"}, "llava", "no place for segment_attention bidirectional"),
-        ({"voco_embeddings": "distinct"}, "llava_hf", "no place for .*distinct embeddings"),
+        ({"voco_embeddings": "distinct"}, "llava_hf", "no place for .*distinct embeddings: only layout=voco"),
+        (
+            {"compressor": "average_pool"},
+            "llava",
+            r"layout llava has no place for a compressor .*\(average_pool\): only",
+        ),
         ({}, "voco num_voco=3", "num_voco is for the folder of a LLaVA"),
         ({}, "voco used", "is in use: name a new or empty folder"),
         ({}, "onnx", "layout is 'onnx': choose one of voco, llava, llava_hf"),

@@ -231,6 +231,11 @@ def test_an_edited_configuration_is_refused(folder, changes):
 def test_a_folder_that_is_no_model_is_refused(folder, tmp_path_factory):
     assert "holds no saved model (no config.json)" in refused(tmp_path_factory.mktemp("empty"))
     assert "holds no saved model" in refused(folder / "gone")
+    run = tmp_path_factory.mktemp("run")
+    (run / "final").symlink_to(folder)
+    assert refused(run) == f"{run}: is the folder of a run, with its model below it: name {run / 'final'}"
+    with pytest.raises(CheckpointError, match="with its model below it: name .*final$"):
+        VoCoProcessor.from_pretrained(run)
     (folder / "config.json").write_text("{")
     assert str(folder) in refused(folder)
 
