@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from tests.model.rows import answered, batch_of, random_images
 from tests.tiny import VISION_CONFIG, tiny_model, tiny_processor, tiny_text_config
 from voco_llama import VoCoLlama, VoCoLlamaConfig
+from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.layout import SegmentShape
 from voco_llama.model.parts import VisionTower, build_projector

@@ -94,7 +94,7 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["optimizer=adam"], "optimizer is 'adam': choose one of trainer, muon"),
         (["projector_learning_rate=0"], "projector_learning_rate is 0.0: give a number above 0"),
         (["stage=language", "projector_learning_rate=1e-3"], "in a stage that trains the projector, or null"),
-        (["trainer.deepspeed=nowhere.json"], "nowhere.json cannot be read"),
+        (["trainer.deepspeed=nowhere.json"], "nowhere.json: cannot be read"),
     ],
 )
 def test_contradictions(overrides, message):
