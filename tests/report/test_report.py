@@ -331,9 +331,7 @@ def test_unreadable_answers_are_counted_over_seeds(seeds):
 
 
 def test_no_results(tmp_path):
-    with pytest.raises(
-        DataError, match=r"nowhere: holds no results \(no such folder from .+\): run voco-llama evaluate first"
-    ):
+    with pytest.raises(DataError, match=r"holds no results \(no such folder .+\): run voco-llama evaluate first"):
         run(tmp_path / "nowhere")
 
 
