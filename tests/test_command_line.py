@@ -73,7 +73,7 @@ def test_help_of_a_command_lists_what_it_reads(capsys, tmp_path):
         (["train", "-x"], "there is no option -x"),
         (["--seed", "3", "train"], "unrecognized arguments: --seed: voco-llama --help says what there is"),
         (["train", "--config-dir"], "argument --config-dir: expected one argument: voco-llama train --help says"),
-        (["train", "--config", "x"], "there is no option --config"),
+        (["train", "--config", "x"], "there is no option --config; did you mean '--config-dir'?"),
     ],
 )
 def test_mistakes(arguments, message):

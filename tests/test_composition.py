@@ -51,6 +51,21 @@ def test_a_number_makes_no_name_of_what_has_no_file(override):
         compose([override])
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("experiment=voco1", "voco_1"),
+        ("experiment=toy/voco-4", "toy/voco_4"),
+        ("experiment=toy/voco8_kl", "toy/voco_8_kl"),
+        ("compression=voco16", "voco_16"),
+        ("compression=elastic16", "elastic_16"),
+    ],
+)
+def test_a_number_without_its_underscore(override, meant):
+    with pytest.raises(SettingsError, match=f"^there is no {override}; did you mean '{meant}'"):
+        compose([override])
+
+
 def test_roots_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("VOCO_RUNS", "elsewhere")
     settings = compose(["experiment=toy/voco_1"])

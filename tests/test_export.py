@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ TEXTS = ("<image>\nWhat is it?", "<image>\nIs it red, or is it\nblue?")
 def saved(folder, condition: str = "voco", order: str = "authors", num_voco: int = 2, **options):
     """A random model of ours and its processor, on disk."""
     processor = tiny_processor(num_voco, condition, order)
+    if "compressor" in options:
+        processor = replace(processor, num_vision=0)
     model = unlike_its_start(tiny_model(processor, **options))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -126,7 +129,8 @@ def test_the_own_layout_has_llavas_names(tmp_path):
     ("options", "layout", "complaint"),
     [
         ({"segment_attention": "bidirectional"}, "llava", "no place for segment_attention bidirectional"),
-        ({"voco_embeddings": "distinct"}, "llava_hf", "no place for .*distinct embeddings"),
+        ({"voco_embeddings": "distinct"}, "llava_hf", "no place for .*distinct embeddings: only layout=voco"),
+        ({"compressor": "average_pool"}, "llava", r"no place for a compressor .*\(average_pool\): only layout=voco"),
         ({}, "voco num_voco=3", "num_voco is for the folder of a LLaVA"),
         ({}, "voco used", "is in use: name a new or empty folder"),
         ({}, "onnx", "layout is 'onnx': choose one of voco, llava, llava_hf"),

@@ -167,7 +167,7 @@ def test_spellings(read, typed, key, value):
         ("nothing=a,b", "unknown setting 'nothing'"),
         ("~nothing", "'nothing' does not exist"),
         ("", "cannot read the override '': write group=choice or key=value"),
-        ("text", "cannot read the override 'text'"),
+        ("text", "cannot read the override 'text': .* with quotes around what has blanks"),
         ("=x", "cannot read the override '=x'"),
         ("a b=3", "cannot read the override 'a b=3'"),
         ("text.=3", "cannot read the override"),

@@ -18,6 +18,8 @@ from voco_llama.errors import SettingsError, did_you_mean
 from voco_llama.provenance import installed_version
 
 HELP = ("-h", "--help")
+OPTIONS = ("--config-dir", "--help")
+"""Of a command."""
 WIDTH = 110
 
 
@@ -77,8 +79,10 @@ def parse(arguments: list[str], commands: Mapping[str, Described]) -> Words:
             _parser_of(name, commands[name], _settings_of(commands[name])).parse_args(HELP[:1])
     typed, unknown = _parser_of(name, commands[name]).parse_known_intermixed_args(rest)
     if unknown:
-        key = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        raise SettingsError(f"there is no option {unknown[0]}: settings are written without dashes, {key}=...")
+        option = unknown[0].partition("=")[0]
+        key = option.lstrip("-").replace("-", "_")
+        hint = did_you_mean(option, OPTIONS) or f": settings are written without dashes, {key}=..."
+        raise SettingsError(f"there is no option {unknown[0]}{hint}")
     return Words(name, typed.config_dir or options.config_dir, typed.overrides)
 
 

@@ -69,18 +69,19 @@ def export(settings: ExportSettings) -> Path:
     return output
 
 
+_OURS_ALONE = "only layout=voco holds such a model"
+
+
 def _check(model: VoCoLlama, layout: str) -> None:
     """Refuse a model of which the layout has no place for a part."""
     config = model.config
     lacks = f"layout {layout} has no place for"
-    if config.compressor != "language_model" or config.voco_embeddings != "shared":
-        raise CheckpointError(
-            f"{lacks} a {config.compressor} compressor and {config.voco_embeddings} embeddings: no way"
-        )
+    if config.compressor != "language_model":
+        raise CheckpointError(f"{lacks} a compressor outside the language model ({config.compressor}): {_OURS_ALONE}")
+    if config.voco_embeddings != "shared":
+        raise CheckpointError(f"{lacks} VoCo tokens of {config.voco_embeddings} embeddings: {_OURS_ALONE}")
     if config.segment_attention != "causal":
-        raise CheckpointError(
-            f"{lacks} segment_attention {config.segment_attention}: the model would compute otherwise"
-        )
+        raise CheckpointError(f"{lacks} segment_attention {config.segment_attention}: {_OURS_ALONE}")
     if layout == "llava_hf" and config.projector_type != "mlp2x_gelu":
         raise CheckpointError(f"{lacks} a {config.projector_type} projector: use layout=llava")
     kind = config.text_config.model_type

@@ -13,6 +13,9 @@ from voco_llama.errors import CheckpointError, one_line
 DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configurations and tokenizers."""
 
+FINAL_FOLDER = "final"
+"""Of a run's folder: the model that it trained."""
+
 WEIGHTS = ("*.safetensors", "*.bin")
 
 FILES = (".parquet", ".arrow", ".json", ".jsonl")

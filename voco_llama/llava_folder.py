@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from voco_llama.choices import CONDITIONS, ORDERS, PROJECTORS, Condition, Order, require_choice
 from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.files import read_json
-from voco_llama.hub import local_folder
+from voco_llama.hub import FINAL_FOLDER, local_folder
 from voco_llama.layout import SegmentShape
 from voco_llama.tokens import VOCO_TOKEN, TokenIds, add_special_tokens, check_vocabulary, segment_affixes
 from voco_llama.vision_config import from_clip_config, num_patches, read_vision_config
@@ -135,6 +135,8 @@ def check_is_model(folder: Path) -> None:
             " (merge_and_unload of peft), or name the folder of the whole model"
         )
     if not (_with(folder, CONFIG_FILE) / CONFIG_FILE).is_file():
+        if (final := folder / FINAL_FOLDER / CONFIG_FILE).is_file():
+            raise CheckpointError(f"{folder}: is the folder of a run, with its model below it: name {final.parent}")
         lacks = f"no {CONFIG_FILE}" if folder.exists() else "no such folder"
         raise CheckpointError(f"{folder}: holds no saved model ({lacks}): name a folder that training wrote")
 

@@ -17,6 +17,9 @@ def with_num_voco(overrides: Sequence[Override]) -> list[Override]:
 
     A file of the very name goes before. The number of a chosen compression, said or its file's own, goes before that of
     an experiment, and `compression.num_voco=...` before both.
+
+    Raises:
+        SettingsError: A name is one of these without its `_`.
     """
     numbers, read = {}, []
     for override in overrides:
@@ -24,6 +27,8 @@ def with_num_voco(overrides: Sequence[Override]) -> list[Override]:
         if group in ("experiment", "compression") and choice is not None:
             file = file_by_path(group, choice)
             name = choice.removesuffix(".yaml")
+            if file is None:
+                _check_joined(group, name)
             if file is None and (found := numbered(group, name)):
                 override = override._replace(value=found[0])
                 numbers[group] = found[1]
@@ -32,6 +37,16 @@ def with_num_voco(overrides: Sequence[Override]) -> list[Override]:
         read.append(override)
     number = numbers.get("compression", numbers.get("experiment"))
     return read if number is None else [Override("", "compression.num_voco", str(number)), *read]
+
+
+def _check_joined(group: str, choice: str) -> None:
+    """Refuse a number that `_` should set apart: `voco4` is no name, and a close one would be of another number."""
+    name = re.fullmatch(r"(.*[a-z])-?([1-9][0-9]*(?:_[a-z]+)?)", choice)
+    if name is None or group_file(group, choice):
+        return
+    meant = f"{name[1]}_{name[2]}"
+    if group_file(group, meant) or numbered(group, meant):
+        raise SettingsError(f"there is no {group}={choice}; did you mean '{meant}'?")
 
 
 def numbered(group: str, choice: str) -> tuple[str, int] | None:

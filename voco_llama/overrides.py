@@ -63,7 +63,10 @@ def split(text: str) -> Override:
     override = Override(*_OVERRIDE.fullmatch(text).groups())
     prefix, key, value = override
     if not _KEY.fullmatch(key) or (value is None and prefix != "~"):
-        raise SettingsError(f"cannot read the override {shown(text)}: write group=choice or key=value")
+        raise SettingsError(
+            f"cannot read the override {shown(text)}: write group=choice or key=value, with quotes around what has"
+            " blanks: 'key=several words'"
+        )
     if re.split("[./@]", key)[0] == "hydra":
         raise SettingsError(f"{key} is Hydra's own: leave it out (--config-dir FOLDER names a folder of settings)")
     return override

@@ -7,7 +7,7 @@ read here.
 from pathlib import Path
 from typing import Any
 
-from voco_llama.errors import SettingsError, refused_as, shown
+from voco_llama.errors import SettingsError, did_you_mean, refused_as, shown
 from voco_llama.files import read_json
 
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
@@ -44,7 +44,8 @@ def read_vision_config(name: str) -> dict[str, Any]:
 
     config = open_clip.get_model_config(name)
     if config is None:
-        raise SettingsError(f"model.vision.name: open_clip has no model {name!r}: see open_clip.list_models()")
+        known = did_you_mean(name, open_clip.list_models()) or ": see open_clip.list_models()"
+        raise SettingsError(f"model.vision.name: open_clip has no model {name!r}, and there is no such folder{known}")
     return config
 
 

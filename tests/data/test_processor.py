@@ -297,7 +297,7 @@ def test_it_loads_without_a_model_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
-        (lambda folder: (folder / PROCESSOR_FILE).unlink(), "voco_processor.json: cannot be read"),
+        (lambda folder: (folder / PROCESSOR_FILE).unlink(), r"holds no saved model \(no config.json\)"),
         (lambda folder: (folder / PROCESSOR_FILE).write_text("{"), "voco_processor.json: cannot be read"),
         (lambda folder: (folder / PROCESSOR_FILE).write_text("{}"), "not of format version"),
         (lambda folder: (folder / PROCESSOR_FILE).write_bytes(b'{"a": "\xff"}'), "voco_processor.json: cannot be read"),

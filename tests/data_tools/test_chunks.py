@@ -70,7 +70,11 @@ def test_the_processor_of_the_training(chosen, tmp_path):
     [
         ({"model.tokenizer": "/no/such/folder"}, "model.tokenizer: /no/such/folder is neither a folder here nor in"),
         ({"model.tokenizer": "nobody/nothing"}, "model.tokenizer: nobody/nothing is neither"),
-        ({"model.checkpoint": "no/such/run"}, "model.checkpoint: no/such/run is neither"),
+        (
+            {"model.checkpoint": "no/such/run"},
+            "model.checkpoint: no/such/run is neither a folder here nor in the hub's cache; fetch or name another, or"
+            " set model.checkpoint=null",
+        ),
         ({"model.tokenizer": None, "model.language.pretrained": None}, "model.tokenizer: None is neither"),
         ({"model.vision.name": "none.json"}, "none.json: cannot be read"),
     ],

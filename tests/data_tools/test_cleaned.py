@@ -1,6 +1,7 @@
 """The cleaned copy: the good records byte for byte, in files that a training opens."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,25 @@ def test_a_training_opens_the_copy(overrides, defects, images, tmp_path):
     assert len(mixture) == len(GOOD)
     for entry in mixture:
         assert processor.row(entry)["labels"].numel() <= chosen.data.max_length
+
+
+def test_the_copy_is_read_from_any_folder(overrides, defects, images, tmp_path, monkeypatch):
+    """Also where all was named from the folder that the command ran in."""
+    monkeypatch.chdir(tmp_path)
+    named = overrides(("llava_json", defects.relative_to(tmp_path), images.relative_to(tmp_path)))
+    archives = "++data.sources.0.archives={vg: [a.zip, b.zip], coco: c.zip}"
+    for name in "abc":
+        with zipfile.ZipFile(f"{name}.zip", "w") as archive:
+            archive.writestr(f"{name}.png", "")
+    check_data(compose([*named, archives, "cleaned=clean"], "data_check", DataCheckSettings))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    chosen = settings_of(Path("../clean"), named)
+    (source,) = chosen.data.sources
+    assert (source.file, source.media_folder) == (str(tmp_path / "clean" / "chat.json"), str(images))
+    places = {"vg": [str(tmp_path / "a.zip"), str(tmp_path / "b.zip")], "coco": str(tmp_path / "c.zip")}
+    assert source.archives == places
+    assert len(open_mixture(chosen)) == len(GOOD)
 
 
 def test_the_copy_is_clean(settings, defects, images, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from tests.data_tools.preview_page import ATTACK, RECORDS, counts, page_of, rows_of, settings_in
 from voco_llama import cli
 from voco_llama.data_tools.preview import preview
-from voco_llama.errors import SettingsError
+from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.training.build import open_mixture
 from voco_llama.training.elastic import ElasticDraw
@@ -154,6 +154,11 @@ def test_samples_are_the_first_of_the_mixture(settings_for):
 def test_what_is_not_there(settings_for, overrides, message):
     with pytest.raises(SettingsError, match=message):
         preview(settings_for(*overrides))
+
+
+def test_a_checkpoint_that_is_not_there(settings_for):
+    with pytest.raises(CheckpointError, match=r"^model.checkpoint: /no/run: .*no such folder.*model.checkpoint=null"):
+        preview(settings_for("model.checkpoint=/no/run"))
 
 
 def test_the_command(settings_for, tmp_path, capsys):

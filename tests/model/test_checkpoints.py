@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from tests.model.rows import answered, batch_of, random_images
 from tests.tiny import VISION_CONFIG, tiny_model, tiny_processor, tiny_text_config
 from voco_llama import VoCoLlama, VoCoLlamaConfig
+from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.layout import SegmentShape
 from voco_llama.model.parts import VisionTower, build_projector
@@ -231,6 +232,11 @@ def test_an_edited_configuration_is_refused(folder, changes):
 def test_a_folder_that_is_no_model_is_refused(folder, tmp_path_factory):
     assert "holds no saved model (no config.json)" in refused(tmp_path_factory.mktemp("empty"))
     assert "holds no saved model" in refused(folder / "gone")
+    run = tmp_path_factory.mktemp("run")
+    (run / "final").symlink_to(folder)
+    assert refused(run) == f"{run}: is the folder of a run, with its model below it: name {run / 'final'}"
+    with pytest.raises(CheckpointError, match="with its model below it: name .*final$"):
+        VoCoProcessor.from_pretrained(run)
     (folder / "config.json").write_text("{")
     assert str(folder) in refused(folder)
 

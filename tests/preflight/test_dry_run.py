@@ -200,12 +200,17 @@ def test_processes_are_torchruns_before_the_settings(toy, monkeypatch):
         (["trainer.per_device_train_batch_size=32"], "or set global_batch_size to a multiple of 256"),
         (["trainer.per_device_train_batch_size=0"], "trainer.per_device_train_batch_size is 0"),
         (["trainer.gradient_accumulation_steps=2"], "is decided by the setting global_batch_size"),
-        (["data.max_length=500"], "data.max_length is 500, but 1 segments of 577 tokens are 577"),
+        (["data.max_length=500"], "data.max_length is 500, but 1 segment of 577 tokens is 577"),
         (["model.language.pretrained=some/thing"], "names the whole model: set model.checkpoint=null"),
         (
             ["model.checkpoint=null", "model.language.pretrained=some/thing"],
             "the shape of some/thing is not known here",
         ),
+        (
+            ["model.checkpoint=null", "model.language.pretrained=/nope"],
+            "error: model.language.pretrained: /nope does not exist (from ",
+        ),
+        (["experiment=toy/language", "paths.toyworld=nowhere"], "): make the toy world first: voco-llama toyworld"),
         (["hardware.num_processes=0"], "hardware.num_processes is 0"),
         (["trainer.lr_scheduler_type=cosin"], "trainer.lr_scheduler_type is 'cosin': choose one of linear, cosine,"),
     ],

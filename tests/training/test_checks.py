@@ -94,7 +94,7 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["optimizer=adam"], "optimizer is 'adam': choose one of trainer, muon"),
         (["projector_learning_rate=0"], "projector_learning_rate is 0.0: give a number above 0"),
         (["stage=language", "projector_learning_rate=1e-3"], "in a stage that trains the projector, or null"),
-        (["trainer.deepspeed=nowhere.json"], "nowhere.json cannot be read"),
+        (["trainer.deepspeed=nowhere.json"], "nowhere.json: cannot be read"),
     ],
 )
 def test_contradictions(overrides, message):
@@ -175,6 +175,29 @@ def test_the_hint_for_a_missing_world(tmp_path):
         check_settings(compose([f"paths.toyworld={tmp_path / 'world'}"]))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("++trainer.max_step=4", "'trainer.max_step'; did you mean 'max_steps'"),
+        ("trainer.max_steps=four", "trainer.max_steps is 'four': give a whole number"),
+        ("trainer.report_to=wandbb", "'wandbb' is no tracker"),
+    ],
+)
+def test_the_settings_are_looked_at_before_the_disk(tmp_path, override, message):
+    for missing in (f"model.checkpoint={tmp_path}/gone", "model.checkpoint=null"):
+        with pytest.raises(SettingsError, match=message):
+            check_settings(compose([f"paths.toyworld={tmp_path / 'world'}", missing, override]))
+
+
+def test_a_tower_of_open_clip_by_a_mistyped_name(disk):
+    for name, message in (
+        ("ViT-L-14x", r"^model.vision.name: open_clip has no model 'ViT-L-14x', and .* did you mean 'ViT-L-14'\?$"),
+        ("ViT-L-14", "'?ViT-L-14'? does not exist .*; of a tower of open_clip name the weights too"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            check_settings(compose(as_overrides(disk | {"model.vision.name": name})))
+
+
 def test_more_that_is_not_there(disk, tmp_path):
     for values, message in (
         ({"model.checkpoint": tmp_path / "images"}, "holds no config.json: name the folder `final` of a finished run"),
@@ -199,9 +222,9 @@ def test_more_voco_tokens_than_vision_tokens(disk, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "fits", "message"),
     [
-        ([], 19, "data.max_length is 18, but 1 segments of 17 tokens are 17: raise it, or lower data.num_frames"),
+        ([], 19, "data.max_length is 18, but 1 segment of 17 tokens is 17: raise it"),
         (["stage=video", "data.num_frames=3", "compression.num_voco=2"], 56, "3 segments of 18 tokens are 54"),
-        (["stage=video", "data.num_frames=3", "compression=average_pool_1"], 5, "3 segments of 1 tokens are 3"),
+        (["stage=video", "data.num_frames=3", "compression=average_pool_1"], 5, "3 segments of 1 token are 3"),
     ],
 )
 def test_rows_have_room_for_their_segments(disk, overrides, fits, message):

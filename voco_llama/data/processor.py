@@ -28,7 +28,7 @@ from voco_llama.errors import CheckpointError, DataError, SettingsError, refused
 from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
 from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
-from voco_llama.llava_folder import is_llava, load_tokenizer, read_config, read_llava_folder
+from voco_llama.llava_folder import check_is_model, is_llava, load_tokenizer, read_config, read_llava_folder
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
 PROCESSOR_FILE = "voco_processor.json"
@@ -239,8 +239,10 @@ class VoCoProcessor(PushToHubMixin):
         """
         folder = local_folder(folder, DESCRIPTIONS)
         file = folder / PROCESSOR_FILE
-        if not file.is_file() and is_llava(folder):
-            return cls.from_llava(folder)
+        if not file.is_file():
+            check_is_model(folder)
+            if is_llava(folder):
+                return cls.from_llava(folder)
         described = read_json(file, advice="it is no processor, or damaged; give the folder of a saved model")
         if described.pop("format_version", None) != FORMAT_VERSION:
             raise CheckpointError(f"{file}: is not of format version {FORMAT_VERSION}: save the model again")

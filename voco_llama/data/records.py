@@ -130,6 +130,8 @@ def check_marks(turns: Sequence[Turn], num_media: int, source: str, kind: str = 
 def check_file(file: Path) -> None:
     """Raises a `DataError` where `file` is not a file that can be read."""
     with refused_as(DataError, file, "check the path of the data set"):
+        if file.is_dir():
+            raise DataError(f"{file}: is a folder; name the file of the data set in it")
         if not file.is_file():
             raise DataError(f"{file}: no such file; check the path of the data set")
         file.open("rb").close()

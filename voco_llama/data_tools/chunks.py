@@ -106,8 +106,9 @@ def find_processor(settings: TrainSettings, overrides: Sequence[str] | None = No
             Path(name).exists() or (is_hub_name(name) and is_cached(name, ["tokenizer_config.json"]))
         )
         if not is_here:
+            parts = "" if settings.model.checkpoint is None else ", or set model.checkpoint=null"
             raise CheckpointError(
-                f"{key}: {name} is neither a folder here nor in the hub's cache; fetch or name another"
+                f"{key}: {name} is neither a folder here nor in the hub's cache; fetch or name another{parts}"
             )
         processor = build_processor(settings)
         segment = f"{processor.num_vision} vision and {processor.num_voco} VoCo tokens an image"

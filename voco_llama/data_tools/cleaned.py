@@ -3,11 +3,13 @@
     <cleaned>/<name of each source's file>
               data.yaml       the `data` group that reads them: data=<cleaned>/data.yaml chooses it
 
-Images and clips are not copied: `media_folder` stays. The folder is written whole or not at all.
+Images and clips are not copied: `media_folder` stays. Paths in `data.yaml` are absolute, so that it is read from any
+folder. The folder of the copy is written whole or not at all.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -68,7 +70,9 @@ def write_cleaned(folder: Path, readers: Sequence[Reader], kept: Sequence[np.nda
         names = [f"{number}_{name}" for number, name in enumerate(names)]
     described = to_plain(data)
     for source, name in zip(described["sources"], names, strict=True):
-        source["file"] = str(folder / name)
+        source["file"] = _from_anywhere(folder / name)
+        source["media_folder"] = _from_anywhere(source["media_folder"])
+        source["archives"] = {prefix: _from_anywhere(archives) for prefix, archives in source["archives"].items()}
     with writing("cleaned", folder), written_aside(folder) as aside:
         aside.mkdir()
         for reader, chosen, name in zip(readers, kept, names, strict=True):
@@ -77,6 +81,13 @@ def write_cleaned(folder: Path, readers: Sequence[Reader], kept: Sequence[np.nda
         text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
         (aside / DATA_FILE).write_text(f"# Written by `voco-llama data check`.\n{text}", encoding="utf-8")
     return [source["file"] for source in described["sources"]]
+
+
+def _from_anywhere(path: Any) -> Any:
+    """An absolute path, or several; null stays."""
+    if isinstance(path, list):
+        return [_from_anywhere(one) for one in path]
+    return None if path is None else str(Path(path).absolute())
 
 
 def _framed(reader: Reader, records: np.ndarray) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from transformers.utils import CONFIG_NAME
 from voco_llama.composition import CONFIG_DIR
 from voco_llama.configuration import Heads, VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError, one_line
+from voco_llama.hub import is_hub_name
 from voco_llama.layout import SegmentMark, TextSpan, lay_out
 from voco_llama.model.losses import Objective
 from voco_llama.model.voco_llama import VoCoLlama
@@ -106,11 +107,16 @@ def _text_config(settings: TrainSettings, notes: list[str]) -> PreTrainedConfig:
             "the model's shape is not known: model.checkpoint is not here, and no model.language is named: choose a"
             " model=... group"
         )
+    key = "model.language.config" if language.pretrained is None else "model.language.pretrained"
     shape = SHAPES_DIR / f"{name}.json"
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError) as error:
         if not shape.is_file():
+            in_world = Path(name).is_relative_to(settings.paths.toyworld)
+            if not Path(name).exists() and (in_world or ("/" in name and not is_hub_name(name))):
+                advice = "make the toy world first: voco-llama toyworld" if in_world else "name another folder"
+                raise SettingsError(f"{key}: {name} does not exist (from {Path.cwd()}): {advice}") from error
             raise SettingsError(
                 f"model.language: the shape of {name} is not known here ({one_line(error)}): fetch its config.json,"
                 f" as in: hf download {name} config.json"

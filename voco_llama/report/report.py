@@ -11,7 +11,7 @@ from typing import Any
 
 from voco_llama.errors import DataError
 from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND, IN_ORDER, SHUFFLED, find_results, read_result
-from voco_llama.files import write_atomically
+from voco_llama.files import check_writable, write_atomically
 from voco_llama.report import sections
 from voco_llama.report.aggregate import Comparison, Estimate, Measure, Result, Row, check_results, compare, rows_of
 from voco_llama.report.paper import PaperTable, disagreements, read_paper_table
@@ -64,8 +64,9 @@ def report(settings: ReportSettings) -> str:
     Raises:
         DataError: There are no results, or they cannot stand in one table (see `aggregate.check_results` and
             `aggregate.compare`).
-        SettingsError: A table or a reference is unknown.
+        SettingsError: A table or a reference is unknown, or `output` cannot be written.
     """
+    check_writable("output", settings.output)
     if settings.paper is not None:
         return _paper_report(read_paper_table(settings.paper), settings.output)
     selection = Selection("Report") if settings.table is None else read_selection(settings.table)
@@ -122,7 +123,10 @@ def _read(settings: ReportSettings, selection: Selection) -> list[Result]:
     """The results that the table is made of, checked."""
     files = find_results(settings.results)
     if not files:
-        raise DataError(f"{settings.results}: holds no results: run voco-llama evaluate first")
+        if settings.results.is_file():
+            raise DataError(f"results: {settings.results} is a file: name the folder of the results")
+        why = "" if settings.results.exists() else f" (no such folder from {Path.cwd()})"
+        raise DataError(f"{settings.results}: holds no results{why}: run voco-llama evaluate first")
     results = {file: read_result(file) for file in files}
     if settings.seeds is not None:
         seeds = sorted({result["seed"] for result in results.values()})

@@ -251,7 +251,10 @@ def _missing_notes(comparison: Comparison, selection: Selection) -> list[str]:
         if not math.isfinite(result["benchmarks"][benchmark]["retention"])
     ]
     if undefined:
-        found.append(f"The bounds are equal in {', '.join(undefined)}: no retention there, and averages leave it out.")
+        found.append(
+            f"The bounds are equal in {', '.join(undefined)}: no retention there, and averages of retention leave it"
+            " out; those of the plain ratio and the mean accuracy do not."
+        )
     return found
 
 

@@ -65,7 +65,11 @@ def build_processor(settings: TrainSettings) -> VoCoProcessor:
     """
     model = settings.model
     if model.checkpoint is not None:
-        processor = VoCoProcessor.from_pretrained(model.checkpoint)
+        try:
+            processor = VoCoProcessor.from_pretrained(model.checkpoint)
+        except CheckpointError as error:
+            parts = "" if Path(model.checkpoint).exists() else ", or set model.checkpoint=null to build one of parts"
+            raise CheckpointError(f"model.checkpoint: {error}{parts}") from error
         try:
             vision_config = VoCoLlamaConfig.from_pretrained(model.checkpoint).vision_config
         except (OSError, ValueError) as error:

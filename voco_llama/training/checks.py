@@ -66,6 +66,8 @@ LEAST_TEXT = 2
 def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     """Refuse settings that contradict each other or, with `paths`, name a file or folder that is not there.
 
+    What is wrong with the settings themselves is said first: it is mended without a file.
+
     Raises:
         SettingsError: The first contradiction found.
     """
@@ -75,15 +77,14 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     _check_model(settings.model, settings)
     _check_data(settings)
     check_losses(settings)
-    if paths:
-        check_inputs(settings)
-        _check_run(settings)
-        _check_segments_fit(settings)
     _check_trainer(settings)
     if paths:
         check_trackers(settings.trainer)
-    if paths and settings.stage.name != "clip":
-        check_positions_here(settings, segments_a_row(settings))
+        check_inputs(settings)
+        _check_run(settings)
+        _check_segments_fit(settings)
+        if settings.stage.name != "clip":
+            check_positions_here(settings, segments_a_row(settings))
 
 
 def _check_ranges(settings: TrainSettings) -> None:
@@ -284,7 +285,8 @@ def tokens_for_text(settings: TrainSettings, segment_tokens: int) -> int:
     left = longest - segments * segment_tokens
     if left < LEAST_TEXT:
         raise SettingsError(
-            f"data.max_length is {longest}, but {segments} segments of {segment_tokens} tokens are"
-            f" {segments * segment_tokens}: raise it, or lower data.num_frames"
+            f"data.max_length is {longest}, but {segments} segment{'' if segments == 1 else 's'} of {segment_tokens}"
+            f" token{'' if segment_tokens == 1 else 's'} {'is' if segments == 1 else 'are'}"
+            f" {segments * segment_tokens}: raise it{'' if segments == 1 else ', or lower data.num_frames'}"
         )
     return left

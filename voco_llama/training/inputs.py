@@ -13,7 +13,7 @@ from voco_llama.errors import SettingsError
 from voco_llama.hub import is_cached, is_hub_name
 from voco_llama.provenance import sampled_fingerprint
 from voco_llama.settings import ModelSettings, SourceSettings, TrainSettings
-from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE
+from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, read_vision_config
 
 LANGUAGE_WEIGHTS = (
     "model.safetensors.index.json",
@@ -161,6 +161,9 @@ def check_inputs(settings: TrainSettings, part: str | None = None, coming: Seque
         if not path.exists():
             if path.is_relative_to(settings.paths.toyworld):
                 hint = "; make the toy world first: voco-llama toyworld"
+            elif entry.key == "model.vision.name" and len(path.parts) == 1 and path.suffix != ".json":
+                read_vision_config(entry.name)  # it says which name of open_clip was meant
+                hint = "; of a tower of open_clip name the weights too: set model.vision.pretrained"
             elif entry.part == "data":
                 hint = "; check the path; how to get the public sets: voco-llama data prepare"
             raise SettingsError(f"{entry.key}: {path} does not exist (from {Path.cwd()}){hint}")

@@ -27,6 +27,7 @@ import yaml
 from voco_llama.composition import difference, to_plain
 from voco_llama.errors import SettingsError, refused_as
 from voco_llama.files import locked, read_json, write_atomically, writing
+from voco_llama.hub import FINAL_FOLDER
 from voco_llama.provenance import provenance
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import world_size
@@ -39,7 +40,6 @@ SETTINGS_FILE = "settings.yaml"
 INPUTS_FILE = "inputs.json"
 ENVIRONMENT_FILE = "environment.json"
 RESULT_FILE = "result.json"
-FINAL_FOLDER = "final"
 LOCK_FILE = ".run.lock"
 
 FREE_KEYS = (

@@ -179,6 +179,8 @@ def test_unreadable_json_lines(folder):
 def test_missing_file_and_folder(folder):
     with pytest.raises(DataError, match=r"none\.json: no such file"):
         LlavaJson(folder / "none.json", folder)
+    with pytest.raises(DataError, match="is a folder; name the file of the data set in it"):
+        LlavaJson(folder, folder)
     opened(folder, [CAPTION])
     with pytest.raises(DataError, match="nowhere: no such folder; it should hold the images"):
         LlavaJson(folder.parent / "chat.json", folder / "nowhere")

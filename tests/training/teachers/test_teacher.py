@@ -157,5 +157,5 @@ def test_a_teacher_that_sees_no_vision_tokens(folder, student_processor):
 
 
 def test_no_teacher_at_all(tmp_path, student_processor):
-    with pytest.raises(CheckpointError, match=r"voco_processor.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"holds no saved model \(no config.json\)"):
         check_teacher(str(tmp_path), student_processor)
