@@ -21,6 +21,8 @@ from tests.rules.commands import LINES, SLOW, Place, seen
 from tests.rules.watched import watch
 from voco_llama import cli
 
+QUICK = ("train", "export")
+"""Commands that the quick tests kill."""
 WRITES_NOTHING = ("doctor", "ask")
 OF_STARTS = ("environment.json", "README.md", "sizes.json")
 """Files that say how often a run was started, and how long files are that say when."""
@@ -29,7 +31,7 @@ TIMES = (
     "num_answers", "num_visuals", "num_compressed",
 )  # fmt: skip
 """Parts of keys whose values are of one run alone: when and where, how long, and what of the answers it gave itself."""
-SEED, FEW, MANY = 0, 3, 12
+SEED, FEW, MANY = 0, 3, 8
 """Moments of a kill that are tried: the first, the last, and some between, drawn by the seed."""
 
 
@@ -209,7 +211,7 @@ def differs(made: Made, what: str) -> list[str]:
 
 
 def slow_where(command: str) -> pytest.param:
-    return pytest.param(command, marks=pytest.mark.slow if command in SLOW else ())
+    return pytest.param(command, marks=() if command in QUICK else pytest.mark.slow)
 
 
 WRITING = [command for command in LINES if command not in WRITES_NOTHING]
@@ -228,7 +230,7 @@ def test_a_command_goes_on_after_a_kill(command, made, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in WRITING if command not in ("report", "evaluate")])
+@pytest.mark.parametrize("command", [command for command in WRITING if command not in SLOW])
 def test_a_command_goes_on_after_a_kill_at_many_moments(command, made):
     wrong = stops(made(command), MANY)
     assert not wrong, "\n".join(wrong)

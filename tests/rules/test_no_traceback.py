@@ -7,8 +7,9 @@ a place to write to.
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,16 +42,19 @@ STATES = {
 NONSENSE = ("abc", "-1", "0", "null", "[]")
 """Values that are right for some settings, and must be a line for the others."""
 
-TRAININGS = [command for command in cli.COMMANDS if is_of_a_training(command)]
+WHOLE = ("train", "ask")
+"""Commands that are tried in every way; of the others, which share code and settings with these, a seeded part is."""
+QUICK = (("ask", "image"), ("ask", "checkpoint"), ("train", "data.sources.file"), ("train", "output_dir"))
+"""Settings that the quick tests damage."""
 
 
-QUICK = ("data.sources.file", "model.vision.name", "output_dir", "report", "cleaned", "output", "loss.top_k_folder")
-"""Of the commands of a training, whose settings are many, those that the quick tests damage."""
+def slow_where(command: str, key: str) -> pytest.param:
+    return pytest.param(command, key, marks=() if (command, key) in QUICK else pytest.mark.slow)
 
 
-def slow_where(command: str, key: str, is_quick: bool = True) -> pytest.param:
-    is_slow = command in SLOW or not is_quick
-    return pytest.param(command, key, marks=pytest.mark.slow if is_slow else ())
+def some(found: Sequence[Any], count: int, *what: str) -> list[Any]:
+    """All of them for the commands that are tried whole, of the others so many."""
+    return list(found) if what[0] in WHOLE else random.Random(" ".join(what)).sample(found, min(count, len(found)))
 
 
 def is_one_line(ended: Ended) -> bool:
@@ -101,7 +105,7 @@ def damaged(place: Place, setting: PathSetting, state: str, folder: Path) -> Pat
 def paths() -> Iterator[pytest.param]:
     for command, named in PATHS.items():
         for key in named:
-            yield slow_where(command, key, command not in TRAININGS or key in QUICK)
+            yield slow_where(command, key)
 
 
 @pytest.mark.parametrize(("command", "key"), list(paths()))
@@ -109,10 +113,10 @@ def test_a_path_that_is_not_what_it_should_be(command, key, place, tmp_path, mon
     if command == "report":
         place.results.mkdir(exist_ok=True)
     setting, wrong = PATHS[command][key], {}
-    for state in STATES[setting.kind]:
+    for state in some(STATES[setting.kind], 2, command, key):
         folder = tmp_path / state.replace(" ", "_")
         folder.mkdir()
-        line = LINES[command](place, folder / "out")
+        line = LINES[command](place, folder / "out") + ["dry_run=true"] * (command == "sweep")
         for other in setting.with_it:
             line = replaced(line, *other.split("=", 1))
         changed = override(place, key, damaged(place, setting, state, folder))
@@ -128,15 +132,14 @@ def checkpoints() -> Iterator[pytest.param]:
             continue
         for key, setting in named.items():
             if setting.kind == CHECKPOINT and setting.good is not None:
-                yield slow_where(command, key, command == "ask")
+                yield slow_where(command, key)
 
 
 @pytest.mark.parametrize(("command", "key"), list(checkpoints()))
 def test_a_checkpoint_with_a_damaged_file(command, key, place, tmp_path):
-    """Files of it: not there, empty, cut in half, JSON of another kind. Of `ask` and `train` all, of others some."""
+    """Its files: not there, empty, cut in half, JSON of another kind; of most settings one state each."""
     setting, wrong, number = PATHS[command][key], [], 0
     good = setting.good(place)
-    drawn = random.Random(f"{command} {key}")
     for file in sorted(path for path in good.iterdir() if path.is_file() and path.suffix != ".md"):
         states = {
             "absent": None,
@@ -146,8 +149,8 @@ def test_a_checkpoint_with_a_damaged_file(command, key, place, tmp_path):
         }
         if file.suffix == ".json":
             states |= {"list": b"[]", "none": b"null", "object": b"{}", "deep": b"[" * 100_000}
-        whole = (command, key) in (("ask", "checkpoint"), ("train", "model.checkpoint"))
-        for state, content in states.items() if whole else drawn.sample(list(states.items()), 1):
+        is_whole = (command, key) in (("ask", "checkpoint"), ("train", "model.checkpoint"))
+        for state, content in some(list(states.items()), 1, "train" if is_whole else "", command, key, file.name):
             number += 1
             folder = tmp_path / f"{number}_{state}"
             shutil.copytree(good, folder / good.name)
@@ -175,25 +178,25 @@ def own_settings(command: str) -> list[Leaf]:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 def test_a_value_that_makes_no_sense(command, place, tmp_path):
-    """Each setting with each of `NONSENSE`; of a training, whose settings are many, in its dry run."""
+    """Each setting with some of `NONSENSE`; of a training, whose settings are many, in its dry run."""
     line = LINES[command](place, tmp_path / "out")
     if command in ("train", "sweep"):
         line.append("dry_run=true")
     wrong = []
     for leaf in own_settings(command):
-        for value in NONSENSE:
+        for value in random.Random(f"{command} {leaf.key}").sample(NONSENSE, 2):
             ended = seen([command, *replaced(line, leaf.key, value)])
             if not is_one_line(ended):
                 wrong.append(f"{leaf.key}={value}: {ended}")
     assert not wrong, "\n".join(wrong)
 
 
+NONE = ("", "=", "a", "a.b=c", "+a=1", "seed=[", "seed={a:", "seed=${x", "seed=${nothing}", "+++")
+
+
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
-@pytest.mark.parametrize(
-    "text",
-    ["", "=", "a", "a.b=c", "+a=1", "seed=[", "seed={a:", "seed=${x", "seed=${nothing}", "+++"],
-)
-def test_a_setting_that_is_none(command, text, place, tmp_path):
+def test_a_setting_that_is_none(command, place, tmp_path):
     """What is typed by mistake in place of a setting."""
-    ended = seen([command, *LINES[command](place, tmp_path / "out"), text])
-    assert ended.is_refused, (text, ended)
+    for text in some(NONE, 2, command):
+        ended = seen([command, *LINES[command](place, tmp_path / "out"), text])
+        assert ended.is_refused, (text, ended)
