@@ -212,7 +212,9 @@ def _check_nothing_was_dropped(config: Any, settings: Any, schema: type) -> None
 
 
 def _check_values(value: Any, key: str = "", entry: dataclasses.Field | None = None) -> Any:
-    """Refuse what is no choice of its setting, a seed that numpy does not take, and what is not finite; `~/` becomes the home folder.
+    """Refuse what is no choice of its setting, a seed out of numpy's range, and numbers that are not finite.
+
+    `~/` becomes the home folder.
 
     Returns:
         The value.
