@@ -92,6 +92,8 @@ def test_roots_come_from_the_environment(monkeypatch):
         ("stage=4", "there is no stage=4 (choices: align"),
         ("output_dir=???", "output_dir has no value"),
         ("seed==", "cannot read the override"),
+        ("seed=-1", "seed is -1: give 0 to 4294967295"),
+        ("seed=5000000000", "seed is 5000000000: give 0 to"),
         ("model.checkpoint=${nowhere}", "model.checkpoint"),
     ],
 )

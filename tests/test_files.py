@@ -1,6 +1,7 @@
 """Files read and written as a whole, and what a damaged one says."""
 
 import pytest
+import torch
 
 from voco_llama.errors import CheckpointError, DataError, SettingsError, refused_as
 from voco_llama.files import read_json
@@ -36,3 +37,10 @@ def test_a_file_that_holds_no_json_object_is_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
     file.write_text('{"a": 1}')
     assert read_json(file) == {"a": 1}
+
+
+def test_torch_s_advice_to_run_what_a_file_holds_is_not_passed_on(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"\x00" * 100)
+    with pytest.raises(CheckpointError, match="Weights only load failed") as caught, refused_as(CheckpointError, "a"):
+        torch.load(tmp_path / "a.pt", weights_only=True)
+    assert "weights_only" not in str(caught.value)

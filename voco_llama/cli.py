@@ -51,7 +51,7 @@ class Command:
         return self.run.__doc__.partition("\n")[0].rstrip(".")
 
     def compose(self, overrides: list[str]) -> Any:
-        """The command's settings.
+        """The command's settings, of overrides that may be meant for other commands too, as a sweep's are.
 
         A dataclass that is no training's has its keys at the top of its file, beside `paths`, which its values may
         refer to.
@@ -61,11 +61,7 @@ class Command:
 
         schema = resolve_name(self.schema)
         if issubclass(schema, TrainSettings):
-            from voco_llama.training.given import check_given
-
-            settings = compose(overrides, self.config, schema)
-            check_given(overrides, settings)
-            return settings
+            return compose(overrides, self.config, schema)
         copied = ("default", "default_factory", "metadata")
         own = [
             (entry.name, entry.type, dataclasses.field(**{key: getattr(entry, key) for key in copied}))
@@ -76,15 +72,27 @@ class Command:
         return schema(**{name: getattr(composed, name) for name, _, _ in own})
 
     def typed(self, overrides: list[str]) -> int:
-        """Run it with what somebody typed, where a list is given once; returns the exit status."""
+        """Run it with what somebody typed for it alone; returns the exit status."""
+        return self._run(self.compose_typed(overrides), overrides)
+
+    def compose_typed(self, overrides: list[str]) -> Any:
+        """The settings of what somebody typed, where a list is given once and nothing that is not read."""
         from voco_llama.overrides import check_lists_given_once
+        from voco_llama.settings import TrainSettings
 
         check_lists_given_once(overrides, resolve_name(self.schema))
-        return self(overrides)
+        settings = self.compose(overrides)
+        if isinstance(settings, TrainSettings):
+            from voco_llama.training.given import check_given
+
+            check_given(overrides, settings)
+        return settings
 
     def __call__(self, overrides: list[str]) -> int:
         """Run it; returns the exit status."""
-        settings = self.compose(overrides)
+        return self._run(self.compose(overrides), overrides)
+
+    def _run(self, settings: Any, overrides: list[str]) -> int:
         from voco_llama.sharding import expect_no_accelerator
 
         expect_no_accelerator()

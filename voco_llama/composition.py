@@ -212,7 +212,9 @@ def _check_nothing_was_dropped(config: Any, settings: Any, schema: type) -> None
 
 
 def _check_values(value: Any, key: str = "", entry: dataclasses.Field | None = None) -> Any:
-    """Refuse what is no choice of its setting, and numbers that are not finite; in paths, `~/` is the home folder.
+    """Refuse what is no choice of its setting, a seed out of numpy's range, and numbers that are not finite.
+
+    In paths, `~/` becomes the home folder.
 
     Returns:
         The value.
@@ -228,6 +230,8 @@ def _check_values(value: Any, key: str = "", entry: dataclasses.Field | None = N
         value.update({name: _check_values(item, f"{key}{name}.") for name, item in value.items()})
     elif entry is not None and (choices := entry.metadata.get("choices")) and value not in choices:
         raise SettingsError(f"{key[:-1]} is {value!r}: choose one of {', '.join(choices)}")
+    elif isinstance(value, int) and re.search(r"\b(seed|seeds\.\d+)\.$", key) and not 0 <= value < 2**32:
+        raise SettingsError(f"{key[:-1]} is {value}: give 0 to {2**32 - 1}")
     elif isinstance(value, float) and not math.isfinite(value) and key != "trainer.max_grad_norm.":
         raise SettingsError(f"{key[:-1]} is {value}: give a finite number")
     elif isinstance(value, str) and "\0" in value:

@@ -78,7 +78,10 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def one_line(error: BaseException, length: int = 300) -> str:
     """The text of another library's error on one line, cut to a length, or the error's type where it has no text."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
+    text = " ".join(str(error).split())
+    if "weights_only" in text:  # torch's advice is to run the code that a file holds
+        text = text.partition(". ")[0]
+    return text[:length] or type(error).__name__
 
 
 def shown(value: object) -> str:

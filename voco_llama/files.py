@@ -129,7 +129,7 @@ def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_bytes().splitlines():
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             yield value

@@ -284,6 +284,13 @@ def test_half_a_line_that_a_kill_left_is_left_out(tmp_path):
     assert [entry["record"] for entry in summarize_bad_records(listed)] == [1, 2]
 
 
+def test_what_is_no_entry_of_a_bad_record_is_left_out(tmp_path):
+    good = {"file": "a", "record": 1, "error": "b"}
+    lines = ["{}", '{"file": "a", "record": 1}', json.dumps(good | {"file": 3}), "[" * 100_000, json.dumps(good)]
+    (tmp_path / "bad_records.x-1.jsonl").write_text("\n".join(lines))
+    assert summarize_bad_records(tmp_path) == [good]
+
+
 # ---- worker processes
 
 

@@ -66,6 +66,7 @@ class FakeCommands:
         if name == "train":
             run = RunFolder(settings)
             run.begin()
+            run.final.mkdir(exist_ok=True)
             run.finish({})
         elif name == "evaluate":
             settings.output.mkdir(parents=True, exist_ok=True)

@@ -122,6 +122,22 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(folder, settings, n
     assert "has no whole checkpoint: the training starts anew" in caplog.text
 
 
+@pytest.mark.parametrize("name", [*TORN, "sizes.json"])
+def test_a_checkpoint_of_zeros_is_passed_over(folder, settings, name, caplog):
+    file = folder / "checkpoint-4" / name
+    file.write_bytes(bytes(file.stat().st_size))
+    assert RunFolder(settings).checkpoint() == folder / "checkpoint-2"
+    assert name in caplog.text
+    assert "weights_only" not in caplog.text
+
+
+@pytest.mark.parametrize("state", ["{}", '{"global_step": "4"}', '{"global_step": 2}', "[" * 100_000])
+def test_a_state_that_is_not_of_its_step_is_passed_over(folder, settings, state):
+    (folder / "checkpoint-4" / SIZES_FILE).unlink()
+    (folder / "checkpoint-4" / "trainer_state.json").write_text(state)
+    assert RunFolder(settings).checkpoint() == folder / "checkpoint-2"
+
+
 def test_the_run_goes_on_from_the_one_before_to_the_same_weights(folder, settings, whole):
     shorten(folder / "checkpoint-4" / "model.safetensors")
     train(settings)
@@ -164,6 +180,18 @@ def test_a_torn_file_of_a_finished_run_is_written_again(whole, settings, name, c
     assert json.loads((run / "environment.json").read_text())[-1]["seed"] == 0
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"stage": "voco"}'])
+def test_a_result_that_is_none_or_has_no_model_is_no_end(whole, settings, content):
+    run = Path(shutil.copytree(whole, settings.output_dir))
+    assert RunFolder(settings).is_finished()
+    if content[0] == "{":
+        shutil.rmtree(run / "final")
+    (run / "result.json").write_text(content)
+    (run / "environment.json").write_text(content)
+    assert not RunFolder(settings).is_finished()
+    assert RunFolder(settings).starts() == []
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"- 1", b"a: ["])
 def test_torn_settings_are_one_line(folder, settings, content):
     (folder / "settings.yaml").write_bytes(content)
@@ -185,6 +213,8 @@ def test_as_many_whole_checkpoints_stay_as_are_wanted(folder):
     def written(step: int) -> None:
         shutil.copytree(folder / "checkpoint-2", folder / UNFINISHED / f"checkpoint-{step}")
         (folder / UNFINISHED / f"checkpoint-{step}" / SIZES_FILE).unlink()
+        state = folder / UNFINISHED / f"checkpoint-{step}" / "trainer_state.json"
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"global_step": step}))
 
     def there() -> list[str]:
         return sorted(path.name for path in folder.glob("checkpoint-*"))

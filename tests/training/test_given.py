@@ -9,7 +9,7 @@ Q_FORMER = "compression.q_former.layers=2"
 
 
 def composed(*overrides: str, command: str = "train"):
-    return cli.COMMANDS[command].compose(list(overrides))
+    return cli.COMMANDS[command].compose_typed(list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,9 @@ def test_the_dry_run_refuses_it_too(capsys):
     overrides = ["experiment=toy/align", "model.language.pretrained=another"]
     assert cli.main(["train", *overrides, "dry_run=true"]) == 2
     assert capsys.readouterr().err.startswith("error: model.language.pretrained=another would not be read")
+
+
+def test_the_overrides_of_a_sweep_are_for_all_rows(capsys):
+    overrides = 'overrides=["trainer.num_train_epochs=2","compression.q_former.layers=1"]'
+    assert cli.main(["sweep", "plan=toy", overrides, "dry_run=true"]) == 0
+    assert "would not be read" not in capsys.readouterr().err

@@ -8,7 +8,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny import tiny_model, tiny_processor
+from voco_llama.errors import SettingsError
 from voco_llama.training.optimizer import ADAM_RMS, MuonAdamW, muon, orthogonalized
+from voco_llama.training.run import train
 
 LR = 1e-2
 
@@ -124,3 +126,9 @@ def test_goes_on_from_its_state(model):
 def test_a_closure_is_refused(model):
     with pytest.raises(ValueError, match="closure"):
         build(model).step(lambda: torch.tensor(0.0))
+
+
+def test_an_optimizer_that_is_not_installed_is_one_line(settings_for):
+    with pytest.raises(SettingsError, match="^trainer.optim=galore_adamw with optim_args=None: cannot be") as caught:
+        train(settings_for("toy/instruct", "optimizer=trainer", "trainer.max_steps=1", "trainer.optim=galore_adamw"))
+    assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ def nobody(monkeypatch, tmp_path):
     """A user who never used a tracker."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -34,6 +34,21 @@ def test_wandb_that_asks_nothing_passes(way, monkeypatch, tmp_path):
     else:
         (tmp_path / "wandb").mkdir()
         (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\n")
+    assert check_trackers({"report_to": ["wandb"]}) == ["wandb"]
+
+
+@pytest.mark.parametrize("url", ["environment", "settings", None])
+def test_a_login_at_a_server_of_ones_own_or_in_another_file_passes(url, monkeypatch, tmp_path):
+    machine = "api.wandb.ai" if url is None else "localhost:8080"
+    file = tmp_path / ("logins" if url is None else ".netrc")
+    file.write_text(f"machine {machine}\n  login user\n  password x\n")
+    if url is None:
+        monkeypatch.setenv("NETRC", str(file))
+    elif url == "environment":
+        monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:8080")
+    else:
+        (tmp_path / "wandb").mkdir()
+        (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://localhost:8080\n")
     assert check_trackers({"report_to": ["wandb"]}) == ["wandb"]
 
 

@@ -35,6 +35,14 @@ from voco_llama.training.trainer_values import check_trainer_values
         ({"deepspeed": 3}, "trainer.deepspeed is 3: give {key: value} or a text"),
         ({"run_name": 7}, "trainer.run_name is 7: give a text, as trainer.run_name='\"7\"', or null"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "trainer.lr_scheduler_type=warmup_stable_decay with lr_"),
+        ({"save_strategy": "best"}, "trainer.save_strategy is best, and nothing is evaluated: give steps"),
+        ({"label_smoothing_factor": 0.1}, "trainer.label_smoothing_factor is 0.1: give 0: the model's own loss"),
+        ({"dataloader_persistent_workers": True}, "is true without workers: set trainer.dataloader_num_workers"),
+        ({"optim_args": "foo"}, "trainer.optim_args is 'foo': give name=value"),
+        ({"gradient_checkpointing_kwargs": {"foo": 1}}, "gradient_checkpointing_kwargs names 'foo': choose one of use"),
+        ({"neftune_noise_alpha": -1}, "trainer.neftune_noise_alpha is -1: give 0 or more"),
+        ({"torch_compile_mode": "foo"}, "trainer.torch_compile_mode is 'foo': choose one of default"),
+        ({"torch_compile_backend": "foo"}, "trainer.torch_compile_backend is 'foo': choose one of "),
         ({"lr_scheduler_kwargs": {"a": 1}}, "trainer.lr_scheduler_type=linear with lr_scheduler_kwargs={'a': 1}: "),
     ],
 )
@@ -52,6 +60,7 @@ def test_values_that_cannot_be_used(values, message):
         {"report_to": ["tensorboard"], "gradient_checkpointing_kwargs": {"use_reentrant": False}, "max_grad_norm": 1},
         {"deepspeed": {"zero_optimization": {"stage": 2}}, "fsdp": "full_shard", "ddp_backend": "gloo"},
         {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
+        {"optim_args": "a=1, b=2", "torch_compile_mode": "max-autotune", "torch_compile_backend": "inductor"},
         {"lr_scheduler_type": "reduce_lr_on_plateau"},
     ],
 )

@@ -32,6 +32,7 @@ MAX_ENTRIES = 2**31
 """Most records of a source that an epoch may see: their order is held in memory."""
 
 _BAD_FILES = "bad_records.*.jsonl"
+_ENTRY = {"file": str, "record": int, "error": str}
 
 
 class Mixture(Sequence[Record]):
@@ -210,11 +211,15 @@ class LoadedMixture(Sequence[T], Generic[T]):
 
 
 def summarize_bad_records(folder: str | Path) -> list[dict[str, Any]]:
-    """What all processes wrote down, each bad record once: dicts of `file`, `record` and `error`, in this order."""
+    """What all processes wrote down, each bad record once: dicts of `file`, `record` and `error`, in this order.
+
+    What else stands there is left out.
+    """
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted(Path(folder).glob(_BAD_FILES)):
         for entry in read_json_lines(path):
-            found.setdefault((entry["file"], entry["record"]), entry)
+            if {key: type(value) for key, value in entry.items()} == _ENTRY:
+                found.setdefault((entry["file"], entry["record"]), entry)
     return [found[key] for key in sorted(found)]
 
 

@@ -2,7 +2,7 @@
 
 The Trainer writes a checkpoint below `UNFINISHED`; what it wrote is listed there with its size, and then it is renamed
 (`publish`). So a kill leaves none half written under its name; what else may be torn (a disk, a copy) is seen by the
-sizes, or in one that is older than the list by opening its files.
+sizes, which older ones lack, and by opening its files.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from voco_llama.errors import CheckpointError, refused_as
+from voco_llama.errors import CheckpointError, refused_as, shown
 from voco_llama.files import read_json, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,8 @@ def _faults(folder: Path) -> Iterator[str]:
                 yield f"{name} is missing"
             elif file.stat().st_size != size:
                 yield f"{name} has {file.stat().st_size} of {size} bytes"
-    else:
-        for file in sorted(folder.rglob("*")):
-            _check_opens(file)
+    for file in sorted(folder.rglob("*")):  # a power failure may leave zeros
+        _check_opens(file)
     for what, patterns in NEEDED.items():
         if not any(next(folder.glob(pattern), None) for pattern in patterns):
             yield f"it has no {what} ({' or '.join(patterns)})"
@@ -61,17 +60,31 @@ def _faults(folder: Path) -> Iterator[str]:
 
 def _check_opens(file: Path) -> None:
     """By the file's directory of contents, which is read without them."""
-    with refused_as(CheckpointError, file):
+    with refused_as(CheckpointError, file.name):
         if file.suffix == ".safetensors":
             with safe_open(file, "pt"):
                 pass
         elif file.suffix in (".pt", ".pth", ".bin") and file.is_file():
             zipfile.ZipFile(file).close()
         elif file.name == "trainer_state.json":
+            _check_state(file)
+        elif file.name == "config.json":
             read_json(file)
         elif file.name.endswith(".index.json"):
             for name in set(read_json(file)["weight_map"].values()):
                 (file.parent / name).stat()
+
+
+def _check_state(file: Path) -> None:
+    """Whether it is a state as the Trainer reads it, of the step that the folder is named by, if it is."""
+    from transformers import TrainerState
+
+    read_json(file)
+    state = TrainerState.load_from_json(str(file))
+    named = file.parent.name.removeprefix("checkpoint-")
+    of_step = int(named) if named.isdecimal() else state.global_step
+    if type(state.global_step) is not int or state.global_step != of_step or not isinstance(state.log_history, list):
+        raise ValueError(f"it is of step {shown(state.global_step)}")
 
 
 def by_step(run: Path) -> Iterator[Path]:

@@ -113,7 +113,8 @@ class RunFolder:
             raise SettingsError(f"{self.path} holds a run and resume=never: choose another output_dir or remove it")
         self._check_same_settings()
         self._check_same_inputs()
-        return _is_json(self.path / RESULT_FILE)
+        made_it = self.settings.stage.name == "clip" or self.final.is_dir()  # a tower lies in the folder itself
+        return made_it and isinstance(_json(self.path / RESULT_FILE), dict)
 
     def _holds_work(self) -> bool:
         """Whether anything in the folder took training to make."""
@@ -190,14 +191,13 @@ class RunFolder:
 
     def starts(self) -> list[dict[str, Any]]:
         """Environment of each start of the run, the last one's at the end; none if the file is missing or damaged."""
-        file = self.path / ENVIRONMENT_FILE
-        there = json.loads(file.read_text(encoding="utf-8")) if _is_json(file) else None
-        return there if isinstance(there, list) else []
+        there = _json(self.path / ENVIRONMENT_FILE)
+        return [start for start in there if isinstance(start, dict)] if isinstance(there, list) else []
 
 
-def _is_json(file: Path) -> bool:
+def _json(file: Path) -> Any:
+    """What a file holds; None: it is missing or damaged."""
     try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

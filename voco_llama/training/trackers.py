@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from voco_llama.errors import SettingsError, did_you_mean
 
 PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
 """Where transformers asks for a tracker's package by another name."""
 WANDB_SETTINGS = (Path("wandb/settings"), Path("~/.config/wandb/settings"))
-"""Where `wandb offline` says so."""
+"""Where `wandb offline` says so, and `wandb login --host=...` which server."""
 
 
 def check_trackers(trainer: Mapping[str, Any]) -> list[str]:
@@ -48,22 +49,33 @@ def check_trackers(trainer: Mapping[str, Any]) -> list[str]:
 def _wandb_is_set_up() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         return True
-    return any(_wandb_modes()) or _wandb_host_is_known()
+    kept = list(_wandb_settings())
+    if any(settings.get("mode") in ("offline", "disabled") for settings in kept):
+        return True
+    named = [os.environ.get("WANDB_BASE_URL"), *(settings.get("base_url") for settings in kept)]
+    return _is_in_netrc([url for url in named if url])
 
 
-def _wandb_modes() -> Iterator[bool]:
-    """Of each of its settings files, whether it needs no server."""
+def _wandb_settings() -> Iterator[Mapping[str, str]]:
+    """What each of its settings files says."""
     for file in WANDB_SETTINGS:
         parser = configparser.ConfigParser(interpolation=None)
         try:
             parser.read(file.expanduser(), encoding="utf-8")
-            yield parser.get("default", "mode", fallback="") in ("offline", "disabled")
+            yield dict(parser["default"]) if "default" in parser else {}
         except (configparser.Error, ValueError):
             continue
 
 
-def _wandb_host_is_known() -> bool:
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, ValueError, netrc.NetrcParseError):
-        return False
+def _is_in_netrc(urls: list[str]) -> bool:
+    """Whether the user's file of logins has one for wandb's own host or that of a URL, with or without its port."""
+    named = os.environ.get("NETRC")
+    wanted = {host for url in urls for host in (urlsplit(url).netloc, urlsplit(url).netloc.partition(":")[0])}
+    for file in [named] if named else ["~/.netrc", "~/_netrc"]:
+        try:
+            hosts = netrc.netrc(Path(file).expanduser()).hosts
+        except (OSError, ValueError, netrc.NetrcParseError):
+            continue
+        if any("wandb" in host or host in wanted or host == "default" for host in hosts):
+            return True
+    return False

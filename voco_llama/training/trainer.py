@@ -117,7 +117,9 @@ class VoCoTrainer(Trainer):
             betas = (wanted.adam_beta1, wanted.adam_beta2)
             self.optimizer = muon(self.model, wanted.learning_rate, wanted.weight_decay, betas, eps=wanted.adam_epsilon)
         else:
-            super().create_optimizer(*args, **kwargs)
+            named = f"trainer.optim={self.args.optim.value} with optim_args={self.args.optim_args}"
+            with refused_as(SettingsError, named, "choose another, or install what it needs"):
+                super().create_optimizer(*args, **kwargs)
         if self.projector_learning_rate is not None:
             give_learning_rate(self.optimizer, part_parameters(self.model, "projector"), self.projector_learning_rate)
         return self.optimizer

@@ -4,6 +4,7 @@ Its constructor converts and checks little, joins processes and looks for device
 values are held against the types of its fields, and against the least that makes sense.
 """
 
+import inspect
 import types
 from collections.abc import Mapping
 from dataclasses import Field
@@ -28,10 +29,11 @@ NOT_NEGATIVE = (
     "weight_decay",
     "warmup_steps",
     "max_grad_norm",
+    "neftune_noise_alpha",
     "save_total_limit",
     "dataloader_num_workers",
 )
-FRACTIONS = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
+FRACTIONS = ("adam_beta1", "adam_beta2")
 """From 0 to below 1."""
 _NAMES = {
     int: "a whole number",
@@ -60,6 +62,7 @@ def check_trainer_values(trainer: Mapping[str, Any]) -> None:
         if isinstance(value, int | float):
             _check_range(key, value)
     _check_schedule(trainer)
+    _check_what_is_there(trainer)
 
 
 def _check_range(key: str, value: float) -> None:
@@ -67,6 +70,7 @@ def _check_range(key: str, value: float) -> None:
     require(key not in POSITIVE or value > 0, f"{says} a number above 0")
     require(key not in NOT_NEGATIVE or value >= 0, f"{says} 0 or more")
     require(key not in FRACTIONS or 0 <= value < 1, f"{says} 0 or more, and less than 1")
+    require(key != "label_smoothing_factor" or value == 0, f"{says} 0: the model's own loss smooths no labels")
     require(key != "max_steps" or value == -1 or value > 0, f"{says} 1 or more, or -1 to train num_train_epochs")
 
 
@@ -81,6 +85,44 @@ def _check_schedule(trainer: Mapping[str, Any]) -> None:
         with refused_as(SettingsError, f"trainer.lr_scheduler_type={name} with lr_scheduler_kwargs={options}"):
             optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
             get_scheduler(name, optimizer, 0, 1, scheduler_specific_kwargs=options)
+
+
+def _check_what_is_there(trainer: Mapping[str, Any]) -> None:
+    """Refuse what the Trainer, PyTorch or Accelerate would refuse only when the model is loaded."""
+    require(
+        trainer.get("save_strategy") != "best", "trainer.save_strategy is best, and nothing is evaluated: give steps"
+    )
+    require(
+        not trainer.get("dataloader_persistent_workers") or bool(trainer.get("dataloader_num_workers")),
+        "trainer.dataloader_persistent_workers is true without workers: set trainer.dataloader_num_workers",
+    )
+    options = trainer.get("optim_args") or ""
+    require(
+        all(option.count("=") == 1 for option in options.split(",")) or not options,
+        f"trainer.optim_args is {shown(options)}: give name=value, with commas between",
+    )
+    for key in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        for name in trainer.get(key) or {}:
+            _check_choice(f"{key} names", name, _checkpointing_options())
+    if (backend := trainer.get("torch_compile_backend")) is not None:
+        from accelerate.utils import DynamoBackend
+
+        _check_choice("torch_compile_backend is", backend, [one.value.lower() for one in DynamoBackend])
+    if (mode := trainer.get("torch_compile_mode")) is not None:
+        import torch._inductor
+
+        _check_choice("torch_compile_mode is", mode, list(torch._inductor.list_mode_options()))
+
+
+def _check_choice(what: str, name: str, known: list[str]) -> None:
+    require(name in known, f"trainer.{what} {shown(name)}: choose one of {', '.join(known)}")
+
+
+def _checkpointing_options() -> list[str]:
+    from torch.utils.checkpoint import checkpoint
+
+    keywords = [name for name, one in inspect.signature(checkpoint).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    return [*keywords, "preserve_rng_state"]
 
 
 def _takes(key: str, value: Any, allowed: tuple[Any, ...], choices: list[str]) -> str:

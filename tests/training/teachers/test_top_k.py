@@ -258,6 +258,12 @@ def test_incomplete_or_foreign_folders(files, world, upper, tmp_path):
         opened(training(world, upper, tmp_path / "c", tmp_path))
 
 
+def test_files_of_which_nothing_says_what_they_are_are_not_taken(files, command, tmp_path):
+    (copied(files, tmp_path / "top_k") / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="and no manifest.json that says what it was made from: remove the files"):
+        write_top_k(command())
+
+
 def test_a_row_of_other_answers_is_refused_when_it_is_read(files, world, upper, tmp_path):
     rows, _, reader = opened(training(world, upper, files, tmp_path))
     labels = rows[17]["labels"].clone()
