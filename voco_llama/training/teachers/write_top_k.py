@@ -123,14 +123,12 @@ def _begin(folder: Path, manifest: dict) -> bool:
     """Whether there is something to do; the manifest is there afterwards.
 
     Raises:
-        CheckpointError: The folder's files were made from something else, or nothing says from what.
+        CheckpointError: The folder's files were made from something else.
     """
     if not (folder / MANIFEST_FILE).is_file():
-        if (file := next(folder.glob("top_k_*.safetensors"), None)) is not None:
-            raise CheckpointError(
-                f"{folder} holds {file.name} and no {MANIFEST_FILE} that says what it was made from: remove the files,"
-                " or choose another loss.top_k_folder"
-            )
+        for file in folder.glob("top_k_*.safetensors"):
+            logger.warning("%s: no %s says what it was made from: it is made again", file, MANIFEST_FILE)
+            file.unlink()
         write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
         return True
     there = read_manifest(folder)
