@@ -103,8 +103,10 @@ def damaged(place: Place, setting: PathSetting, state: str, folder: Path) -> Pat
 
 
 def paths() -> Iterator[pytest.param]:
+    """Of each command its own settings; of those that it shares with `train` some."""
     for command, named in PATHS.items():
-        for key in named:
+        shared = [key for key in named if command != "train" and key in PATHS["train"]]
+        for key in [key for key in named if key not in shared] + some(shared, 4, command):
             yield slow_where(command, key)
 
 
