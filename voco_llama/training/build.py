@@ -15,7 +15,7 @@ from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import Reader, open_reader
-from voco_llama.errors import CheckpointError, one_line
+from voco_llama.errors import CheckpointError, VoCoError, one_line
 from voco_llama.model.language import build_language_model
 from voco_llama.model.layouts import split_llava
 from voco_llama.model.vision_weights import read_vision_weights
@@ -104,7 +104,9 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     model, dtype = settings.model, getattr(torch, settings.model.dtype)
     try:
         language_model = build_language_model(model.language.pretrained, model.language.config, model.attention, dtype)
-    except OSError as error:
+    except VoCoError:
+        raise
+    except Exception as error:  # of a damaged or another configuration, of any type
         name = model.language.pretrained or model.language.config
         raise CheckpointError(f"model.language: {name} cannot be loaded ({one_line(error)})") from error
     check_vocabulary(
