@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load
 
-from tests.rules.commands import LINES, SLOW, Place, seen
+from tests.rules.commands import LINES, Place, seen
 from tests.rules.watched import watch
 from voco_llama import cli
 
@@ -31,7 +31,7 @@ TIMES = (
     "num_answers", "num_visuals", "num_compressed",
 )  # fmt: skip
 """Parts of keys whose values are of one run alone: when and where, how long, and what of the answers it gave itself."""
-SEED, FEW, MANY = 0, 3, 8
+SEED, FEW, MANY = 0, 3, 6
 """Moments of a kill that are tried: the first, the last, and some between, drawn by the seed."""
 
 
@@ -230,7 +230,7 @@ def test_a_command_goes_on_after_a_kill(command, made, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in WRITING if command not in SLOW])
+@pytest.mark.parametrize("command", ["train", "teacher", "data-prepare", "evaluate-clips", "toyworld"])
 def test_a_command_goes_on_after_a_kill_at_many_moments(command, made):
     wrong = stops(made(command), MANY)
     assert not wrong, "\n".join(wrong)
