@@ -230,7 +230,7 @@ def test_a_command_goes_on_after_a_kill(command, made, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "teacher", "data-prepare", "evaluate-clips", "toyworld"])
+@pytest.mark.parametrize("command", ["train", "teacher"])
 def test_a_command_goes_on_after_a_kill_at_many_moments(command, made):
     wrong = stops(made(command), MANY)
     assert not wrong, "\n".join(wrong)

@@ -43,7 +43,7 @@ NONSENSE = ("abc", "-1", "0", "null", "[]")
 """Values that are right for some settings, and must be a line for the others."""
 
 WHOLE = ("train", "ask")
-"""Commands that are tried in every way; of the others, which share code and settings with these, a seeded part is."""
+"""Commands of which more is tried; of the others, which share code and settings with these, a smaller seeded part."""
 QUICK = (("ask", "image"), ("ask", "checkpoint"), ("train", "data.sources.file"), ("train", "output_dir"))
 """Settings that the quick tests damage."""
 
@@ -115,7 +115,8 @@ def test_a_path_that_is_not_what_it_should_be(command, key, place, tmp_path, mon
     if command == "report":
         place.results.mkdir(exist_ok=True)
     setting, wrong = PATHS[command][key], {}
-    for state in some(STATES[setting.kind], 1, command, key):
+    states = STATES[setting.kind]
+    for state in random.Random(f"{command} {key}").sample(states, min(len(states), 2 if command in WHOLE else 1)):
         folder = tmp_path / state.replace(" ", "_")
         folder.mkdir()
         line = LINES[command](place, folder / "out") + ["dry_run=true"] * (command == "sweep")
