@@ -44,7 +44,7 @@ def test_what_will_be_made_need_not_be_there(plan, tmp_path):
         (['overrides=["trainer.max_step=3"]'], r"^voco-llama train .*unknown setting 'trainer.max_step'; did you mean"),
     ],
 )
-@pytest.mark.parametrize("dry_run", ["true", "false"])
+@pytest.mark.parametrize("dry_run", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_what_is_not_there_is_refused_first(plan, tmp_path, monkeypatch, more, message, dry_run):
     for name in ("OPENAI_API_URL", "OPENAI_API_KEY", "MODEL_VERSION", "API_TYPE"):
         monkeypatch.delenv(name, raising=False)
