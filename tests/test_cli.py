@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from voco_llama import cli
-from voco_llama.composition import CONFIG_DIR
+from voco_llama.config_files import CONFIG_DIR
 from voco_llama.errors import DataError
 
 

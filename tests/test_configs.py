@@ -3,7 +3,8 @@
 import pytest
 
 from voco_llama.choices import PARTS
-from voco_llama.composition import CONFIG_DIR, compose, to_plain
+from voco_llama.composition import compose, to_plain
+from voco_llama.config_files import CONFIG_DIR
 from voco_llama.settings import TeacherSettings, TrainSettings
 from voco_llama.sharding import undivided
 from voco_llama.training.checks import check_settings

@@ -24,8 +24,6 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from voco_llama import config_files
-from voco_llama.config_files import CONFIG_DIR as CONFIG_DIR
-from voco_llama.config_files import EVAL_DIR as EVAL_DIR
 from voco_llama.config_files import choices_of, is_group
 from voco_llama.errors import SettingsError, did_you_mean, one_line, require
 from voco_llama.numbered_names import check_own_files, numbered, with_num_voco

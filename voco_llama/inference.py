@@ -55,7 +55,7 @@ class Inference:
         from voco_llama.data.processor import VoCoProcessor
         from voco_llama.model.voco_llama import VoCoLlama
 
-        check_checkpoint(folder)
+        check_is_model(Path(folder))
         require_choice("dtype", dtype, ("auto", *DTYPES, "float64"))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -200,11 +200,6 @@ def looked_at(
     )
     ends = accumulate(counts, initial=0)
     return [range(*bounds) for bounds in pairwise(ends)]
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder without a saved model (`CheckpointError`)."""
-    check_is_model(Path(folder))
 
 
 def saved_config(folder: Path) -> "VoCoLlamaConfig":

@@ -15,27 +15,6 @@ from voco_llama.model.cache import rotate_keys
 from voco_llama.settings import LoraSettings
 from voco_llama.training.lora import add_adapters
 
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_processor()
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return tiny_model(processor)
-
-
-@pytest.fixture(scope="module")
-def pixels(processor):
-    return processor.pixels(random_images(4))
-
-
-@pytest.fixture(scope="module")
-def cache(model, pixels):
-    return model.compress(pixels)
-
-
 # ---- in memory
 
 

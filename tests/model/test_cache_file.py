@@ -12,25 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.model.rows import random_images
-from tests.tiny import tiny_model, tiny_processor
+from tests.tiny import tiny_model
 from voco_llama import VoCoCache
 from voco_llama.errors import CheckpointError
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_processor()
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return tiny_model(processor)
-
-
-@pytest.fixture(scope="module")
-def cache(processor, model):
-    return model.compress(processor.pixels(random_images(4)))
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from voco_llama import cli, hub
-from voco_llama.composition import CONFIG_DIR, compose
+from voco_llama.composition import compose
+from voco_llama.config_files import CONFIG_DIR
 from voco_llama.data import kept_tables
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.preflight import plan as plan_module

@@ -21,7 +21,8 @@ from tests.rules.mutations import bytes_of, text_of
 from tests.rules.settings import settings_of
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama import cli
-from voco_llama.composition import CONFIG_DIR, compose
+from voco_llama.composition import compose
+from voco_llama.config_files import CONFIG_DIR
 from voco_llama.data.mixture import summarize_bad_records
 from voco_llama.inference import Inference
 from voco_llama.model.cache import VoCoCache

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from voco_llama.cli import COMMANDS
-from voco_llama.composition import CONFIG_DIR, difference
+from voco_llama.composition import difference
+from voco_llama.config_files import CONFIG_DIR
 from voco_llama.settings import TrainSettings
 from voco_llama.sweep.plan import expand
 from voco_llama.sweep.records import Records, record_file

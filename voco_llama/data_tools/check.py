@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voco_llama.composition import did_you_mean, to_plain
+from voco_llama.composition import to_plain
 from voco_llama.data_tools.chunks import chunks_of, find_processor, in_order
 from voco_llama.data_tools.cleaned import check_cleaned, write_cleaned
 from voco_llama.data_tools.examine import DIGESTS, Examiner, Problem, find_repetitions
@@ -25,7 +25,7 @@ from voco_llama.data_tools.settings import (
     check_output,
     writing,
 )
-from voco_llama.errors import ProblemKind, SettingsError
+from voco_llama.errors import ProblemKind, SettingsError, did_you_mean
 from voco_llama.files import written_aside
 from voco_llama.provenance import provenance
 from voco_llama.training.build import open_mixture

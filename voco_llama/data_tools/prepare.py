@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from voco_llama.composition import did_you_mean
 from voco_llama.data_tools.public_sets import (
     SETS_DIR,
     STATE_FILE,
@@ -23,7 +22,7 @@ from voco_llama.data_tools.public_sets import (
 )
 from voco_llama.data_tools.settings import DataPrepareSettings
 from voco_llama.data_tools.video_qa import CLIP_NAMES, folder_of, prepare_video_qa
-from voco_llama.errors import DataError, SettingsError, one_line
+from voco_llama.errors import DataError, SettingsError, did_you_mean, one_line
 
 READY, PARTLY, MISSING, BROKEN = "ready", "partly", "missing", "broken"
 _WIDTH = max(map(len, (READY, PARTLY, MISSING, BROKEN)))

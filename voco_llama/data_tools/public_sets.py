@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from voco_llama.composition import CONFIG_DIR, read_file
+from voco_llama.composition import read_file
+from voco_llama.config_files import CONFIG_DIR
 from voco_llama.data.media.archives import Archive
 from voco_llama.data.media.stored import content_key
 from voco_llama.errors import DataError, one_line

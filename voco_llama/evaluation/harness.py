@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from voco_llama.errors import SettingsError, one_line
-from voco_llama.files import write_atomically
+from voco_llama.files import locked, write_atomically
 from voco_llama.provenance import fingerprint_data, fingerprint_files
 
 TABLES = (".parquet", ".json", ".jsonl", ".csv", ".md")
@@ -78,29 +76,17 @@ def working_folder(harness: Harness) -> Iterator[None]:
         SettingsError: Another evaluation is at work there, or the folder cannot be written.
     """
     work = harness.work
-    lock = FileLock(work.with_name(f"{work.name}.lock"))
-    try:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise SettingsError(
-            f"{harness.submissions.stem}: another evaluation is at work on this row in {work.parent}: wait for it, or"
-            " give another output=... or row=..."
-        ) from error
-    except OSError as error:
-        raise _unwritable(work, error) from error
-    try:
-        links = _make(work, harness.hub)
-        yield
-        for link in links:
-            link.unlink()
-        _remove(harness.submissions)
-        if any(work.iterdir()):
-            work.rename(harness.submissions)
-    finally:
-        _remove(work)
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held
-        lock.release()
+    with locked(work.with_name(f"{work.name}.lock"), remains=False):
+        try:
+            links = _make(work, harness.hub)
+            yield
+            for link in links:
+                link.unlink()
+            _remove(harness.submissions)
+            if any(work.iterdir()):
+                work.rename(harness.submissions)
+        finally:
+            _remove(work)
 
 
 def _make(work: Path, hub: Path | None) -> list[Path]:

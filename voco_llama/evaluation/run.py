@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voco_llama.composition import EVAL_DIR
+from voco_llama.config_files import EVAL_DIR
 from voco_llama.errors import DataError, refused_as
 from voco_llama.evaluation.answering import Answerer, Counts
 from voco_llama.evaluation.guard import document

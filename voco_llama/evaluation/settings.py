@@ -16,7 +16,8 @@ from voco_llama.config_files import EVAL_DIR, eval_file
 from voco_llama.errors import SettingsError, require
 from voco_llama.evaluation.results import BENCHMARKS_KIND, check_overwrites, check_row_name, part, result_file
 from voco_llama.evaluation.tasks import GROUPS, check_task
-from voco_llama.inference import check_checkpoint, checkpoint_fingerprint, saved_config
+from voco_llama.inference import checkpoint_fingerprint, saved_config
+from voco_llama.llava_folder import check_is_model
 from voco_llama.provenance import fingerprint_data
 
 SUITES_DIR = EVAL_DIR / "suites"
@@ -187,7 +188,7 @@ def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
         )
     require(bool(found), f"suite {suite} has no rows: give row=... and checkpoint=...")
     for one in found:
-        check_checkpoint(one.checkpoint)
+        check_is_model(one.checkpoint)
     return found
 
 

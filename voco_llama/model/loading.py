@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from voco_llama.choices import Condition
@@ -17,7 +17,7 @@ from voco_llama.errors import CheckpointError, refused_as
 from voco_llama.files import read_json
 from voco_llama.hub import local_folder
 from voco_llama.layout import SegmentShape
-from voco_llama.llava_folder import check_is_model, is_llava, read_config, read_llava_folder
+from voco_llama.llava_folder import check_is_model, is_llava, load_tokenizer, read_config, read_llava_folder
 from voco_llama.model.adapters import WHOLE_FILE, merge_adapters, read_adapters
 from voco_llama.model.language import fill_language_model
 from voco_llama.model.layouts import clip_to_open_clip, place_in_llava, split_llava
@@ -190,6 +190,4 @@ def _taught_end(folder: Path) -> int | None:
     """The token that training taught to end answers: the end of the tokenizer beside the weights, if one is there."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    with refused_as(CheckpointError, f"{folder}: its tokenizer", "save the processor again"):
-        # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
-        return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig()).eos_token_id
+    return load_tokenizer(folder, str(folder)).eos_token_id

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from voco_llama.composition import CONFIG_DIR
+from voco_llama.config_files import CONFIG_DIR
 from voco_llama.configuration import Heads, VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError, one_line
 from voco_llama.hub import is_hub_name

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from voco_llama.composition import EVAL_DIR, did_you_mean
-from voco_llama.errors import SettingsError
+from voco_llama.config_files import EVAL_DIR
+from voco_llama.errors import SettingsError, did_you_mean
 from voco_llama.report.aggregate import PERCENT, mean_over, retention
 
 PAPER_FILE = EVAL_DIR / "paper_tables.yaml"

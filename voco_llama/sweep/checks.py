@@ -13,7 +13,7 @@ from voco_llama.evaluation.results import BENCHMARKS_KIND, result_file
 from voco_llama.evaluation.run import check_data_sets
 from voco_llama.evaluation.settings import EvaluateSettings, check_overwritten
 from voco_llama.evaluation.tasks import judge_of
-from voco_llama.inference import check_checkpoint
+from voco_llama.llava_folder import check_is_model
 from voco_llama.sweep.plan import TRAIN, Command
 from voco_llama.sweep.records import MADE, Records
 from voco_llama.training.checks import check_settings
@@ -62,7 +62,7 @@ def _check_evaluation(settings: EvaluateSettings, coming: Sequence[Path], seen: 
     tasks = tuple(settings.columns().columns.values())
     judge_of(tasks, os.environ)
     if not _is_coming(settings.checkpoint, coming):
-        check_checkpoint(settings.checkpoint)
+        check_is_model(settings.checkpoint)
         check_overwritten(settings)
     elif (there := result_file(settings.output, BENCHMARKS_KIND, settings.row)).exists():
         require(settings.overwrite, f"{there} is of a checkpoint before the one to be trained: remove it")

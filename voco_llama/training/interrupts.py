@@ -39,6 +39,7 @@ class Interrupts(TrainerCallback):
         self._ends = False
         self._noted = 0.0
         self._process = os.getpid()
+        self._group: torch.distributed.ProcessGroup | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -66,10 +67,14 @@ class Interrupts(TrainerCallback):
         if os.environ.get("RANK", "0") == "0":
             os.write(2, line.encode())  # the stream may be in the middle of a write
 
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        if args.world_size > 1 and self._group is None:  # of the hosts, so that no step waits for its device
+            self._group = torch.distributed.new_group(backend="gloo")
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.world_size > 1:
-            number = torch.tensor(self._number or 0, device=args.device)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            number = torch.tensor(self._number or 0)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
             self._number = int(number) or None
         if self._number is not None:
             self._ends = True
@@ -86,9 +91,8 @@ class Interrupts(TrainerCallback):
         if self._number is not None:
             name = signal.Signals(self._number).name
             written = f"{checkpoint} was written, and {GOES_ON} from it"
-            text = (
-                written if self._ends else f"{GOES_ON} from what is finished and saved"
-            )  # it came after the last step
+            late = f"{GOES_ON} from what is finished and saved"  # it came after the last step
+            text = written if self._ends else late
             raise Interrupted(self._number, f"{name}: {text}", together=self._ends)
 
 
