@@ -27,7 +27,7 @@ from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.errors import CheckpointError, DataError, SettingsError, refused_as
 from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
-from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
+from voco_llama.layout import ROW_FIELDS, HostRows, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
 from voco_llama.llava_folder import check_is_model, is_llava, load_tokenizer, read_config, read_llava_folder
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
@@ -327,14 +327,21 @@ class Collator:
     Attributes:
         tokens: For the id of padding.
         side: Where padding stands.
+        two_steps: Batches are for a pass in two steps, whose rows stay on the host.
     """
 
     tokens: TokenIds
     side: Literal["left", "right"] = "right"
+    two_steps: bool = False
 
-    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Samples of `VoCoProcessor.row` to `[batch, length]` fields and `pixel_values` `[images, 3, H, W]`."""
+    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor | HostRows]:
+        """Samples of `VoCoProcessor.row` to `[batch, length]` fields and `pixel_values` `[images, 3, H, W]`.
+
+        In two steps the fields are `rows`, and `labels` beside them, by which the Trainer counts what is trained.
+        """
         rows = [Row(**{name: sample[name] for name in ROW_FIELDS}) for sample in samples]
         batch = pad_rows(rows, self.tokens, self.side)
         besides = [name for name in samples[0] if name not in ROW_FIELDS]
+        if self.two_steps:
+            batch = {"rows": HostRows(batch), "labels": batch["labels"]}
         return batch | {name: torch.cat([sample[name] for sample in samples]) for name in besides}
