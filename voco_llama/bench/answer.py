@@ -17,7 +17,7 @@ from torch import Tensor
 from voco_llama.bench.efficiency import fitting
 from voco_llama.bench.measuring import OUT_OF_MEMORY, Timing, alternate, ratios, spread
 from voco_llama.bench.methods import Asking
-from voco_llama.bench.plot import Curve, Panel, plot_panels
+from voco_llama.bench.plot import bar_panel, plot_panels
 from voco_llama.bench.results import MISSING, Findings, Page, Parts, times
 from voco_llama.bench.settings import METHODS, BenchSettings
 from voco_llama.bench.shape import build_model, images
@@ -132,9 +132,5 @@ def page(parts: Parts) -> Page:
 def plot(parts: Parts, stem: Path) -> bool:
     """Questions a second."""
     rates = {name: parts[PART][name]["a_second"] for name in METHODS if not parts[PART][name]["failed"]}
-    curves = [
-        Curve(name, [0], [rate["median"]], [rate["median"] - rate["least"]], [rate["most"] - rate["median"]])
-        for name, rate in rates.items()
-    ]
-    plot_panels([Panel("many questions an image", "questions a second", curves, names=[""])], stem)
+    plot_panels([bar_panel("many questions an image", "questions a second", rates)], stem)
     return True

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from voco_llama.bench.plot import Curve, Panel, plot_panels
+from voco_llama.bench.plot import bar_panel, plot_panels
 from voco_llama.bench.results import MISSING, Page, Parts, gigabytes, times
 from voco_llama.bench.settings import ShapeSettings
 from voco_llama.text import TextTable
@@ -21,8 +21,9 @@ PAPER_SHAPE = ShapeSettings(4096, 32, 32, 11008, 32001, 336, 14, 1024, 24)
 
 NOTES = [
     "One question on each image of a batch; greedy decoding by transformers; all rows of one length, nothing padded.",
-    "Time to the first token holds all that a row does from its image or cache on; a cache read is there before, and"
-    " copied for each question. Tokenizing and preparing images are not in it, nor is loading a cache from disk.",
+    "Time to the first token holds all that a row does from its image or cache on; a cache that is read is there"
+    " before, and copied for each question. Tokenizing and preparing images are not in it, nor is loading a cache from"
+    " disk.",
     "FLOPs are to the first token of one answer, by arithmetic with causal attention as half of its square; the counter"
     " (torch's `FlopCounterMode`) takes the whole square, and is held against arithmetic that does so too.",
     "Memory is beyond the weights, and beyond caches that are there before: on a CPU the resident memory of a process of"
@@ -146,19 +147,10 @@ def plot(parts: Parts, stem: Path) -> bool:
     panels = []
     for count, part in _batches(parts):
         found = {name: _milli(row["first"]["spread"]) for name, row in part.items() if not row["first"]["failed"]}
-        panels.append(_bars(f"to the first token, {count} at a time", "ms", found))
+        panels.append(bar_panel(f"to the first token, {count} at a time", "ms", found))
     if "throughput" in parts:
         found = {name: row["a_second"] for name, row in parts["throughput"].items()}
-        panels.append(_bars("at a fixed budget", "questions a second", found))
+        panels.append(bar_panel("at a fixed budget", "questions a second", found))
     if panels:
         plot_panels(panels, stem)
     return bool(panels)
-
-
-def _bars(title: str, unit: str, found: dict[str, dict[str, float]]) -> Panel:
-    """A bar for each row, in the color of its name in all panels."""
-    curves = [
-        Curve(name, [0], [of["median"]], [of["median"] - of["least"]], [of["most"] - of["median"]])
-        for name, of in found.items()
-    ]
-    return Panel(title, unit, curves, names=[""])

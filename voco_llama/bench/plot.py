@@ -1,6 +1,6 @@
 """Plots of benchmarks: panels of bars and curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,9 @@ from voco_llama.report.plot import MARKERS, new_figure, save_figure
 
 PANEL = 4.2
 """Inches, of each side."""
+FEW_NAMES = 4
+"""Below bars that stand side by side; more are written upwards."""
+LEGEND_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class Panel:
     names: Sequence[str] = ()
 
 
+def bar_panel(title: str, unit: str, found: Mapping[str, Mapping[str, float]]) -> Panel:
+    """A bar for each name, of its median, with its extremes (`measuring.spread`)."""
+    spreads = found.values()
+    below = [of["median"] - of["least"] for of in spreads]
+    above = [of["most"] - of["median"] for of in spreads]
+    curve = Curve("median, least, most", range(len(found)), [of["median"] for of in spreads], below, above)
+    return Panel(title, unit, [curve], names=list(found))
+
+
 def plot_panels(panels: Sequence[Panel], stem: Path) -> None:
     """Draw panels side by side, curves of one label in one color."""
     figure = new_figure(PANEL * len(panels), PANEL)
@@ -50,10 +62,11 @@ def plot_panels(panels: Sequence[Panel], stem: Path) -> None:
                 )
             shown.setdefault(curve.label, drawn)
         if panel.names:
-            axes.set_xticks(range(len(panel.names)), panel.names, fontsize="small")
+            rotation = 90 if len(panel.names) > FEW_NAMES else 0
+            axes.set_xticks(range(len(panel.names)), panel.names, fontsize="small", rotation=rotation)
         axes.set_title(panel.title, fontsize="medium")
         axes.set_xlabel(panel.x_label)
         axes.set_ylabel(panel.y_label)
         axes.set_ylim(bottom=0)
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), fontsize="small")
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     save_figure(figure, stem)

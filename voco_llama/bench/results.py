@@ -81,10 +81,8 @@ class Findings:
         hardware = self._head["hardware"]
         machine = f"{hardware['cores']} cores ({hardware['machine']}), {self._head['threads']} threads"
         torch_version = self._head["versions"]["torch"]
-        return [
-            f"`{self._head['command']}`",
-            f"commit {self._head['git_commit']}, {hardware['accelerator'] or 'no GPU'}, {machine}, torch {torch_version}",
-        ]
+        where = f"{hardware['accelerator'] or 'no GPU'}, {machine}, torch {torch_version}"
+        return [f"`{self._head['command']}`", f"commit {self._head['git_commit']}, {where}"]
 
 
 def times(found: dict[str, float] | None, digits: int = 2) -> str:

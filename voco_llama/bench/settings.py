@@ -146,7 +146,7 @@ class StartupBench:
 
 @dataclass
 class BenchSettings:
-    """What to measure. Files named after the kind go into `output`: JSON, written anew after each part, a table, a plot.
+    """What to measure. Files named after the kind go into `output`: JSON, written with each part, a table, a plot.
 
     Attributes:
         kind: `train`: training steps; `efficiency`: the paper's Table 7; `answer`: many questions an image; `loading`:

@@ -1,10 +1,11 @@
 """`kind=startup`: how long a data set of the size of mix665k takes to open, and what its workers hold.
 
 A LLaVA file of conversations of 1 to 10 questions (665,000: a gigabyte) and a zip of tiny images (600,000) are made in
-a folder of `startup.scratch`, where they stay for a second call if that is named. Each opening is a process of its own on one thread:
-the first one with an empty index folder, the others with what that left. Then `DataLoader` workers, forked and spawned,
-read records with the bytes of their images. Memory in bytes: `rss` with the pages that processes share, such as the
-mapped index, `uss` without. Opening drops no page cache, so the disk's own speed is not in the numbers.
+a folder of `startup.scratch`, where they stay for a second call if that is named. Each opening is a process of its own
+on one thread: the first one with an empty index folder, the others with what that left. Then `DataLoader` workers,
+forked and spawned, read records with the bytes of their images. Memory in bytes: `rss` with the pages that processes
+share, such as the mapped index, `uss` without. Opening drops no page cache, so the disk's own speed is not in the
+numbers.
 """
 
 import json

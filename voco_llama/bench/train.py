@@ -1,8 +1,8 @@
 """`kind=train`: training steps the authors' way and ours, their parts on and off; time, memory, utilization.
 
-All variants of a round step on the same batch, which is drawn anew for each round. A batch lies ready on the device, as
-a loader would have it; all that a step does with it is timed: tower, projector, language model, loss, backward pass, and
-the update where that is asked for.
+All variants of a round step on the same batch, which is drawn anew for each round. A batch lies ready, as a loader
+would have it; all that a step does with it is timed: tower, projector, language model, loss, backward pass, and the
+update where that is asked for.
 """
 
 import statistics
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from voco_llama.bench.authors import authors_loss
 from voco_llama.bench.measuring import alternate, in_own_process, matrix_peak, peak_of, ratios
@@ -21,6 +22,7 @@ from voco_llama.bench.settings import CHECKPOINTING, BenchSettings
 from voco_llama.bench.shape import build_model, images, rows
 from voco_llama.bench.train_page import FRAMES, LENGTH, PEAK, WORKLOAD, page, plot
 from voco_llama.bench.workloads import Drawn, draw, even
+from voco_llama.layout import HostRows
 from voco_llama.model.flops import training_flops
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.tokens import IGNORE_INDEX
@@ -30,36 +32,24 @@ __all__ = ["measure", "page", "plot"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What a batch of the loader holds.
+    """What a batch of the loader holds: rows, and the distinct images that they look at, `[images, 3, size, size]`."""
 
-    Attributes:
-        rows: Fields of `Row`, each `[rows, length]`.
-        pixel_values: Distinct images, `[images, 3, height, width]`, those of a clip one after another.
-        medium: int64 `[rows]`: which image or clip each row looks at.
-        media: int64 `[media, frames]`: the images of each.
-    """
-
-    rows: dict[str, Tensor]
+    rows: HostRows
     pixel_values: Tensor
-    medium: Tensor
-    media: Tensor
 
     @classmethod
     def of(cls, model: VoCoLlama, drawn: Drawn) -> "Batch":
         """Random images and words for what was drawn."""
         media = torch.arange(drawn.num_media * drawn.frames).view(drawn.num_media, drawn.frames)
-        pixel_values = images(model, media.numel())
-        return cls(rows(model, drawn.texts, drawn.frames), pixel_values, torch.tensor(drawn.medium), media)
+        laid_out = HostRows(rows(model, drawn.texts, drawn.frames), media, torch.tensor(drawn.medium))
+        return cls(laid_out, images(model, media.numel()))
 
     def unshared(self) -> "Batch":
         """The same with every row's images its own."""
-        places = self.media[self.medium]
-        return Batch(
-            self.rows,
-            self.pixel_values[places.flatten().to(self.pixel_values.device)],
-            torch.arange(len(self.medium)),
-            torch.arange(places.numel()).view_as(places),
-        )
+        places = self.rows.media[self.rows.medium]
+        pixel_values = self.pixel_values[places.flatten().to(self.pixel_values.device)]
+        own = torch.arange(places.numel()).view_as(places)
+        return Batch(HostRows(self.rows.fields, own, torch.arange(len(own))), pixel_values)
 
 
 class Stepper:
@@ -68,25 +58,26 @@ class Stepper:
     def __init__(self, model: VoCoLlama, variant: str, optimizer: torch.optim.Optimizer | None) -> None:
         self.model, self.optimizer = model, optimizer
         self.way, self.checkpointing = variant.removesuffix(CHECKPOINTING), variant.endswith(CHECKPOINTING)
+        if self.checkpointing:  # 5.17 has no `activation_`
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
 
     def prepare(self, batch: Batch) -> Callable[[], Tensor]:
         """Lay a batch ready; what is returned makes its loss."""
         if self.way != "two_steps_shared":
             batch = batch.unshared()
         if self.way.startswith("two_steps"):
-            shared = {"media": batch.media, "medium": batch.medium, "two_steps": True}
-            return lambda: self.model(**batch.rows, pixel_values=batch.pixel_values, **shared).loss
-        on_device = {name: field.to(self.model.device) for name, field in batch.rows.items()}
+            return lambda: self.model(rows=batch.rows, pixel_values=batch.pixel_values, two_steps=True).loss
+        on_device = {name: field.to(self.model.device) for name, field in batch.rows.fields.items()}
         if self.way == "authors":
             return lambda: authors_loss(self.model, on_device, batch.pixel_values)
         return lambda: self.model(**on_device, pixel_values=batch.pixel_values, two_steps=False).loss
 
     def step(self, loss: Callable[[], Tensor]) -> None:
         """Forward, backward, and the update if there is an optimizer."""
-        if self.checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.model.gradient_checkpointing_disable()
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.gradient_checkpointing = self.checkpointing
         loss().backward()
         if self.optimizer is not None:
             self.optimizer.step()

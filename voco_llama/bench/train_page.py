@@ -16,8 +16,8 @@ NOTES = [
     "Times are medians (least to most) over rounds in which the variants take turns; a ratio is of one round, in which"
     " all step on the same batch.",
     "A step is forward, backward and, where asked for, the update; loading and preparing images is not in it.",
-    "FLOPs are those that the method needs (`voco_llama/model/flops.py`): real tokens, each distinct image once, nothing"
-    " twice. Utilization is of the product of two large square matrices, measured in the same run.",
+    "FLOPs are those that the method needs (`voco_llama/model/flops.py`): real tokens, each distinct image once,"
+    " nothing twice. Utilization is of the product of two large square matrices, measured in the same run.",
     "Memory is beyond the weights: gradients, activations, what passes. On a CPU it is the resident memory of a process"
     " of its own for each variant, on the batch with the longest row; on a GPU what was allocated.",
     "How texts and conversations are distributed is assumed: `voco_llama/bench/workloads.py`.",
@@ -57,8 +57,8 @@ def _workload(name: str, part: dict[str, Any], peak: float) -> TextTable:
         cells = [times(timing["spread"]), times(timing["times_as_fast"]), gigabytes(memory), share]
         body.append([variant, *cells, f"{speed / 1e12:.3g}", f"{100 * speed / peak:.0f} %"])
     title = (
-        f"{name}: {part['rows']} rows, {part['rows_a_medium']:.1f} about each image or clip, {part['text']:.0f} tokens of"
-        f" text on average, {100 * part['padding']:.0f} % padding where rows are padded"
+        f"{name}: {part['rows']} rows, {part['rows_a_medium']:.1f} about each image or clip, {part['text']:.0f} tokens"
+        f" of text on average, {100 * part['padding']:.0f} % padding where rows are padded"
     )
     head = ["variant", "s a step", "times as fast", "memory GB", "of the first", "TFLOP/s", "utilization"]
     return TextTable(title, head, body)
