@@ -26,7 +26,7 @@ NOTES = [
     " disk.",
     "FLOPs are to the first token of one answer, by arithmetic with causal attention as half of its square; the counter"
     " (torch's `FlopCounterMode`) takes the whole square, and is held against arithmetic that does so too.",
-    "Memory is beyond the weights, and beyond caches that are there before: on a CPU the resident memory of a process of"
+    "Memory is beyond the weights and beyond caches that are there before: on a CPU the resident memory of a process of"
     " its own for each row, on a GPU what was allocated.",
     "Questions a second: each row answers in the largest batch whose keys and values (image, question and answer) fit"
     " the budget; the image's own compression or cache is there before.",

@@ -79,14 +79,16 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def alternate(works: Mapping[str, Work], rounds: int, device: torch.device, what: str) -> dict[str, Timing]:
+def alternate(
+    works: Mapping[str, Work], rounds: int, device: torch.device, what: str, warm_up: bool = True
+) -> dict[str, Timing]:
     """Run each piece of work once to warm up, and then all of them in turn, in each round from another one on.
 
     What needs more memory than there is on a GPU is noted and left out from then on.
     """
     timings, names = {name: Timing() for name in works}, list(works)
     began = time.perf_counter()
-    for number in range(-1, rounds):
+    for number in range(-1 if warm_up else 0, rounds):
         shift = max(number, 0) % len(names)
         for name in names[shift:] + names[:shift]:
             if timings[name].failed is None:

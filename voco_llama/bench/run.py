@@ -21,6 +21,8 @@ def bench(settings: BenchSettings, evaluation: Callable[[Sequence[str]], Any]) -
         The text of the Markdown file.
     """
     check_writable("output", settings.output)
+    if settings.startup.scratch is not None:
+        check_writable("startup.scratch", settings.startup.scratch)
     kind: Kind = resolve_name(f"voco_llama.bench.{settings.kind}")
     findings = Findings(settings, kind.page)
     measure = partial(kind.measure, evaluation=evaluation) if settings.kind == "evaluate" else kind.measure

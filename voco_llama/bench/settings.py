@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from voco_llama.errors import require
 
 KINDS = ("train", "efficiency", "answer", "loading", "startup", "evaluate")
@@ -28,15 +26,15 @@ class ShapeSettings:
         num_voco: VoCo tokens of a segment in `train` and `answer`.
     """
 
-    hidden: int = MISSING
-    layers: int = MISSING
-    heads: int = MISSING
-    inner: int = MISSING
-    vocabulary: int = MISSING
-    image_size: int = MISSING
-    patch_size: int = MISSING
-    tower_width: int = MISSING
-    tower_layers: int = MISSING
+    hidden: int
+    layers: int
+    heads: int
+    inner: int
+    vocabulary: int
+    image_size: int
+    patch_size: int
+    tower_width: int
+    tower_layers: int
     key_value_heads: int | None = None
     num_voco: int = 1
 
@@ -149,11 +147,11 @@ class BenchSettings:
     """What to measure. Files named after the kind go into `output`: JSON, written with each part, a table, a plot.
 
     Attributes:
+        output: Folder of the results.
+        shape: Of the model, with random weights.
         kind: `train`: training steps; `efficiency`: the paper's Table 7; `answer`: many questions an image; `loading`:
             images by worker processes; `startup`: opening a data set; `evaluate`: a suite with and without reuse.
-        output: Folder of the results.
         rounds: Variants take turns in so many; ratios are of one round, given as median and extremes.
-        shape: Of the model, with random weights.
         evaluate: For `kind=evaluate`: overrides of `voco-llama evaluate`.
         device: null: the GPU if there is one.
         dtype: `auto`: bfloat16 on a GPU, float32 on a CPU.
@@ -161,10 +159,10 @@ class BenchSettings:
         seed: Of weights, images and lengths.
     """
 
+    output: Path
+    shape: ShapeSettings
     kind: str = field(default="train", metadata={"choices": KINDS})
-    output: Path = MISSING
     rounds: int = 5
-    shape: ShapeSettings = field(default_factory=ShapeSettings)
     train: TrainBench = field(default_factory=TrainBench)
     efficiency: EfficiencyBench = field(default_factory=EfficiencyBench)
     answer: AnswerBench = field(default_factory=AnswerBench)

@@ -90,7 +90,7 @@ def measure(settings: BenchSettings, findings: Findings) -> None:
     findings.add(PEAK, matrix_peak(model.device, model.dtype))
     for name in own.workloads:
         drawn = [draw(name, own.rows, settings.seed + number) for number in range(settings.rounds)]
-        findings.add(f"{WORKLOAD}/{name}", _compare(settings, model, drawn, name))
+        findings.add(f"{WORKLOAD}/{name}", _compare(settings, model, drawn, name, warm_up=name == own.workloads[0]))
     for kind, values in ((LENGTH, own.lengths), (FRAMES, own.frames)):
         for value in values:
             text, frames = (value, 1) if kind == LENGTH else (own.curve_text, value)
@@ -98,8 +98,10 @@ def measure(settings: BenchSettings, findings: Findings) -> None:
             findings.add(f"{kind}/{value}", _compare(settings, model, drawn, f"{kind} {value}"))
 
 
-def _compare(settings: BenchSettings, model: VoCoLlama, drawn: list[Drawn], what: str) -> dict[str, Any]:
-    """All variants on the same batches, one a round."""
+def _compare(
+    settings: BenchSettings, model: VoCoLlama, drawn: list[Drawn], what: str, warm_up: bool = False
+) -> dict[str, Any]:
+    """All variants on the same batches, one a round; on a CPU one warm-up is enough for all that follows."""
     optimizer = _optimizer(settings, model)
     steppers = {name: Stepper(model, name, optimizer) for name in settings.train.variants}
     batches: dict[int, Batch] = {}
@@ -111,7 +113,9 @@ def _compare(settings: BenchSettings, model: VoCoLlama, drawn: list[Drawn], what
         return partial(steppers[name].step, steppers[name].prepare(batches[number]))
 
     works = {name: partial(work, name) for name in steppers}
-    timings = {name: t.to_plain() for name, t in alternate(works, settings.rounds, model.device, what).items()}
+    warm_up = warm_up or model.device.type != "cpu"
+    timed = alternate(works, settings.rounds, model.device, what, warm_up)
+    timings = {name: timing.to_plain() for name, timing in timed.items()}
     model.zero_grad(set_to_none=True)
     base = next(iter(timings))
     flops = statistics.mean(needed_flops(model, one) for one in drawn)
