@@ -31,6 +31,10 @@ from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.visibility import FACTS, BlockMask, TokenFacts, attention_mask, check_facts
 
 
+LENGTHS_ON_GPU = 64
+"""Rows of attention have lengths that are multiples of it there."""
+
+
 @dataclass
 class VoCoOutput(ModelOutput):
     """What one pass returns.
@@ -266,8 +270,9 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
             )
         num_voco = max(self.config.num_voco, int(voco_index(rows["voco"], rows["segment"]).max()) + 1)
         shape = self.config.segment_shape(num_voco)
-        packing = pack(rows, condition, shape, self.config.added_tokens, images, wanted.cpu()).to(self.device)
-        return self.run_packed(packing, pixel_values)
+        multiple = LENGTHS_ON_GPU if self.device.type == "cuda" else 1
+        packing = pack(rows, condition, shape, self.config.added_tokens, images, wanted.cpu(), multiple=multiple)
+        return self.run_packed(packing.to(self.device), pixel_values)
 
     def run_packed(self, packing: Packing, pixel_values: Tensor | None, kept: KeptKeys | None = None) -> Tensor:
         """The language model without its head over packed tokens.
