@@ -30,7 +30,6 @@ from voco_llama.sharding import weights_are_divided
 from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.visibility import FACTS, BlockMask, TokenFacts, attention_mask, check_facts
 
-
 LENGTHS_ON_GPU = 64
 """Rows of attention have lengths that are multiples of it there."""
 
