@@ -176,7 +176,7 @@ def test_checkpointing_changes_nothing(use_reentrant):
 
 def test_rows_of_attention_may_be_longer_than_the_longest(monkeypatch):
     monkeypatch.setattr(
-        "voco_llama.model.voco_llama.pack", lambda *args, **kwargs: pack(*args, **{**kwargs, "multiple": 64})
+        "voco_llama.model.passes.pack", lambda *args, **kwargs: pack(*args, **{**kwargs, "multiple": 64})
     )
     processor = tiny_processor(order="inline")
     check_equal(tiny_model(processor).train(), rows_of(processor, BATCHES["mixed"]))
