@@ -3,6 +3,7 @@
 The variables are set before any test module is imported, since the libraries read them on import.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -16,6 +17,12 @@ os.environ.update(
     WANDB_MODE="offline",
     MPLBACKEND="Agg",
 )
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collections that libraries ask for need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
