@@ -1,4 +1,4 @@
-"""What all tests share: no network, no experiment tracker, no progress bars in the output.
+"""What all tests share: no network, no experiment tracker, no progress bars in the output; several processes for all.
 
 The variables are set before any test module is imported, since the libraries read them on import.
 """
@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+MOST_PROCESSES = 4
+"""Of a run of all tests: each needs 1 GB."""
+
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
@@ -16,7 +19,18 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     WANDB_MODE="offline",
     MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Divide all tests among processes, file by file; what is named (a file, a folder) runs here, as `-n 0` has it."""
+    is_all = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")
+    if is_all and not config.option.usepdb and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses = min(os.cpu_count() or 1, MOST_PROCESSES)
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_finish() -> None:
