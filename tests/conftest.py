@@ -6,9 +6,11 @@ The variables are set before any test module is imported, since the libraries re
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+DISTRIBUTED = "tests/distributed/"
 MOST_PROCESSES = 4
 """Of a run of all tests: each needs 1 GB."""
 
@@ -31,6 +33,18 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses = min(os.cpu_count() or 1, MOST_PROCESSES)
         config.option.dist = "loadfile"
         config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """File by file, but those of `distributed/`, whose tests start several processes each, one after the other."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "distributed" if nodeid.startswith(DISTRIBUTED) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.option.dist == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:
