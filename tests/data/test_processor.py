@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import IMAGE_SIZE, NUM_VISION, tiny_processor, tiny_text_config, tiny_vision_config
 from voco_llama.choices import ORDERS
 from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
+from voco_llama.data.collate import Collator
 from voco_llama.data.media.images import ImageTransform
-from voco_llama.data.processor import PROCESSOR_FILE, Collator, VoCoProcessor
+from voco_llama.data.processor import PROCESSOR_FILE, VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.records import Record, Turn
 from voco_llama.errors import CheckpointError, DataError

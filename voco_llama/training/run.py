@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers import set_seed
 
+from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
-from voco_llama.data.processor import Collator
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
@@ -136,6 +136,11 @@ class KeptRows(Sequence[dict[str, Tensor]]):
 def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, batch: GlobalBatch) -> EpochSampler:
     """The order of samples.
 
+    Args:
+        mixture: The data.
+        tokens_per_medium: By which rows are longer for each image that they look at, in the pass that trains.
+        settings, batch: Of the training.
+
     Raises:
         DataError: There is not even one batch.
     """
@@ -143,7 +148,9 @@ def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, 
     if settings.data.streaming:
         return StreamSampler(mixture, settings.data.shuffle_buffer, settings.seed)
     lengths = mixture.characters / CHARACTERS_PER_TOKEN + mixture.media * tokens_per_medium
-    return GroupedSampler(settings.data.grouping, lengths, mixture.media == 0, batch.size, settings.seed)
+    share, is_text_only = settings.data.share_media, mixture.media == 0
+    medium = None if share == 1 else mixture.medium
+    return GroupedSampler(settings.data.grouping, lengths, is_text_only, batch.size, settings.seed, share, medium)
 
 
 def save_final(trainer: VoCoTrainer, folder: Path) -> None:
