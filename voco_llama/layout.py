@@ -228,6 +228,24 @@ def pad_rows(rows: Sequence[Row], tokens: TokenIds, side: Literal["left", "right
     }
 
 
+@dataclass(frozen=True)
+class HostRows:
+    """Padded rows that stay on the host whatever moves the rest of a batch to its device.
+
+    It is no mapping or tuple and has no `.to`, so that accelerate, DDP and DeepSpeed leave it alone.
+
+    Attributes:
+        fields: Those of `Row`, each `[rows, longest]`.
+        media: int64 `[media, most]`: the images of each distinct medium (an image, several, the frames of a clip) as
+            numbers into the batch's images, -1 padded. None: each segment shows an image of its own, in row order.
+        medium: int64 `[rows]`: which of them a row looks at; -1: none.
+    """
+
+    fields: dict[str, Tensor]
+    media: Tensor | None = None
+    medium: Tensor | None = None
+
+
 def _padding(pad_token_id: int) -> dict[str, int]:
     """What each field of a row holds at a place of padding."""
     return {
@@ -240,15 +258,19 @@ def _padding(pad_token_id: int) -> dict[str, int]:
     }
 
 
-def voco_index(voco: Tensor) -> Tensor:
+def voco_index(voco: Tensor, segment: Tensor | None = None) -> Tensor:
     """Which of its segment's VoCo tokens each one is, counted from 0; -1 for all other tokens.
 
-    A segment's VoCo tokens are taken for one run: between those of two segments stand vision tokens. `voco` is bool
-    `[batch, length]`, the result int64 of the same shape.
+    A segment's VoCo tokens are one run: between those of two segments stand vision tokens, or, where an external
+    compressor makes them, `segment` (int64) tells them apart. `voco` is bool `[batch, length]`, the result int64 of the
+    same shape.
     """
-    count = voco.long().cumsum(dim=1)
-    before_run = count.masked_fill(voco, 0).cummax(dim=1).values
-    return (count - before_run).masked_fill(~voco, 0) - 1
+    starts = voco & ~torch.nn.functional.pad(voco[:, :-1], (1, 0))
+    if segment is not None:
+        starts |= voco & (segment.diff(dim=1, prepend=segment[:, :1]) != 0)
+    count = voco.long().cumsum(dim=1) - 1
+    before_run = count.masked_fill(~starts, 0).cummax(dim=1).values
+    return torch.where(voco, count - before_run, -1)
 
 
 def truncate_voco(batch: dict[str, Tensor], num_voco: Tensor | int, pad_token_id: int) -> dict[str, Tensor]:
@@ -263,7 +285,9 @@ def truncate_voco(batch: dict[str, Tensor], num_voco: Tensor | int, pad_token_id
         num_voco: For all rows, or one number a row, int64 `[batch]`; at least 1.
         pad_token_id: Id of the padding that fills rows which lost more than others.
     """
-    lost = voco_index(batch["voco"]) >= torch.as_tensor(num_voco, device=batch["voco"].device).reshape(-1, 1)
+    lost = voco_index(batch["voco"], batch["segment"]) >= torch.as_tensor(
+        num_voco, device=batch["voco"].device
+    ).reshape(-1, 1)
     kept = (batch["document"] >= 0) & ~lost
     length = int(kept.sum(dim=1).max())
     places = torch.argsort(kept.logical_not().long(), dim=1, stable=True)[:, :length]

@@ -57,9 +57,7 @@ class TokenFacts:
         Raises:
             TypeError: The batch lacks one of them.
         """
-        missing = [name for name in FACTS if name not in batch]
-        if missing:
-            raise TypeError(f"the rows lack {', '.join(missing)}: pass all that VoCoProcessor or lay_out makes")
+        check_facts(batch)
         index = torch.arange(batch["segment"].shape[1], device=batch["segment"].device)
         return cls(index=index.expand_as(batch["segment"]), **{name: batch[name] for name in FACTS})
 
@@ -84,6 +82,12 @@ class TokenFacts:
 
 FACTS = tuple(field.name for field in fields(TokenFacts) if field.name != "index")
 """What a row brings (`voco_llama.layout`); a fact is added there and in `TokenFacts`, all else passes it on."""
+
+
+def check_facts(batch: Mapping[str, Tensor]) -> None:
+    """Refuse rows that lack a fact (`TypeError`)."""
+    if missing := [name for name in FACTS if name not in batch]:
+        raise TypeError(f"the rows lack {', '.join(missing)}: pass all that VoCoProcessor or lay_out makes")
 
 
 def visible(

@@ -1,6 +1,7 @@
 """The two steps of inference: compress each image alone, then read its VoCo tokens' keys and values under the text.
 
-Compressing is one causal pass over an image's segment, of which the keys and values of the VoCo tokens remain. To
+Compressing is the first half of a pass in two steps (`voco_llama.model.two_steps`), of which the keys and values of
+the VoCo tokens remain. To
 generate, the rows are first taken apart: VoCo tokens become slots that hold cached keys and values, moved to their
 positions; text tokens remain; vision tokens are gone. One prefill runs all text but the last token under the
 predicate (text before an image must not see it), and from there on `generate` of transformers goes on with its
@@ -22,6 +23,8 @@ from voco_llama.errors import CheckpointError, DataError, SettingsError, VoCoErr
 from voco_llama.layout import SegmentMark, SegmentShape, lay_out
 from voco_llama.model.cache import VoCoCache, rotate_keys
 from voco_llama.model.decoding import LastPosition, NewTokens
+from voco_llama.model.two_steps import KeptKeys
+from voco_llama.packing import segments_alone
 from voco_llama.tokens import AddedTokens
 from voco_llama.visibility import FACTS, TokenFacts
 
@@ -55,14 +58,10 @@ class VoCoGeneration:
         self.check_num_voco(num_voco)
         shape = self.config.segment_shape(num_voco)
         fingerprint = self.fingerprint()  # first: it waits for the device, and has nothing to wait for yet
-        row = lay_out([SegmentMark()], self.config.added_tokens, shape, "voco")
-        batch = row.repeated(len(pixel_values), pixel_values.device)
-        past = DynamicCache(config=self.language_model.config)
-        facts = TokenFacts.of_batch(batch)
-        self.prefill(self.embed(batch["input_ids"], pixel_values), facts, facts, past, "full")
-        # Copied, so that the cache does not keep the whole prefix's storage alive.
-        keys = torch.stack([layer.keys[:, :, -shape.num_voco :] for layer in past.layers])
-        values = torch.stack([layer.values[:, :, -shape.num_voco :] for layer in past.layers])
+        packing = segments_alone(shape, self.config.added_tokens, len(pixel_values)).to(pixel_values.device)
+        layers: KeptKeys = []
+        self.run_packed(packing, pixel_values, layers)
+        keys, values = (torch.stack(states) for states in zip(*layers, strict=True))
         return VoCoCache(keys, values, fingerprint)
 
     def prefill(

@@ -1,12 +1,13 @@
 """`VoCoLlama`: vision tower, projector and a causal language model under the VoCo mask.
 
-Two forwards. `forward` is one masked pass over laid-out rows (`voco_llama.layout`), for training. `compress` and
-`generate` are inference in two steps: images to a `VoCoCache`, then text on top of it. The decoder's layers are
-called, never copied; the mask reaches them ready-made.
+`forward` is one pass over laid-out rows (`voco_llama.layout`), for training: masked, which is the definition, or in two
+steps, which computes the same and nothing twice. `compress` and `generate` are inference in two steps: images to a
+`VoCoCache`, then text on top of it. The decoder's layers are called, never copied.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +17,23 @@ from transformers.utils import ModelOutput
 from voco_llama.choices import Condition
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.errors import CheckpointError
-from voco_llama.layout import next_tokens, voco_index
+from voco_llama.layout import HostRows, next_tokens, voco_index
 from voco_llama.model.cache import fingerprint
 from voco_llama.model.generation import VoCoGeneration
 from voco_llama.model.language import check_language_config
 from voco_llama.model.loading import LoadingMixin
 from voco_llama.model.losses import Objective
 from voco_llama.model.parts import VisionTower, build_compressor, build_projector
+from voco_llama.model.two_steps import KeptKeys, check_decoder, keeping_attention, run_layers
+from voco_llama.packing import Packing, images_in_order, images_of_rows, pack
 from voco_llama.sharding import weights_are_divided
 from voco_llama.tokens import IGNORE_INDEX
-from voco_llama.visibility import FACTS, BlockMask, TokenFacts, attention_mask
+from voco_llama.visibility import FACTS, BlockMask, TokenFacts, attention_mask, check_facts
 
 
 @dataclass
 class VoCoOutput(ModelOutput):
-    """What one masked pass returns.
+    """What one pass returns.
 
     Attributes:
         loss: Scalar, float32; None without labels.
@@ -68,6 +71,7 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
         vision: VisionTower | None = None,
     ) -> None:
         super().__init__(config)
+        self._runs_layer_by_layer = False
         self.vision = vision or VisionTower(config.vision_config, config.vision_layer)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         hidden_size = self.language_model.get_input_embeddings().embedding_dim
@@ -141,12 +145,13 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
         """Replace the language model's head."""
         self.language_model.set_output_embeddings(value)
 
-    # ---- one masked pass
+    # ---- two ways of one forward pass
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
+        rows: HostRows | None = None,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -154,16 +159,20 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
         condition: Condition | None = None,
         objective: Objective | None = None,
         with_logits: bool | None = None,
+        media: Tensor | None = None,
+        medium: Tensor | None = None,
+        two_steps: bool = False,
         **row: Tensor,
     ) -> VoCoOutput:
-        """One masked pass over laid-out rows.
+        """One pass over laid-out rows, masked or in two steps; both compute the same.
 
         The language-model head runs only where its output is needed: where the next token has a label, or where
         `logits_mask` asks for it, or, with neither, on every text token.
 
         Args:
             input_ids: `[batch, length]`, from `voco_llama.layout`.
-            pixel_values: `[images, 3, height, width]`, the batch's images in row order.
+            rows: In place of `input_ids`, `labels`, `media`, `medium` and the rows' other fields.
+            pixel_values: `[images, 3, height, width]`, the batch's images in row order, or as `media` names them.
             labels: `[batch, length]`, -100 where not trained; `labels[t]` is the id of token t, unshifted.
             num_items_in_batch: Trained tokens in the global batch (all processes and accumulation steps). The loss
                 is the summed cross entropy divided by it; without it, by the trained tokens of this batch.
@@ -173,56 +182,143 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
             with_logits: False: the head runs for the loss alone, which never holds all logits; without labels it does
                 not run, and the hidden states that it would read are returned. None: False where a model in training is
                 given labels and no `logits_mask`.
+            media, medium: Which images each row looks at, where several look at the same (`HostRows`).
+            two_steps: Compute each distinct image once and no padding (`voco_llama.model.two_steps`). Rows on the host
+                keep it from waiting for a device.
             **row: The rows' other fields (`segment`, `voco`, `position`, `document`), as `input_ids`.
 
         Raises:
             TypeError: A field of the rows is missing, or an argument is unknown.
             ValueError: The images do not fill the rows' image tokens, or an objective is given
                 without labels or with a `logits_mask`.
+            SettingsError: The rows cannot be computed in two steps under this condition.
         """
+        if rows is not None:
+            row, media, medium = {**rows.fields}, rows.media, rows.medium
+            input_ids, labels = row.pop("input_ids"), row.pop("labels", None)
         if objective is not None and (labels is None or logits_mask is not None):
             raise ValueError("an objective is about the trained tokens: pass labels and no logits_mask")
         if unknown := sorted(row.keys() - set(FACTS)):
             raise TypeError(f"forward knows no argument {', '.join(unknown)}")
-        facts = TokenFacts.of_batch(row)
-        embeddings = self.embed(input_ids, pixel_values)
-        mask = self.mask(facts, facts, condition or self.config.condition, embeddings.dtype)
-        hidden_states = self.decoder(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
-        ).last_hidden_state
-        targets, asked_for_logits = None if labels is None else next_tokens(labels), logits_mask is not None
+        check_facts(row)
+        targets = None if labels is None else next_tokens(labels)
+        trained, asked_for_logits = None if targets is None else targets != IGNORE_INDEX, logits_mask is not None
         if logits_mask is None:
-            logits_mask = (facts.segment == 0) & (facts.document >= 0) if labels is None else targets != IGNORE_INDEX
-        kept, output = hidden_states[logits_mask], VoCoOutput(logits_mask=logits_mask)
-        head = self.get_output_embeddings()
-        if labels is not None:
-            trained = targets != IGNORE_INDEX if asked_for_logits else logits_mask
-            states = hidden_states[trained] if asked_for_logits else kept
-            losses = (objective or Objective())(head, states, targets[trained], num_items_in_batch)
+            logits_mask = (row["segment"] == 0) & (row["document"] >= 0) if trained is None else trained
+        wanted = logits_mask | trained if asked_for_logits and trained is not None else logits_mask
+        run = self._in_two_steps if two_steps else self._masked
+        batch = {"input_ids": input_ids, **{name: row[name] for name in FACTS}}
+        kept = run(batch, pixel_values, media, medium, condition or self.config.condition, wanted)
+
+        def chosen(mask: Tensor) -> Tensor:
+            return kept if mask is wanted else kept[mask[wanted].to(kept.device)]
+
+        output, head = VoCoOutput(logits_mask=logits_mask), self.get_output_embeddings()
+        if trained is not None:
+            kept_targets = targets[trained].to(kept.device, non_blocking=True)
+            losses = (objective or Objective())(head, chosen(trained), kept_targets, num_items_in_batch)
             output.loss, output.loss_lm, output.loss_kl = losses.total, losses.lm, losses.kl
         if with_logits is None:
             with_logits = labels is None or asked_for_logits or not self.training
         if with_logits:
-            output.logits = head(kept)
+            output.logits = head(chosen(logits_mask))
         elif labels is None:
             output.hidden_states = kept
         return output
+
+    def _masked(
+        self,
+        rows: dict[str, Tensor],
+        pixel_values: Tensor | None,
+        media: Tensor | None,
+        medium: Tensor | None,
+        condition: Condition,
+        wanted: Tensor,
+    ) -> Tensor:
+        """Last hidden states of the wanted tokens, `[wanted, hidden]`, from whole rows under a mask."""
+        order = None if media is None else images_in_order(rows, media, medium)
+        rows = {name: values.to(self.device) for name, values in rows.items()}
+        facts = TokenFacts.of_batch(rows)
+        embeddings = self.embed(rows["input_ids"], pixel_values, order)
+        mask = self.mask(facts, facts, condition, embeddings.dtype)
+        hidden_states = self.decoder(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
+        ).last_hidden_state
+        return hidden_states[wanted.to(self.device)]
+
+    def _in_two_steps(
+        self,
+        rows: dict[str, Tensor],
+        pixel_values: Tensor | None,
+        media: Tensor | None,
+        medium: Tensor | None,
+        condition: Condition,
+        wanted: Tensor,
+    ) -> Tensor:
+        """The same, from every distinct segment once and text without padding."""
+        rows = {name: values.cpu() for name, values in rows.items()}
+        images = images_of_rows(rows, media, medium)
+        shown, num_images = images[images >= 0].unique(), 0 if pixel_values is None else len(pixel_values)
+        if not torch.equal(shown, torch.arange(num_images)):
+            raise ValueError(
+                f"the rows show {len(shown)} images and {num_images} are given: pass the images the rows were laid out"
+                " for"
+            )
+        num_voco = max(self.config.num_voco, int(voco_index(rows["voco"], rows["segment"]).max()) + 1)
+        shape = self.config.segment_shape(num_voco)
+        packing = pack(rows, condition, shape, self.config.added_tokens, images, wanted.cpu()).to(self.device)
+        return self.run_packed(packing, pixel_values)
+
+    def run_packed(self, packing: Packing, pixel_values: Tensor | None, kept: KeptKeys | None = None) -> Tensor:
+        """The language model without its head over packed tokens.
+
+        Args:
+            packing: On the model's device.
+            pixel_values: `[images, 3, height, width]`.
+            kept: Where each layer's keys and values of VoCo tokens are put.
+
+        Returns:
+            The last hidden states of `packing.outputs`, `[wanted, hidden]`.
+
+        Raises:
+            SettingsError: The language model cannot be run layer by layer.
+        """
+        self.check_two_steps()
+        embeddings = self._embed_words(packing.input_ids, packing.voco)
+        features = self._image_features(pixel_values, embeddings)
+        if pixel_values is not None and len(pixel_values):
+            features = features[packing.image_order].flatten(0, 1)
+            embeddings = embeddings.index_copy(0, packing.image_places, features)
+        elif features is not None:
+            embeddings = embeddings + 0.0 * features.sum()
+        return run_layers(self.decoder, embeddings, packing, self.config.segment_attention, kept)
+
+    def check_two_steps(self) -> None:
+        """Refuse a language model whose layers cannot be run one by one (`two_steps.check_decoder`), once."""
+        if not self._runs_layer_by_layer:
+            check_decoder(self.decoder)
+            self._runs_layer_by_layer = True
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        config = self.language_model.config
+        for module in self.language_model.modules():
+            if (checkpoint := getattr(module, "_gradient_checkpointing_func", None)) is not None:
+                module._gradient_checkpointing_func = keeping_attention(config, checkpoint)
 
     def mask(self, query: TokenFacts, key: TokenFacts, condition: Condition, dtype: torch.dtype) -> Tensor | BlockMask:
         """The mask for this model's attention backend and segment attention (`visibility.attention_mask`)."""
         return attention_mask(self.attention_backend, query, key, condition, dtype, self.config.segment_attention)
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, order: Tensor | None = None) -> Tensor:
         """Token embeddings with the projected patch features in the places of the image tokens.
 
-        An external compressor's tokens take the places of the VoCo tokens instead. In training, and always under
-        ZeRO-3, the vision tower and the projector run even if no row has an image (on a blank one, whose features
-        enter with weight 0): every process must touch the same parameters in the same order, or ZeRO-3 and DDP wait
-        for each other forever.
+        An external compressor's tokens take the places of the VoCo tokens instead.
 
         Args:
             input_ids: `[batch, length]`.
             pixel_values: `[images, 3, height, width]`, in the row-major order of their tokens.
+            order: `[images shown]`: which image fills the next of these places; None: each the next one.
 
         Returns:
             `[batch, length, hidden]`.
@@ -230,32 +326,46 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, PreTrainedModel):
         Raises:
             ValueError: The images do not fill the rows' image tokens.
         """
-        embeddings = self.get_input_embeddings()(input_ids)
-        if self.voco_offsets is not None:
-            index = voco_index(input_ids == self.config.voco_token_id)
-            offsets = self.voco_offsets(index.clamp(min=0)).to(embeddings.dtype)
-            embeddings = embeddings + offsets * (index >= 0)[..., None]
+        embeddings = self._embed_words(input_ids, voco_index(input_ids == self.config.voco_token_id))
         outside = self.config.compresses_outside
         is_image = input_ids == (self.config.voco_token_id if outside else self.config.image_token_id)
         num_images = 0 if pixel_values is None else pixel_values.shape[0]
+        num_shown = num_images if order is None else len(order)
         per_image = self.config.num_voco if outside else self.config.num_vision_tokens
-        if (num_image_tokens := int(is_image.sum())) != num_images * per_image:
+        if (num_image_tokens := int(is_image.sum())) != num_shown * per_image:
             raise ValueError(
-                f"the rows have {num_image_tokens} image tokens, but {num_images} images of {per_image} tokens fill"
-                f" {num_images * per_image}: pass the images the rows were laid out for"
+                f"the rows have {num_image_tokens} image tokens, but {num_shown} images of {per_image} tokens fill"
+                f" {num_shown * per_image}: pass the images the rows were laid out for"
             )
-        if num_images == 0 and not (self.training or weights_are_divided()):
-            return embeddings
+        features = self._image_features(pixel_values, embeddings)
         if num_images == 0:
+            return embeddings if features is None else embeddings + 0.0 * features.sum()
+        return embeddings.masked_scatter(is_image[..., None], features if order is None else features[order])
+
+    def _embed_words(self, input_ids: Tensor, index: Tensor) -> Tensor:
+        """Embeddings of tokens of any shape; `index` says which of its segment's VoCo tokens each is, -1: none."""
+        embeddings = self.get_input_embeddings()(input_ids)
+        if self.voco_offsets is None:
+            return embeddings
+        offsets = self.voco_offsets(index.clamp(min=0)).to(embeddings.dtype)
+        return embeddings + offsets * (index >= 0)[..., None]
+
+    def _image_features(self, pixel_values: Tensor | None, embeddings: Tensor) -> Tensor | None:
+        """What the language model is given of images, `[images, tokens, hidden]`, in the dtype of the embeddings.
+
+        In training, and always under ZeRO-3, tower and projector run even without an image, on a blank one (whose
+        features are to enter with weight 0): every process must touch the same parameters in the same order, or ZeRO-3
+        and DDP wait for each other forever. Else None without an image.
+        """
+        if pixel_values is None or not len(pixel_values):
+            if not (self.training or weights_are_divided()):
+                return None
             size = self.config.image_size
             pixel_values = torch.zeros(1, 3, size, size, device=embeddings.device, dtype=embeddings.dtype)
         features = self.vision(pixel_values)
         if self.compressor is not None:
             features = self.compressor(features)
-        features = self.projector(features).to(embeddings.dtype)
-        if num_images == 0:
-            return embeddings + 0.0 * features.sum()
-        return embeddings.masked_scatter(is_image[..., None], features)
+        return self.projector(features).to(embeddings.dtype)
 
     # ---- what a cache must fit
 

@@ -1,0 +1,205 @@
+"""Training in two steps: loss and all gradients are those of the masked pass, whatever the rows look like."""
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GraniteConfig
+
+from tests.model.rows import answered, batch_of, random_images
+from tests.model.test_two_steps import LANGUAGE_MODELS
+from tests.tiny import tiny_model, tiny_processor
+from voco_llama.choices import ORDERS
+from voco_llama.errors import SettingsError
+from voco_llama.layout import HostRows, pack_rows, truncate_voco
+from voco_llama.model.losses import Objective
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+BATCHES = {
+    "one image": ["<image>\nWhat is it?"],
+    "several images": ["<image>\nOr <image>?\n<image>"],
+    "several rows": ["<image>\nWhat?", "A longer question: <image>\nor <image>?"],
+    "text only": ["Why?", "Why is it so?"],
+    "mixed": ["Why is it so, and not otherwise?", "<image>?", "Is <image> left of <image>?", "Oh."],
+}
+
+
+def loss_and_gradients(model, batch, **kwargs) -> dict[str, Tensor]:
+    model.zero_grad()
+    output = model(**batch, **kwargs)
+    output.loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": output.loss.detach()} | gradients
+
+
+def check_equal(model, batch, other=None, **kwargs) -> None:
+    masked = loss_and_gradients(model, batch, **kwargs)
+    packed = loss_and_gradients(model, batch if other is None else other, two_steps=True, **kwargs)
+    used = {name for name, gradient in masked.items() if gradient.any()}
+    assert packed.keys() <= masked.keys()
+    differences = {n: float((packed[n] - masked[n]).norm() / masked[n].norm()) for n in used}
+    assert max(differences.values()) < 1e-5, differences
+    assert not any(packed[name].any() for name in packed.keys() - used)
+
+
+def rows_of(processor, texts: Sequence[str], side: str = "right", segments_per_mark: int = 1) -> dict[str, Tensor]:
+    rows = [processor.lay_out(answered(text), segments_per_mark) for text in texts]
+    count = sum(text.count("<image>") for text in texts) * segments_per_mark
+    return batch_of(processor, rows, side, labels=True) | {"pixel_values": processor.pixels(random_images(count))}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_loss_and_gradients_are_those_of_the_masked_pass(order, name):
+    processor = tiny_processor(order=order)
+    check_equal(tiny_model(processor, layers=3).train(), rows_of(processor, BATCHES[name]))
+
+
+@pytest.mark.parametrize("name", [name for name in LANGUAGE_MODELS if name != "llama"])
+def test_every_language_model(name):
+    processor = tiny_processor(order="inline")
+    check_equal(
+        tiny_model(processor, text_config=LANGUAGE_MODELS[name]()).train(), rows_of(processor, BATCHES["mixed"])
+    )
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"attention": "eager"},
+        {"attention": "eager", "segment_attention": "bidirectional"},
+        {"segment_attention": "bidirectional"},
+        {"voco_embeddings": "distinct"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["several images", "mixed", "text only"])
+def test_every_way_of_compressing(kwargs, name):
+    processor = tiny_processor(order="authors")
+    model = tiny_model(processor, **kwargs).train()
+    if model.voco_offsets is not None:
+        torch.nn.init.normal_(model.voco_offsets.weight)
+    check_equal(model, rows_of(processor, BATCHES[name]))
+
+
+def test_an_external_compressor_and_a_clip_of_frames():
+    processor = tiny_processor(num_voco=4, num_frames=3)
+    processor = copy.copy(processor)
+    object.__setattr__(processor, "num_vision", 0)
+    model = tiny_model(processor, compressor="average_pool").train()
+    check_equal(model, rows_of(processor, ["<image>\nWhat?", "Oh."], segments_per_mark=3))
+
+
+@pytest.mark.parametrize("order", ["first", "authors"])
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("segment_attention", ["causal", "bidirectional"])
+def test_full_where_images_come_first(order, name, segment_attention):
+    processor = tiny_processor(order=order, condition="full")
+    model = tiny_model(processor, segment_attention=segment_attention).train()
+    check_equal(model, rows_of(processor, BATCHES[name]))
+
+
+def test_full_with_text_before_an_image_is_refused_with_the_reason():
+    processor = tiny_processor(order="inline", condition="full")
+    model = tiny_model(processor)
+    with pytest.raises(SettingsError, match="text before an image.*two_steps=false"):
+        model(**rows_of(processor, ["What is <image>?"]), two_steps=True)
+
+
+def shared(batch: dict[str, Tensor], media: list[list[int]], medium: list[int], images: Tensor) -> dict:
+    fields = {name: values for name, values in batch.items() if name != "pixel_values"}
+    return {"rows": HostRows(fields, torch.tensor(media), torch.tensor(medium)), "pixel_values": images}
+
+
+@pytest.mark.parametrize("condition", ["voco", "full"])
+def test_an_image_that_several_rows_look_at_is_computed_once(condition):
+    """Loss and gradients are those of rows that have it for themselves, in both passes."""
+    texts = ["<image>\nWhat?", "Oh.", "<image>\nHow many?", "<image>\n<image>\nWhich?", "<image>\n<image>\nWhy?"]
+    processor = tiny_processor(condition=condition)
+    model = tiny_model(processor).train()
+    batch = rows_of(processor, texts)
+    images = processor.pixels(random_images(3))
+    batch["pixel_values"] = images[[0, 0, 1, 2, 1, 2]]
+    once = shared(batch, [[0, -1], [1, 2]], [0, -1, 0, 1, 1], images)
+    seen = []
+    model.vision.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    check_equal(model, batch, once)
+    check_equal(model, batch, batch)
+    assert seen == [6, 3, 6, 6]
+    masked, expected = loss_and_gradients(model, once), loss_and_gradients(model, batch)
+    assert all((masked[n] - value).norm() <= 1e-5 * value.norm() for n, value in expected.items())
+
+
+def test_elastic_rows_read_the_first_tokens_of_what_was_compressed_once():
+    processor = tiny_processor(num_voco=4, order="inline")
+    model = tiny_model(processor).train()
+    batch = rows_of(processor, ["Is <image> left of <image>?", "<image>\nWhat?", "Why?"])
+    check_equal(model, truncate_voco(batch, torch.tensor([2, 3, 1]), processor.tokens.pad))
+
+
+def test_packed_documents_are_rows_of_their_own():
+    processor = tiny_processor(order="inline")
+    model = tiny_model(processor).train()
+    texts = ["Is <image> left of <image>?", "<image>\nWhat?", "Why?"]
+    packed = pack_rows([processor.lay_out(answered(text)) for text in texts])
+    batch = batch_of(processor, [packed, processor.lay_out(answered("Oh <image>"))], "left", labels=True)
+    check_equal(model, batch | {"pixel_values": processor.pixels(random_images(4))})
+
+
+def test_a_first_word_that_is_predicted_from_an_image():
+    """Where text begins with what is trained, a segment's last token predicts it, and its last layer is needed."""
+    for condition in ("voco", "full"):
+        processor = tiny_processor(condition=condition)
+        batch = rows_of(processor, ["<image>\nWhat?", "<image>\nWho?"])
+        last = batch["segment"].ne(0).sum(dim=1)
+        batch["labels"] = batch["labels"].scatter(1, last[:, None], batch["input_ids"].gather(1, last[:, None]))
+        check_equal(tiny_model(processor).train(), batch)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_changes_nothing(use_reentrant):
+    processor = tiny_processor(order="inline")
+    model, batch = tiny_model(processor, layers=3).train(), rows_of(processor, BATCHES["mixed"])
+    expected = loss_and_gradients(model, batch, two_steps=True)
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant}) if hasattr(
+        model, "activation_checkpointing_enable"
+    ) else model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    found = loss_and_gradients(model, batch, two_steps=True)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, **CLOSE)
+    check_equal(model, batch)
+
+
+def test_logits_are_those_of_the_masked_pass():
+    processor = tiny_processor(order="llava")
+    model, batch = tiny_model(processor), rows_of(processor, BATCHES["mixed"], side="left")
+    torch.testing.assert_close(model(**batch, two_steps=True).logits, model(**batch).logits, **CLOSE)
+    del batch["labels"]
+    torch.testing.assert_close(model(**batch, two_steps=True).logits, model(**batch).logits, **CLOSE)
+    asked = torch.zeros_like(batch["voco"])
+    asked[:, -1] = True
+    two = model(**batch, two_steps=True, logits_mask=asked).logits
+    torch.testing.assert_close(two, model(**batch, logits_mask=asked).logits, **CLOSE)
+
+
+def test_images_that_the_rows_do_not_show_are_refused():
+    processor = tiny_processor()
+    model, batch = tiny_model(processor), rows_of(processor, ["<image>\nWhat?"])
+    with pytest.raises(ValueError, match="show 1 images and 2 are given"):
+        model(**batch | {"pixel_values": batch["pixel_values"].repeat(2, 1, 1, 1)}, two_steps=True)
+
+
+def test_a_model_that_scales_its_embeddings_is_refused():
+    processor = tiny_processor()
+    shape = dict(vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    model = tiny_model(processor, text_config=GraniteConfig(**shape, embedding_multiplier=2.0, pad_token_id=0))
+    with pytest.raises(SettingsError, match="cannot be run layer by layer"):
+        model(**rows_of(processor, ["<image>\nWhat?"]), two_steps=True)
+
+
+def test_an_objective_sees_the_same_tokens():
+    processor = tiny_processor()
+    check_equal(tiny_model(processor).train(), rows_of(processor, BATCHES["mixed"]), objective=Objective(chunk_size=3))
