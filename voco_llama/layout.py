@@ -100,25 +100,6 @@ class Row:
 ROW_FIELDS = tuple(field.name for field in fields(Row))
 
 
-@dataclass(frozen=True)
-class HostRows:
-    """Rows of a batch for a pass that makes index tensors of them; they stay where they are, on the host.
-
-    No mapping, no tuple, and without a `to`: what moves batches to a device (accelerate, DDP, pinning) passes it on as
-    it is.
-
-    Attributes:
-        fields: Of `Row`, as `pad_rows` gives them, each `[rows, length]`.
-        media: int64 `[media, most images of one]`, padded with -1: of each medium that rows of the batch look at (an
-            image, several ones, the frames of a clip) the images, as numbers into the batch's different ones.
-        medium: int64 `[rows]`: which of the media a row looks at; -1: none.
-    """
-
-    fields: dict[str, Tensor]
-    media: Tensor
-    medium: Tensor
-
-
 def lay_out(
     parts: Sequence[Part],
     tokens: AddedTokens,

@@ -11,6 +11,19 @@ itself, whatever the number of processes. Of blocks of 4:
 import numpy as np
 
 
+def num_encoded(medium: np.ndarray, media: np.ndarray, share_media: int) -> int:
+    """Images or clips that are computed in an epoch where at most so many records share each, at least.
+
+    Args:
+        medium: `[records]` int64, equal where they look at the same; 0 = at nothing.
+        media: `[records]`, the images or clips of each.
+        share_media: 1: each record has its own.
+    """
+    media, medium = media[medium != 0], medium[medium != 0]
+    _, first, records = np.unique(medium, return_index=True, return_counts=True)
+    return int((-(-records // share_media) * media[first]).sum())
+
+
 def blocks_of_media(
     samples: np.ndarray, medium: np.ndarray, size: int, lengths: np.ndarray | None, generator: np.random.Generator
 ) -> np.ndarray:
