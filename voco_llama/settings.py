@@ -86,7 +86,7 @@ class ModelSettings:
         projector_weights: Of a projector that was trained before: a file (LLaVA's `mm_projector.bin`), or a folder of
             a whole model; null starts with a fresh one.
         tokenizer: Folder or hub name; null takes that of `language.pretrained`.
-        attention: How the mask is handed to attention; flash_attention_2 cannot express it and is refused.
+        attention: Implementation of attention. flash_attention_2 cannot express the mask: it trains in two steps only.
         dtype: Of the weights as loaded. Mixed precision is `trainer.bf16`.
     """
 
@@ -290,6 +290,9 @@ class TrainSettings:
         global_batch_size: Rows of an optimizer step, over all processes. Gradient accumulation follows from it and
             from `trainer.per_device_train_batch_size`; null: from `trainer.gradient_accumulation_steps`.
         trainer: Keys of `transformers.TrainingArguments`, `deepspeed` (a path or the configuration itself) included.
+        two_steps: How a forward pass computes the loss: each segment once and then the text that reads it (true), or
+            whole rows under a mask (false); the loss is the same. null: in two steps, but under condition `full` with
+            text before an image, where it cannot be.
         optimizer: `trainer`: the one that `trainer.optim` names, AdamW by default. `muon`: for tiny models that learn
             from scratch (`voco_llama.training.optimizer`).
         projector_learning_rate: Of the projector (or compressor), scheduled as `trainer.learning_rate`; null: that one.
@@ -307,6 +310,7 @@ class TrainSettings:
     trainer: dict[str, Any] = field(default_factory=dict)
     global_batch_size: int | None = None
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
+    two_steps: bool | None = None
     optimizer: str = _choice(OPTIMIZERS, default="trainer")
     projector_learning_rate: float | None = None
     paths: PathsSettings = field(default_factory=PathsSettings)

@@ -49,7 +49,15 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["stage.trains=[vision,projector]"], "the vision tower trains in stage clip, and only there"),
         (["stage=clip", "model=llava_7b"], "stage clip trains a tiny tower from scratch"),
         (["stage=clip", "model.vision.name=tiny.json", "model.tokenizer=null"], "set model.tokenizer"),
-        (["model.attention=flash_attention_2"], "use sdpa, eager or flex_attention"),
+        (
+            ["model.attention=flash_attention_2", "two_steps=false"],
+            "use sdpa, eager or flex_attention, or train in two",
+        ),
+        (
+            ["two_steps=true", "compression=full", "stage=instruct", "prompt.order=llava"],
+            "prompt.order=llava: a row has text before",
+        ),
+        (["model.attention=flash_attention_2", "compression.segment_attention=bidirectional"], "causal: set"),
         (["model.language.config=some/folder"], "set exactly one of model.language.pretrained"),
         (["model.language.pretrained=null"], "set exactly one of model.language.pretrained"),
         ([*RANDOM_WEIGHTS, "model.tokenizer=null"], "brings no tokenizer: set model.tokenizer"),

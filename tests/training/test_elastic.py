@@ -63,8 +63,9 @@ def test_rows_are_trained_with_the_numbers_drawn(settings_for, monkeypatch):
     original = VoCoTrainer.compute_loss
 
     def watch(self, model, inputs, *args, **kwargs):
-        segments = (inputs["segment"].diff(dim=1, prepend=inputs["segment"][:, :1] * 0) > 0).sum(dim=1)
-        seen.append((inputs["voco"].sum(dim=1), segments))
+        rows = inputs["rows"].fields
+        segments = (rows["segment"].diff(dim=1, prepend=rows["segment"][:, :1] * 0) > 0).sum(dim=1)
+        seen.append((rows["voco"].sum(dim=1), segments))
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(VoCoTrainer, "compute_loss", watch)

@@ -18,7 +18,7 @@ class Collator:
     Attributes:
         tokens: For the id of padding.
         side: Where padding stands.
-        two_steps: For a training pass in two steps, which makes its own batch of the rows. False: for a masked pass.
+        two_steps: Batches are for a pass in two steps, whose rows stay on the host; else for a masked one.
     """
 
     tokens: TokenIds

@@ -23,7 +23,7 @@ from voco_llama.errors import CheckpointError, DataError, SettingsError, VoCoErr
 from voco_llama.layout import SegmentMark, SegmentShape, lay_out
 from voco_llama.model.cache import VoCoCache, rotate_keys
 from voco_llama.model.decoding import LastPosition, NewTokens
-from voco_llama.model.two_steps import KeptKeys
+from voco_llama.model.two_steps import KeptKeys, attention_named
 from voco_llama.packing import segments_alone
 from voco_llama.tokens import AddedTokens
 from voco_llama.visibility import FACTS, TokenFacts
@@ -69,18 +69,23 @@ class VoCoGeneration:
     ) -> None:
         """Run tokens under the predicate and add their keys and values to a cache, `past`.
 
+        Flash attention cannot express it; sdpa stands in for it.
+
         Embeddings are `[batch, length, hidden]`, `query` the facts of these tokens, and `keys` those of what the cache
         holds already, and then of these tokens.
         """
         if embeddings.shape[1] == 0:
             return
-        self.decoder(
-            inputs_embeds=embeddings,
-            attention_mask=self.mask(query, keys, condition, embeddings.dtype),
-            position_ids=query.position,
-            past_key_values=past,
-            use_cache=True,
-        )
+        config = self.language_model.config
+        backend = "sdpa" if config._attn_implementation == "flash_attention_2" else config._attn_implementation
+        with attention_named(config, backend):
+            self.decoder(
+                inputs_embeds=embeddings,
+                attention_mask=self.mask(query, keys, condition, embeddings.dtype),
+                position_ids=query.position,
+                past_key_values=past,
+                use_cache=True,
+            )
 
     def filled_cache(self, cache: VoCoCache | None, slots: Tensor, position: Tensor) -> DynamicCache:
         """A transformers cache that holds cached tokens, `[batch, heads, slots, head_dim]` a layer.

@@ -14,10 +14,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from voco_llama.choices import ATTENTIONS, require_choice
 from voco_llama.errors import CheckpointError, SettingsError, VoCoError, one_line, refused_as
 from voco_llama.llava_folder import is_llava
 from voco_llama.model.weights import Weights, check_fit, check_loaded, read_weights, weights_file
-from voco_llama.visibility import check_backend
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -96,7 +96,7 @@ def check_language_config(config: Any) -> None:
     Raises:
         SettingsError: What the model does that would be lost silently.
     """
-    check_backend(config._attn_implementation)
+    require_choice("attention backend", config._attn_implementation, ATTENTIONS)
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"} or getattr(config, "sliding_window", None):
         raise SettingsError(

@@ -19,6 +19,7 @@ from voco_llama.sharding import sharding_of
 from voco_llama.training.batch import rows_of_a_pass
 from voco_llama.training.inputs import check_inputs
 from voco_llama.training.loss_checks import check_losses
+from voco_llama.training.passes import check_flash_is_here, check_passes
 from voco_llama.training.position_checks import check_positions_here
 from voco_llama.training.trackers import check_trackers
 from voco_llama.training.trainer_values import check_trainer_values
@@ -77,10 +78,12 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     _check_compression(settings)
     _check_stage(settings.stage, settings)
     _check_model(settings.model, settings)
+    check_passes(settings)
     _check_data(settings)
     check_losses(settings)
     _check_trainer(settings)
     if paths:
+        check_flash_is_here(settings)
         check_trackers(settings.trainer)
         check_inputs(settings)
         _check_run(settings)
@@ -160,11 +163,6 @@ def _check_stage(stage: StageSettings, settings: TrainSettings) -> None:
 
 
 def _check_model(model: ModelSettings, settings: TrainSettings) -> None:
-    require(
-        model.attention != "flash_attention_2",
-        "model.attention=flash_attention_2 cannot express the VoCo mask and would let text see the image:"
-        " use sdpa, eager or flex_attention",
-    )
     if model.checkpoint is not None or settings.stage.name == "clip":
         return
     require(

@@ -23,6 +23,7 @@ from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts
 from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
 from voco_llama.training.losses import ScheduledLoss
+from voco_llama.training.passes import uses_two_steps
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import EpochSampler, GroupedSampler, StreamSampler
 from voco_llama.training.stages import set_trainable
@@ -72,9 +73,13 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
     if settings.loss.teacher == "top_k":
         rows = open_top_k(settings, mixture, processor, rows)
     adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
+    in_two_steps = uses_two_steps(settings)
+    if in_two_steps:
+        model.check_two_steps()
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     batch = GlobalBatch.of(settings, arguments.world_size)
-    order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
+    tokens_per_medium = 0 if in_two_steps else processor.num_vision + processor.num_voco  # of a row, beside its text
+    order = order_of(mixture, tokens_per_medium, settings, batch)
     compression = settings.compression
     elastic = None
     if (choices := compression.num_voco_choices) is not None:
@@ -92,7 +97,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
-        data_collator=Collator(processor.tokens),
+        data_collator=Collator(processor.tokens, two_steps=in_two_steps),
         processing_class=processor,
     )
     started = time.perf_counter()

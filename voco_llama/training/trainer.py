@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from voco_llama.errors import CheckpointError, SettingsError, refused_as
-from voco_llama.layout import truncate_voco
+from voco_llama.layout import HostRows, truncate_voco
 from voco_llama.text import duration
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.checkpoints import UNFINISHED, discard_unfinished, publish
@@ -133,12 +134,18 @@ class VoCoTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass, of fewer VoCo tokens if training is elastic; counts the tokens besides."""
+        in_two_steps = isinstance(inputs.get("rows"), HostRows)
+        fields = inputs["rows"].fields if in_two_steps else inputs
         if self.elastic is not None:
-            inputs = truncate_voco(
-                inputs, self._drawn_num_voco(len(inputs["document"])), self.processing_class.tokens.pad
-            )
-        if "document" in inputs:
-            self.tokens_seen += (inputs["document"] >= 0).sum().detach()
+            num_voco = self._drawn_num_voco(len(fields["document"]))
+            fields = truncate_voco(fields, num_voco, self.processing_class.tokens.pad)
+        if "document" in fields:
+            self.tokens_seen += (fields["document"] >= 0).sum().detach()
+        if in_two_steps:
+            others = {name: value for name, value in inputs.items() if name not in ("rows", "labels")}
+            inputs = {**others, "rows": replace(inputs["rows"], fields=fields), "two_steps": True}
+        else:
+            inputs = fields
         return super().training_step(model, inputs, *args, **kwargs)
 
     def _drawn_num_voco(self, num_rows: int) -> Tensor:

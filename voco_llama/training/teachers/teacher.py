@@ -12,6 +12,7 @@ token of the teacher's rows is the i-th of the student's.
 
 import functools
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,9 +24,10 @@ from transformers import TrainingArguments
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError
-from voco_llama.layout import next_tokens, truncate_voco
+from voco_llama.layout import ROW_FIELDS, HostRows, next_tokens, truncate_voco
 from voco_llama.model.losses import TeacherStates, TeacherTokens, TeacherTopK
 from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.packing import cannot_pack
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import place_frozen, weights_are_divided, whole
 from voco_llama.tokens import IGNORE_INDEX
@@ -120,17 +122,27 @@ def read_uncompressed(model: Any, batch: dict[str, Tensor], num_voco: int, pad_t
 
     Args:
         model: A `VoCoLlama`, wrapped or not.
-        batch: As the student reads it.
+        batch: As the student reads it: fields of rows, or `rows` for a pass in two steps.
         num_voco: VoCo tokens a segment that the model was trained with; the rows lose what they have beyond.
         pad_token_id: Of the rows.
 
     Returns:
         `[trained tokens, hidden]`, in row-major order.
     """
-    rows = truncate_voco(batch, num_voco, pad_token_id)
-    rows["position"] = contiguous_positions(rows["document"])
-    trained = next_tokens(rows.pop("labels")) != IGNORE_INDEX
-    return model(**rows, logits_mask=trained, condition="full", with_logits=False).hidden_states
+    whose = batch.get("rows")
+    if whose is None:
+        whose = HostRows({name: batch[name] for name in ROW_FIELDS}, batch.get("media"), batch.get("medium"))
+    fields = truncate_voco(whose.fields, num_voco, pad_token_id)
+    fields["position"] = contiguous_positions(fields["document"])
+    trained = next_tokens(fields.pop("labels")) != IGNORE_INDEX
+    return model(
+        rows=replace(whose, fields=fields),
+        pixel_values=batch.get("pixel_values"),
+        logits_mask=trained,
+        condition="full",
+        with_logits=False,
+        two_steps="rows" in batch and cannot_pack(fields, "full") is None,
+    ).hidden_states
 
 
 def contiguous_positions(document: Tensor) -> Tensor:
