@@ -78,8 +78,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         model.check_two_steps()
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     batch = GlobalBatch.of(settings, arguments.world_size)
-    tokens_per_medium = 0 if in_two_steps else processor.num_vision + processor.num_voco  # of a row, beside its text
-    order = order_of(mixture, tokens_per_medium, settings, batch)
+    order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
     compression = settings.compression
     elastic = None
     if (choices := compression.num_voco_choices) is not None:
@@ -140,11 +139,6 @@ class KeptRows(Sequence[dict[str, Tensor]]):
 
 def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, batch: GlobalBatch) -> EpochSampler:
     """The order of samples.
-
-    Args:
-        mixture: The data.
-        tokens_per_medium: By which rows are longer for each image that they look at, in the pass that trains.
-        settings, batch: Of the training.
 
     Raises:
         DataError: There is not even one batch.
