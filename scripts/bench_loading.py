@@ -23,9 +23,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from voco_llama.data.collate import Collator
 from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.mixture import LoadedMixture, Mixture
-from voco_llama.data.processor import Collator, VoCoProcessor
+from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.readers.llava_json import LlavaJson
 from voco_llama.errors import SettingsError
 from voco_llama.files import write_atomically

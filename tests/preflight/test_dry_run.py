@@ -136,7 +136,11 @@ def test_adapters_are_walked():
 
 @pytest.fixture
 def toy(settings_for):
-    return settings_for("toy/instruct", "trainer.max_steps=-1", "trainer.num_train_epochs=2", "compression=voco_2")
+    """Every image in two sources, for records to share it."""
+    overrides = ("trainer.max_steps=-1", "trainer.num_train_epochs=2", "compression=voco_2", "data.share_media=2")
+    settings = settings_for("toy/instruct", *overrides)
+    settings.data.sources *= 2
+    return settings
 
 
 def test_the_toy_world_is_counted_as_it_is_trained(toy, tmp_path):
@@ -144,6 +148,8 @@ def test_the_toy_world_is_counted_as_it_is_trained(toy, tmp_path):
     assert not (tmp_path / "run").exists()
     mixture = open_mixture(toy)
     assert (run.epoch.rows, run.epoch.images) == (len(mixture), int(mixture.media.sum()))
+    assert run.epoch.encoded == run.epoch.images / 2
+    assert f"of which {run.images_a_step[1]:,} are computed" in format_dry_run(run)
     model, processor = build_or_load(toy)
     set_trainable(model, toy.stage.trains)
     assert list(run.parameters) == count_parameters(model)
