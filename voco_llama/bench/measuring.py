@@ -19,7 +19,7 @@ from voco_llama.text import duration
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "out of memory"
-PEAK_SIZES = {"cuda": 8192, "cpu": 2048}
+PEAK_SIZES = {"cuda": 8192, "cpu": 1024}
 """Side of the square matrices whose product shows what a device can do."""
 PEAK_ROUNDS = 10
 
