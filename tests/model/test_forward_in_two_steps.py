@@ -15,6 +15,7 @@ from voco_llama.choices import ORDERS
 from voco_llama.errors import SettingsError
 from voco_llama.layout import HostRows, pack_rows, truncate_voco
 from voco_llama.model.losses import Objective
+from voco_llama.packing import segments_alone
 from voco_llama.packing import pack
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -212,3 +213,28 @@ def test_a_model_that_scales_its_embeddings_is_refused():
 def test_an_objective_sees_the_same_tokens():
     processor = tiny_processor()
     check_equal(tiny_model(processor).train(), rows_of(processor, BATCHES["mixed"]), objective=Objective(chunk_size=3))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own compiler
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # meant: compiling takes 50 s
+def test_flex_attention_has_one_mask_for_all_segments_and_one_for_all_rows():
+    processor = tiny_processor(order="inline")
+    batch, logits = rows_of(processor, BATCHES["mixed"]), {}
+    for backend in ("eager", "flex_attention"):
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            logits[backend] = tiny_model(processor, attention=backend)(**batch, two_steps=True).logits
+    torch.testing.assert_close(logits["flex_attention"], logits["eager"], **CLOSE)
+
+
+@pytest.mark.parametrize("segment_attention", ["causal", "bidirectional"])
+def test_nothing_waits_for_the_device(segment_attention):
+    """The device `meta` holds no values: whatever asks for one (a count, a mask as an index, a copy) fails."""
+    processor = tiny_processor(order="inline")
+    model = tiny_model(processor, segment_attention=segment_attention)
+    model.check_two_steps()
+    batch, model = rows_of(processor, BATCHES["mixed"]), model.to("meta").train()
+    pixels, trained = batch.pop("pixel_values").to("meta"), torch.tensor(9.0, device="meta")
+    model(rows=HostRows(batch), pixel_values=pixels, two_steps=True, num_items_in_batch=trained).loss.backward()
+    packing = segments_alone(model.config.segment_shape(), model.config.added_tokens, len(pixels))
+    model.run_packed(packing.to(pixels.device), pixels, kept := [])
+    assert [keys.shape for keys, _ in kept] == [(len(pixels), 2, 2, 8)] * 2
