@@ -268,6 +268,17 @@ def ask(settings: Any) -> str:
     return "".join(f"Q: {question}\nA: {answer}\n" for question, answer in answers)
 
 
+@_command("voco_llama.bench.settings:BenchSettings")
+def bench(settings: Any) -> str:
+    """Measure how fast training, compressing, answering and loading are."""
+    from voco_llama.bench.settings import check_bench
+
+    check_bench(settings)  # before the slow imports
+    from voco_llama.bench.run import bench
+
+    return bench(settings, COMMANDS["evaluate"].compose)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with these arguments, by default those of the process.
 
