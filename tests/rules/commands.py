@@ -226,8 +226,8 @@ def _ask(place: Place, out: Path) -> list[str]:
 
 
 def _bench(place: Place, out: Path) -> list[str]:
-    curves = ["train.workloads=[two_each]", "train.lengths=[8]", "train.frames=[]", "train.rows=2"]
-    return ["shape=tiny", *curves, "rounds=1", "device=cpu", "peak_memory=false", f"output={out}/bench"]
+    steps = ["train.workloads=[two_each]", "train.lengths=[]", "train.frames=[]", "train.rows=2"]
+    return ["shape=tiny", *steps, "rounds=1", "device=cpu", "peak_memory=false", f"output={out}/bench"]
 
 
 LINES: dict[str, Callable[[Place, Path], list[str]]] = {

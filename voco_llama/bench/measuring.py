@@ -19,9 +19,6 @@ from voco_llama.text import duration
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "out of memory"
-PEAK_SIZES = {"cuda": 8192, "cpu": 1024}
-"""Side of the square matrices whose product shows what a device can do."""
-PEAK_ROUNDS = 10
 
 Work = Callable[[int], Callable[[], object]]
 """Lays ready what a round needs, told its number, and returns what is timed."""
@@ -122,14 +119,6 @@ def timed(work: Callable[[], object], device: torch.device) -> tuple[float, int 
     work()
     torch.cuda.synchronize(device)
     return time.perf_counter() - began, torch.cuda.max_memory_allocated(device) - before
-
-
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of the best of some products of large square matrices: what utilization is measured against."""
-    size = PEAK_SIZES[device.type]
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    left @ right
-    return 2 * size**3 / min(timed(lambda: left @ right, device)[0] for _ in range(PEAK_ROUNDS))
 
 
 def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from voco_llama.bench.authors import authors_loss
-from voco_llama.bench.measuring import alternate, in_own_process, matrix_peak, peak_of, ratios
+from voco_llama.bench.measuring import alternate, in_own_process, peak_of, ratios
 from voco_llama.bench.results import Findings
 from voco_llama.bench.settings import CHECKPOINTING, BenchSettings
 from voco_llama.bench.shape import build_model, images, rows
@@ -26,6 +26,7 @@ from voco_llama.layout import HostRows
 from voco_llama.model.flops import training_flops
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.tokens import IGNORE_INDEX
+from voco_llama.training.speed import matrix_peak
 
 __all__ = ["measure", "page", "plot"]
 

@@ -23,6 +23,7 @@ forward. So utilization by these counts falls with waste, whoever makes it.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from voco_llama.configuration import Heads, VoCoLlamaConfig
@@ -31,6 +32,30 @@ from voco_llama.vision_config import MLP_RATIO
 HALF = 0.5
 """Part of a square of queries and keys that causal attention needs."""
 NUM_CHANNELS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What training on some rows asks for, in tokens, and in pairs of a query and a key that it sees.
+
+    Attributes:
+        text: Text tokens.
+        text_pairs: Text that sees text.
+        read_pairs: Text that sees tokens of segments.
+        segment_tokens, segment_pairs: Of the segments, each distinct one once.
+        kept: Those of their tokens that text reads.
+        trained: Tokens that the head runs for.
+        images: Distinct ones.
+    """
+
+    text: float
+    text_pairs: float
+    read_pairs: float
+    segment_tokens: float
+    segment_pairs: float
+    kept: float
+    trained: float
+    images: float
 
 
 def training_flops(
@@ -42,7 +67,7 @@ def training_flops(
     trains: Collection[str] = ("projector", "language"),
     causal: float = HALF,
 ) -> int:
-    """Forward and backward of one batch.
+    """Forward and backward of one batch under `voco`.
 
     Args:
         config: Of the model.
@@ -53,16 +78,33 @@ def training_flops(
         trains: As `stage.trains`: of `vision`, `projector`, `language`.
         causal: Part of a causal square that is counted.
     """
-    layers, num_voco = config.text_config.num_hidden_layers, config.num_voco
-    linear, pairs = images * _segment_linear(config, num_voco), images * _segment_pairs(config, num_voco, causal)
-    linear += layers * sum(texts) * _a_token(config.text_config) + trained * _head(config.text_config)
-    for text, read in zip(texts, segments, strict=True):
-        pairs += layers * (text * read * num_voco + causal * text**2)
-    flops = (2 + ("language" in trains)) * linear + 3 * pairs * _a_pair(config.text_config)
-    flops += images * (3 if "vision" in trains else 1) * tower_flops(config)
+    shape = config.segment_shape()
+    tokens = shape.num_compressed + shape.num_voco
+    work = Work(
+        text=sum(texts),
+        text_pairs=causal * sum(text**2 for text in texts),
+        read_pairs=sum(text * read * config.num_voco for text, read in zip(texts, segments, strict=True)),
+        segment_tokens=images * tokens,
+        segment_pairs=causal * images * tokens**2,
+        kept=images * config.num_voco,
+        trained=trained,
+        images=images,
+    )
+    return flops_of_work(config, work, trains)
+
+
+def flops_of_work(config: VoCoLlamaConfig, work: Work, trains: Collection[str] = ("projector", "language")) -> int:
+    """Forward and backward of some work; `trains` as of `training_flops`, of parts that train whole."""
+    language = config.text_config
+    layers = language.num_hidden_layers
+    linear = layers * work.text * _a_token(language) + work.trained * _head(language)
+    linear += (layers - 1) * work.segment_tokens * _a_token(language) + work.kept * _keys_and_values(language)
+    pairs = (layers - 1) * work.segment_pairs + layers * (work.read_pairs + work.text_pairs)
+    flops = (2 + ("language" in trains)) * linear + 3 * pairs * _a_pair(language)
+    flops += work.images * (3 if "vision" in trains else 1) * tower_flops(config)
     first, rest = _projector(config)
     own = "projector" in trains
-    return int(flops + images * ((1 + own + ("vision" in trains)) * first + (2 + own) * rest))
+    return int(flops + work.images * ((1 + own + ("vision" in trains)) * first + (2 + own) * rest))
 
 
 def compress_flops(config: VoCoLlamaConfig, images: int, num_voco: int | None = None, causal: float = HALF) -> int:
@@ -111,8 +153,7 @@ def _segment_linear(config: VoCoLlamaConfig, num_voco: int) -> int:
     """Linear maps of all layers over one segment."""
     language, shape = config.text_config, config.segment_shape(num_voco)
     tokens = shape.num_compressed + num_voco
-    heads = Heads.of(language)
-    last = 4 * language.hidden_size * heads.key_value * heads.dimension * num_voco
+    last = num_voco * _keys_and_values(language)
     return (language.num_hidden_layers - 1) * tokens * _a_token(language) + last
 
 
@@ -126,6 +167,12 @@ def _a_token(language: Any) -> int:
     hidden, heads = language.hidden_size, Heads.of(language)
     attention = 2 * (heads.query + heads.key_value) * heads.dimension
     return 2 * hidden * (attention + 3 * language.intermediate_size)
+
+
+def _keys_and_values(language: Any) -> int:
+    """Their maps, of one layer, one token."""
+    heads = Heads.of(language)
+    return 4 * language.hidden_size * heads.key_value * heads.dimension
 
 
 def _a_pair(language: Any) -> int:
