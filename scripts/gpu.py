@@ -109,7 +109,7 @@ def parts(is_small: bool, device_bytes: int) -> list[Part]:
 
 
 def says_tests(log: str, folder: Path) -> str:
-    """pytest's last line."""
+    """Pytest's last line."""
     found = re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|error).*? in [\d.]+s)", log, re.MULTILINE)
     return found[-1] if found else ""
 
@@ -136,7 +136,9 @@ def says_efficiency(found: dict[str, Any]) -> str:
 
 def says_answer(found: dict[str, Any]) -> str:
     """How many times as fast VoCo answers."""
-    a_second = {name: found["parts"]["methods"][name]["a_second"]["median"] for name in ("no_cache", "full_cache", "voco")}
+    a_second = {
+        name: found["parts"]["methods"][name]["a_second"]["median"] for name in ("no_cache", "full_cache", "voco")
+    }
     times = {name: a_second["voco"] / rate for name, rate in a_second.items()}
     return f"{times['no_cache']:.2f} times no cache, {times['full_cache']:.2f} times a full cache"
 

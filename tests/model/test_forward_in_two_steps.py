@@ -15,8 +15,7 @@ from voco_llama.choices import ORDERS
 from voco_llama.errors import SettingsError
 from voco_llama.layout import HostRows, pack_rows, truncate_voco
 from voco_llama.model.losses import Objective
-from voco_llama.packing import segments_alone
-from voco_llama.packing import pack
+from voco_llama.packing import pack, segments_alone
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 BATCHES = {
@@ -213,17 +212,6 @@ def test_a_model_that_scales_its_embeddings_is_refused():
 def test_an_objective_sees_the_same_tokens():
     processor = tiny_processor()
     check_equal(tiny_model(processor).train(), rows_of(processor, BATCHES["mixed"]), objective=Objective(chunk_size=3))
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own compiler
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # meant: compiling takes 50 s
-def test_flex_attention_has_one_mask_for_all_segments_and_one_for_all_rows():
-    processor = tiny_processor(order="inline")
-    batch, logits = rows_of(processor, BATCHES["mixed"]), {}
-    for backend in ("eager", "flex_attention"):
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            logits[backend] = tiny_model(processor, attention=backend)(**batch, two_steps=True).logits
-    torch.testing.assert_close(logits["flex_attention"], logits["eager"], **CLOSE)
 
 
 @pytest.mark.parametrize("segment_attention", ["causal", "bidirectional"])
