@@ -109,7 +109,7 @@ def _settings_of(command: Described) -> str:
     """What a command reads: its groups with their choices, and its keys, as its schema describes them."""
     schema = resolve_name(command.schema)
     own = [entry.name for entry in dataclasses.fields(schema)]
-    groups = ["experiment", *own] if "trainer" in own else ["plan"] if command.config == "sweep" else []
+    groups = ["experiment", *own] if "trainer" in own else ["plan"] if command.config == "sweep" else own
     choices = [
         textwrap.fill(", ".join(choices_of(name)), WIDTH, initial_indent=f"  {name}=", subsequent_indent="    ")
         for name in groups

@@ -42,10 +42,8 @@ class Packing:
         image_order: `[images shown]`: which image of the batch fills the next of these places.
         sources: `[reads]`: the packed token that each place of a row which is no text reads.
         offsets: `[reads]`: by how many positions its key is moved; None: no key moves.
-        keys: `[rows, longest]`: the key at each place of a row, a number into `[text tokens, reads]`; padding on the
-            right has any.
-        queries: `[rows, longest]`: the same among the text tokens alone; any where there is none.
-        text_places: `[text tokens]`: the place in `rows x longest` of each.
+        num_rows, longest: Of the rows in which text reads, padded on the right.
+        text_places, read_places: `[text tokens]`, `[reads]`: the place in `rows x longest` of each.
         outputs: `[wanted]`: packed tokens whose last hidden states are wanted, in row-major order of the rows.
         voco: `[tokens]`: which of its segment's VoCo tokens each one is; -1 for all others.
         segment: `[segments, segment_length]`, or `[1, segment_length]` where all are alike: which of the images of a
@@ -62,9 +60,10 @@ class Packing:
     image_order: Tensor
     sources: Tensor
     offsets: Tensor | None
-    keys: Tensor
-    queries: Tensor
+    num_rows: int
+    longest: int
     text_places: Tensor
+    read_places: Tensor
     outputs: Tensor
     voco: Tensor
     segment: Tensor
@@ -75,6 +74,13 @@ class Packing:
     def num_segment_tokens(self) -> int:
         """Packed tokens before the text."""
         return self.num_segments * self.segment_length
+
+    def in_rows(self, text: Tensor, read: Tensor | None = None) -> Tensor:
+        """Text, `[text tokens, ...]`, and what it reads, `[reads, ...]`, as `[rows, longest, ...]`; 0 elsewhere."""
+        rows = text.new_zeros(self.num_rows * self.longest, *text.shape[1:]).index_copy(0, self.text_places, text)
+        if read is not None:
+            rows = rows.index_copy(0, self.read_places, read)
+        return rows.unflatten(0, (self.num_rows, self.longest))
 
     def to(self, device: torch.device) -> "Packing":
         """On another device; the host does not wait for the copies."""
@@ -142,6 +148,7 @@ def pack(
     tokens: AddedTokens,
     images: Tensor,
     wanted: Tensor,
+    multiple: int = 1,
 ) -> Packing:
     """Take rows apart.
 
@@ -152,6 +159,8 @@ def pack(
         tokens: The two added ones.
         images: From `images_of_rows`.
         wanted: bool `[rows, length]`: the tokens whose last hidden states are wanted.
+        multiple: Rows of attention are as long as the longest, and then up to a multiple of this, so that fewer lengths
+            occur: cuDNN makes a plan for each.
 
     Raises:
         SettingsError: The rows cannot be taken apart under this condition.
@@ -176,9 +185,8 @@ def pack(
     row, places = changes.cumsum(0) - 1, torch.arange(len(documents))
     place = places - places[changes][row] if len(documents) else places
     num_rows, longest = (int(row[-1]) + 1, int(place.max()) + 1) if len(documents) else (0, 0)
-    num_text = int(is_text.sum())
-    number = torch.where(is_text, is_text.cumsum(0) - 1, num_text + (~is_text).cumsum(0) - 1)
-    keys = torch.zeros(num_rows, longest, dtype=torch.long).index_put((row, place), number)
+    longest = -(-longest // multiple) * multiple
+    places = row * longest + place
     packing = Packing(
         input_ids=torch.cat([segments.input_ids.flatten(), rows["input_ids"][text]]),
         position_ids=torch.cat([segments.position_ids.flatten(), rows["position"][text]]),
@@ -188,11 +196,12 @@ def pack(
         image_order=segments.image_order,
         sources=segments.source[read],
         offsets=offsets if bool(offsets.any()) else None,
-        keys=keys,
-        queries=keys.masked_fill(keys >= num_text, 0),
-        text_places=(row * longest + place)[is_text],
+        num_rows=num_rows,
+        longest=longest,
+        text_places=places[is_text],
+        read_places=places[~is_text],
         outputs=packed[wanted],
-        voco=torch.cat([segments.voco.flatten(), torch.full((num_text,), -1)]),
+        voco=torch.cat([segments.voco.flatten(), torch.full((int(is_text.sum()),), -1)]),
         segment=segments.segment,
     )
     return _with_short_last_layer(packing) if condition == "voco" else packing

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from tabulate import tabulate
 
@@ -13,6 +14,14 @@ _LATEX_ESCAPES = {
     "±": r"$\pm$",
     "–": "--",
 }
+
+
+class TextTable(NamedTuple):
+    """A table whose cells are plain text: a title, names of the columns, and rows as long as these."""
+
+    title: str
+    head: Sequence[str]
+    body: Sequence[Sequence[str]]
 
 
 def duration(seconds: float) -> str:

@@ -34,6 +34,8 @@ ALIGNMENTS = ("align_7b", "align_lcs_7b")
 EXPERIMENTS = [*sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml")), "voco_128"]
 HARDWARE = sorted(file.stem for file in (CONFIG_DIR / "hardware").glob("*.yaml"))
 
+WRITTEN_FOR = "gpus_8x80gb"
+
 
 def is_for(hardware: str, experiment: str) -> bool:
     """Adapters are for trained language models, a whole model on one GPU is for alignment."""
@@ -41,10 +43,10 @@ def is_for(hardware: str, experiment: str) -> bool:
 
 
 RUNS_7B = [
-    (experiment, hardware)
+    (experiment, None if hardware == WRITTEN_FOR else hardware)
     for experiment in EXPERIMENTS
-    for hardware in (None, *HARDWARE)
-    if hardware is None or is_for(hardware, experiment)
+    for hardware in HARDWARE
+    if is_for(hardware, experiment)
 ]
 
 
@@ -74,7 +76,14 @@ def test_every_7b_run_on_all_hardware_fits_and_keeps_its_recipe(monkeypatch, tmp
     assert slowest < 60  # the promise is two minutes on a laptop
 
 
-@pytest.mark.parametrize(("experiment", "hardware"), RUNS_7B)
+def test_the_hardware_that_experiments_are_written_for():
+    assert composed("voco_1") == composed("voco_1", WRITTEN_FOR)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "hardware"),
+    [run for run in RUNS_7B if run[1] is None or run[0] in ("voco", *ALIGNMENTS)],
+)
 def test_the_global_batch_is_the_recipes(experiment, hardware):
     settings = composed(experiment, hardware)
     assert GlobalBatch.of(settings).size == settings.global_batch_size

@@ -6,8 +6,8 @@ import pytest
 
 from voco_llama.report.aggregate import Estimate
 from voco_llama.report.report import to_csv
-from voco_llama.report.sections import TextTable, cell
-from voco_llama.text import latex, latex_text, markdown
+from voco_llama.report.sections import cell
+from voco_llama.text import TextTable, latex, latex_text, markdown
 
 TABLE = TextTable("A title", ["Row", "N"], [["a", "10"], ["a_|b", "-4.0 ± 1.0"]])
 

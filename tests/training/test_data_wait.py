@@ -5,12 +5,12 @@ import logging
 import time
 
 import pytest
-import torch
 
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.training import trainer
+from voco_llama.training import speed
 from voco_llama.training.run import train
-from voco_llama.training.trainer import DataWait, VoCoTrainer
+from voco_llama.training.speed import DataWait
+from voco_llama.training.trainer import VoCoTrainer
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(speed, "time", clock)
     return clock
 
 
@@ -36,7 +36,7 @@ def test_only_the_time_between_asking_and_getting_counts(clock):
             yield seconds
         clock.now += 1  # finding out that there is no more
 
-    wait = DataWait(torch.device("cpu"))
+    wait = DataWait()
     clock.now += 50
     wait.start()
     got = []
@@ -53,7 +53,7 @@ def test_only_the_time_between_asking_and_getting_counts(clock):
 
 def test_the_iterator_may_be_asked_in_parts(clock):
     """As the Trainer does, a step's batches at a time."""
-    wait, batches = DataWait(torch.device("cpu")), iter(range(5))
+    wait, batches = DataWait(), iter(range(5))
     assert [next(wait.timed(batches)) for _ in range(2)] == [0, 1]
     assert list(wait.timed(batches)) == [2, 3, 4]
 
@@ -64,7 +64,7 @@ def test_an_error_of_the_data_passes_through(clock):
         raise KeyError("x")
         yield
 
-    wait = DataWait(torch.device("cpu"))
+    wait = DataWait()
     with pytest.raises(KeyError):
         list(wait.timed(broken()))
     assert wait.share == 1

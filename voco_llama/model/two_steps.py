@@ -96,7 +96,7 @@ class Reading:
             )
             return attention_mask(backend, facts, facts, "full", dtype, attention)
 
-        longest = torch.ones(1, packing.keys.shape[1], dtype=torch.long, device=packing.keys.device)
+        longest = torch.ones(1, packing.longest, dtype=torch.long, device=packing.sources.device)
         segment_mask = mask(
             packing.segment if segment_attention == "bidirectional" else packing.segment[:1].clamp(1), segment_attention
         )
@@ -128,11 +128,12 @@ class Reading:
             read_keys, read_values = key[packing.sources], value[packing.sources]
             if packing.offsets is not None:
                 read_keys = rotate_keys(read_keys, packing.offsets[:, None], self.inverse_frequency)
-            keys = torch.cat([key[divide:], read_keys])[packing.keys].transpose(1, 2)
-            values = torch.cat([value[divide:], read_values])[packing.keys].transpose(1, 2)
-            queries = query[divide:][packing.queries].transpose(1, 2)
-            rows = run(module, queries, keys, values, self.row_mask, **options)[0]
-            attended.append(rows.flatten(0, 1)[packing.text_places])
+            queries = packing.in_rows(query[divide:])
+            keys, values = packing.in_rows(key[divide:], read_keys), packing.in_rows(value[divide:], read_values)
+            rows = run(
+                module, *(states.transpose(1, 2) for states in (queries, keys, values)), self.row_mask, **options
+            )
+            attended.append(rows[0].flatten(0, 1).index_select(0, packing.text_places))
         return torch.cat(attended)[None]
 
 

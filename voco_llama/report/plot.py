@@ -86,7 +86,7 @@ def paper_series(table: PaperTable) -> Series:
 
 def plot_retention(series: Sequence[Series], stem: Path) -> None:
     """Average retention of at least one series against the number of tokens (log axis), with standard errors."""
-    figure = _figure(7, 5.5)
+    figure = new_figure(7, 5.5)
     axes = figure.subplots()
     for index, one in enumerate(series):
         shift = 2 ** _shift(index, len(series))
@@ -115,13 +115,13 @@ def plot_retention(series: Sequence[Series], stem: Path) -> None:
         for count, value in one.points:
             _mark_outside(axes, "y", 2 ** _shift(index, len(series)) * count, PERCENT * value.mean, color)
     figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
-    _save(figure, stem)
+    save_figure(figure, stem)
 
 
 def plot_benchmarks(rows: Sequence[tuple[str, Row]], columns: Sequence[str], stem: Path) -> None:
     """One panel a benchmark, one bar a labelled row: its retention, with the standard error over seeds."""
     labels, colors = [label for label, _ in rows], [f"C{index}" for index in range(len(rows))]
-    figure = _figure(2 + 1.6 * len(columns), 1 + 0.25 * len(rows))
+    figure = new_figure(2 + 1.6 * len(columns), 1 + 0.25 * len(rows))
     panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
     for benchmark, axes in zip(columns, panels, strict=True):
         kept = [row.of("retention", benchmark) for _, row in rows]
@@ -134,7 +134,7 @@ def plot_benchmarks(rows: Sequence[tuple[str, Row]], columns: Sequence[str], ste
             _mark_outside(axes, "x", index, PERCENT * row.of("retention", benchmark).mean, colors[index])
     panels[0].invert_yaxis()
     figure.supxlabel("retention in %", fontsize="medium")
-    _save(figure, stem)
+    save_figure(figure, stem)
 
 
 def _bounds(line: Callable[..., Any]) -> None:
@@ -181,13 +181,15 @@ def _errors(values: Sequence[Estimate]) -> list[float]:
     return [PERCENT * value.error for value in values]
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches; nothing of it is shown on a screen."""
     from matplotlib.figure import Figure  # slow to import, and only a report needs it
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", stem: Path) -> None:
+def save_figure(figure: "Figure", stem: Path) -> None:
+    """Write it to `stem` with each of `ENDINGS`."""
     import matplotlib as mpl
 
     stem.parent.mkdir(parents=True, exist_ok=True)

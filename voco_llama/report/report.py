@@ -16,9 +16,8 @@ from voco_llama.report import sections
 from voco_llama.report.aggregate import Comparison, Estimate, Measure, Result, Row, check_results, compare, rows_of
 from voco_llama.report.paper import PaperTable, disagreements, read_paper_table
 from voco_llama.report.plot import paper_series, plot_benchmarks, plot_retention, retention_series
-from voco_llama.report.sections import TextTable
 from voco_llama.report.selection import Selection, read_selection
-from voco_llama.text import latex, markdown
+from voco_llama.text import TextTable, latex, markdown
 
 REPORT, SUMMARY, RETENTION_PLOT, BENCHMARKS_PLOT = "report", "summary", "retention", "benchmarks"
 PRINTED_TOLERANCE = 0.1

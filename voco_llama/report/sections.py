@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from voco_llama.errors import DataError
 from voco_llama.evaluation.results import IN_ORDER, SHUFFLED
 from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row, mean_over, paired_difference
 from voco_llama.report.paper import PaperTable
 from voco_llama.report.selection import Selection
+from voco_llama.text import TextTable
 
 MISSING = "–"
 PLUS_MINUS = "±"
@@ -22,14 +22,6 @@ UNITS = {
     "mme_perception_score": "perception score, 200 a category",
 }
 """Metric to what its scores are in; another metric is called by its own name."""
-
-
-class TextTable(NamedTuple):
-    """A table whose cells are plain text: a title, names of the columns, and rows as long as these."""
-
-    title: str
-    head: Sequence[str]
-    body: Sequence[Sequence[str]]
 
 
 def cell(value: Estimate, scale: float = PERCENT, digits: int = 1, expected: int | None = None) -> str:

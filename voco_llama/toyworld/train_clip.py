@@ -30,10 +30,11 @@ from voco_llama.training.arguments import training_arguments
 from voco_llama.training.build import load_tokenizer, open_mixture
 from voco_llama.training.checks import check_settings
 from voco_llama.training.interrupts import Interrupts
+from voco_llama.training.progress import loss_curve
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import GroupedSampler
 from voco_llama.training.stages import count_parameters, format_table
-from voco_llama.training.trainer import VoCoTrainer, loss_curve
+from voco_llama.training.trainer import VoCoTrainer
 from voco_llama.vision_config import OPEN_CLIP_CONFIG_FILE, read_vision_config
 
 logger = logging.getLogger(__name__)

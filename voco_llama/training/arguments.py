@@ -28,6 +28,8 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
     }
     if settings.global_batch_size is not None:
         values["gradient_accumulation_steps"] = GlobalBatch.of(settings, world_size() or 1).accumulation
+    if values.get("dataloader_pin_memory", True) and not values.get("use_cpu"):
+        values.setdefault("accelerator_config", {"non_blocking": True})  # no step waits until its batch is copied
     sharding_of(values).prepare(on_cpu=bool(values.get("use_cpu")))
     try:
         arguments = TrainingArguments(

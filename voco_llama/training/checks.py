@@ -18,6 +18,7 @@ from voco_llama.settings import CompressionSettings, ModelSettings, StageSetting
 from voco_llama.sharding import sharding_of
 from voco_llama.training.batch import rows_of_a_pass
 from voco_llama.training.inputs import check_inputs
+from voco_llama.training.liger import check_liger, check_liger_is_here
 from voco_llama.training.loss_checks import check_losses
 from voco_llama.training.passes import check_flash_is_here, check_passes
 from voco_llama.training.position_checks import check_positions_here
@@ -79,11 +80,13 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     _check_stage(settings.stage, settings)
     _check_model(settings.model, settings)
     check_passes(settings)
+    check_liger(settings)
     _check_data(settings)
     check_losses(settings)
     _check_trainer(settings)
     if paths:
         check_flash_is_here(settings)
+        check_liger_is_here(settings)
         check_trackers(settings.trainer)
         check_inputs(settings)
         _check_run(settings)

@@ -21,15 +21,17 @@ from voco_llama.training.card import write_card
 from voco_llama.training.checks import check_settings
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts
+from voco_llama.training.liger import use_liger
 from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
 from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.passes import uses_two_steps
+from voco_llama.training.progress import loss_curve
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import EpochSampler, GroupedSampler, StreamSampler
 from voco_llama.training.stages import set_trainable
 from voco_llama.training.teachers.teacher import build_teacher, check_teacher
 from voco_llama.training.teachers.top_k import open_top_k
-from voco_llama.training.trainer import VoCoTrainer, loss_curve
+from voco_llama.training.trainer import VoCoTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
     in_two_steps = uses_two_steps(settings)
     if in_two_steps:
         model.check_two_steps()
+    use_liger(model, arguments)
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     batch = GlobalBatch.of(settings, arguments.world_size)
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)

@@ -65,6 +65,12 @@ def part_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
     return [parameter for module in modules if module is not None for parameter in module.parameters()]
 
 
+def trained_parts(model: nn.Module) -> list[str]:
+    """The parts of `stage.trains` whose parameters train, all of them; a language model with adapters is none."""
+    parts = {part: part_parameters(model, part) for part in MODULES}
+    return [part for part, own in parts.items() if own and all(parameter.requires_grad for parameter in own)]
+
+
 def give_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
     """Put parameters into groups of their own with another learning rate; what else their groups say stays.
 

@@ -8,38 +8,32 @@ loss by their number, so that a global batch has one gradient however it is divi
 
 import logging
 import math
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, Trainer
 
 from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.layout import HostRows, truncate_voco
-from voco_llama.text import duration
+from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.checkpoints import UNFINISHED, discard_unfinished, publish
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
-from voco_llama.training.losses import LOGGED, LossLog, ScheduledLoss
+from voco_llama.training.losses import LossLog, ScheduledLoss
+from voco_llama.training.progress import Progress
 from voco_llama.training.sampling import EpochSampler
-from voco_llama.training.stages import give_learning_rate, part_parameters
+from voco_llama.training.speed import DATA_WAIT, DataWait, Speed, matrix_peak
+from voco_llama.training.stages import give_learning_rate, part_parameters, trained_parts
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-MAX_LINES = 100
-"""Progress lines of a run, about."""
-
-DATA_WAIT = "data_wait_share"
-"""Of the time since the log entry before, what training waited for batches."""
 
 
 class VoCoTrainer(Trainer):
@@ -77,11 +71,11 @@ class VoCoTrainer(Trainer):
         self._last_step, self._micro_step = -1, 0
         self.use_muon = use_muon
         self.projector_learning_rate = projector_learning_rate
-        self.data_wait = DataWait(self.args.device)
-        self.tokens_seen: Tensor | int = 0
-        """Tokens of this process since training began, padding left out; summed on the device without waiting."""
+        self.data_wait = DataWait()
+        self.speed: Speed | None = None
+        """None before training, and where what trains is no `VoCoLlama`."""
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Progress(self))
+        self.add_callback(Progress(self))
         self.interrupts = interrupts
         if interrupts is not None:
             self.add_callback(interrupts)
@@ -100,6 +94,26 @@ class VoCoTrainer(Trainer):
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if self.interrupts is not None:
             self.interrupts.check(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
+
+    def measure_from(self, step: int) -> None:
+        """Measure speed and the wait for data from now on, when so many steps are done."""
+        model = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, VoCoLlama):
+            half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+            peak = matrix_peak(self.args.device, half or model.dtype)
+            self.speed = Speed(model.config, trained_parts(model), peak, self.args.world_size)
+            self.speed.start(step)
+        self.data_wait.start()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """None here: they are counted for many steps at once (`store_flos`), so that none waits for the device."""
+        return 0
+
+    def store_flos(self) -> None:
+        """`total_flos` of the Trainer's state are FLOPs that the method needs (`voco_llama.model.flops`)."""
+        if self.speed is not None:
+            self.current_flos += self.speed.new_flops()
+        super().store_flos()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.order
@@ -133,14 +147,15 @@ class VoCoTrainer(Trainer):
         return super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward pass, of fewer VoCo tokens if training is elastic; counts the tokens besides."""
+        """One forward and backward pass, of fewer VoCo tokens if training is elastic; its work is counted."""
         in_two_steps = isinstance(inputs.get("rows"), HostRows)
         fields = inputs["rows"].fields if in_two_steps else inputs
         if self.elastic is not None:
             num_voco = self._drawn_num_voco(len(fields["document"]))
             fields = truncate_voco(fields, num_voco, self.processing_class.tokens.pad)
-        if "document" in fields:
-            self.tokens_seen += (fields["document"] >= 0).sum().detach()
+        if self.speed is not None:
+            images = inputs.get("pixel_values")
+            self.speed.add(fields, 0 if images is None else len(images), in_two_steps)
         if in_two_steps:
             others = {name: value for name, value in inputs.items() if name not in ("rows", "labels")}
             inputs = {**others, "rows": replace(inputs["rows"], fields=fields), "two_steps": True}
@@ -177,13 +192,16 @@ class VoCoTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with this process's share of time spent waiting for data; stop a run whose loss is no number any more.
+        """Log, with the single losses and the speed; stop a run whose loss is no number any more.
 
         Raises:
             SettingsError: The loss is NaN or infinite.
         """
         if "loss" in logs:
-            logs |= self.loss_log.take(self.state.global_step, lambda x: self.accelerator.reduce(x, "mean"))
+            step, reduce = self.state.global_step, self.accelerator.reduce
+            logs |= self.loss_log.take(step, lambda x: reduce(x, "mean"))
+            if self.speed is not None:
+                logs |= self.speed.take(step, lambda x: reduce(x.to(self.args.device), "sum"))
             logs[DATA_WAIT] = self.data_wait.take()
         super().log(logs, *args, **kwargs)
         if logs.get("loss") == 0:
@@ -236,90 +254,3 @@ class VoCoTrainer(Trainer):
 
 def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
     return refused_as(CheckpointError, checkpoint, "remove it, and the same command goes on from the one before")
-
-
-class _Progress(TrainerCallback):
-    """`step 40/700  loss 3.214  lr 9.8e-04  12,300 tokens/s  data 3 %  3m12s left`, a limited number of times."""
-
-    def __init__(self, trainer: VoCoTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
-        self.trainer.data_wait.start()
-        self.first_step = self.last_line = state.global_step
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
-        # The loop itself does not reach the sampler after a resume with several processes.
-        self.trainer.order.set_epoch(int(state.epoch or 0))
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_log |= state.global_step >= state.max_steps  # so that the loss curve has its end
-
-    def on_log(self, args: Any, state: TrainerState, *rest: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        step = state.global_step
-        is_due = step == state.max_steps or step - self.last_line >= state.max_steps / MAX_LINES
-        if not state.is_world_process_zero or "loss" not in logs or not is_due:
-            return
-        self.last_line = step
-        seconds = time.perf_counter() - self.started
-        parts = [f"step {step}/{state.max_steps}", f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.1e}"]
-        parts[2:2] = [f"{name} {logs[name]:.4f}" for name in LOGGED if name in logs]
-        tokens = int(self.trainer.tokens_seen) * args.world_size
-        if tokens:
-            parts.append(f"{tokens / seconds:,.0f} tokens/s")
-        parts.append(f"data {logs[DATA_WAIT]:.0%}".replace("%", " %"))
-        left = seconds / max(step - self.first_step, 1) * (state.max_steps - step)
-        parts.append(f"{duration(left)} left" if step < state.max_steps else f"took {duration(seconds)}")
-        logger.info("  ".join(parts))
-
-
-class DataWait:
-    """Measures the time between asking for a batch and getting it, against all time that passes.
-
-    Work that the device still has to do counts as training, not as waiting.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._waits_for_device = device.type != "cpu"
-        self.start()
-
-    def start(self) -> None:
-        """Begin anew: what has passed until now does not count."""
-        self._begun = self._last = time.perf_counter()
-        self._waited = self._waited_before = 0.0
-
-    def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches, the time for each measured."""
-        while True:
-            if self._waits_for_device:
-                torch.accelerator.synchronize()  # else copying the batch waits for the step before
-            asked = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                self._waited += time.perf_counter() - asked
-            yield batch
-
-    def take(self) -> float:
-        """The share since the last call, from 0 to 1."""
-        share = self._share_since(self._last, self._waited_before)
-        self._last, self._waited_before = time.perf_counter(), self._waited
-        return share
-
-    @property
-    def share(self) -> float:
-        """The share since `start`, from 0 to 1."""
-        return self._share_since(self._begun, 0.0)
-
-    def _share_since(self, begun: float, waited_before: float) -> float:
-        passed = time.perf_counter() - begun
-        return (self._waited - waited_before) / passed if passed else 0.0
-
-
-def loss_curve(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the Trainer's log: step, losses (means since the entry before), learning rate, gradient norm, data wait."""
-    keys = ("step", "epoch", "loss", *LOGGED, "learning_rate", "grad_norm", DATA_WAIT)
-    return [{key: entry[key] for key in keys if key in entry} for entry in log_history if "loss" in entry]
