@@ -1,5 +1,8 @@
 """Every shipped configuration composes, passes the checks, and makes TrainingArguments."""
 
+import copy
+import functools
+
 import pytest
 
 from voco_llama.choices import PARTS
@@ -48,6 +51,15 @@ NEEDS = {
 """What a choice demands of others, beside the defaults."""
 
 
+def composed(experiment: str) -> TrainSettings:
+    return copy.deepcopy(_composed(experiment))
+
+
+@functools.cache
+def _composed(experiment: str) -> TrainSettings:
+    return compose([f"experiment={experiment}"])
+
+
 def test_nothing_ships_untested():
     tested = {f"{group}/{name}.yaml" for group, name in CHOICES} | {f"experiment/{name}.yaml" for name in FILES}
     top = {
@@ -74,7 +86,7 @@ def test_nothing_ships_untested():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments(name):
-    settings = compose([f"experiment={name}"])
+    settings = composed(name)
     check_settings(settings, paths=False)
     assert settings.output_dir == f"runs/{name}"
     assert set(settings.stage.trains) <= set(PARTS)
@@ -92,8 +104,10 @@ def test_experiments_make_training_arguments(name, tmp_path):
 
     from voco_llama.training.arguments import training_arguments
 
-    settings = compose([f"experiment={name}", f"output_dir={tmp_path}", "trainer.use_cpu=true"])
-    settings.trainer = undivided(settings.trainer)  # else a process group is built: what the distributed tests are for
+    settings = composed(name)
+    settings.output_dir = str(tmp_path)
+    # else a process group is built: what the distributed tests are for
+    settings.trainer = undivided(settings.trainer | {"use_cpu": True})
     made = training_arguments(settings)
     assert isinstance(made, TrainingArguments)
     assert made.learning_rate == settings.trainer["learning_rate"]
@@ -108,7 +122,7 @@ ROWS_7B = ("instruct_7b", "average_pool_1", "q_former_1", "elastic_128", *(f"voc
 
 @pytest.mark.parametrize("name", ROWS_7B)
 def test_the_paper_recipe(name):
-    settings = compose([f"experiment={name}"])
+    settings = composed(name)
     assert settings.data.sources[0].file == "data/LLaVA-Instruct-150K/llava_v1_5_mix665k.json"
     assert settings.model.checkpoint == "runs/align_7b/final"
     trainer = settings.trainer

@@ -80,15 +80,11 @@ AS_TYPED = [
 
 
 @pytest.mark.parametrize("typed", AS_TYPED)
-def test_texts_and_paths_are_taken_as_they_are(read, typed):
-    settings = read(f"text={typed}", f"path={typed}")
+def test_texts_and_paths_are_taken_as_they_are_and_one_is_a_list_of_it(read, typed):
+    lists = [] if typed.startswith("[") else [f"texts={typed}", f"paths={typed}"]
+    settings = read(f"text={typed}", f"path={typed}", *lists)
     assert (settings.text, settings.path) == (typed, Path(typed))
-
-
-@pytest.mark.parametrize("typed", [text for text in AS_TYPED if not text.startswith("[")])
-def test_one_text_is_a_list_of_it(read, typed):
-    settings = read(f"texts={typed}", f"paths={typed}")
-    assert (settings.texts, settings.paths) == ([typed], [Path(typed)])
+    assert not lists or (settings.texts, settings.paths) == ([typed], [Path(typed)])
 
 
 @pytest.mark.parametrize(

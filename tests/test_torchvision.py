@@ -24,7 +24,7 @@ def test_looking_for_torchvision_does_not_import_torch():
     assert run(source) == "True False"
 
 
-@pytest.mark.parametrize("library", ["open_clip", "torchvision.transforms", "timm"])
+@pytest.mark.parametrize("library", ["torchvision.transforms", pytest.param("open_clip", marks=pytest.mark.slow)])
 def test_what_needs_torchvision_can_be_imported(library):
     finders = "[finder for finder in sys.meta_path if type(finder).__module__ == 'voco_llama._torchvision']"
     source = f"import sys, voco_llama; assert len({finders}) == 1; import {library}; print({finders})"

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pkgutil import resolve_name
 from typing import Any
 
@@ -57,19 +58,13 @@ class Command:
         refer to.
         """
         from voco_llama.composition import compose
-        from voco_llama.settings import PathsSettings, TrainSettings
+        from voco_llama.settings import TrainSettings
 
         schema = resolve_name(self.schema)
         if issubclass(schema, TrainSettings):
             return compose(overrides, self.config, schema)
-        copied = ("default", "default_factory", "metadata")
-        own = [
-            (entry.name, entry.type, dataclasses.field(**{key: getattr(entry, key) for key in copied}))
-            for entry in dataclasses.fields(schema)
-        ]
-        paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings))
-        composed = compose(overrides, self.config, dataclasses.make_dataclass(schema.__name__, [*own, paths]))
-        return schema(**{name: getattr(composed, name) for name, _, _ in own})
+        composed = compose(overrides, self.config, _beside_paths(schema))
+        return schema(**{entry.name: getattr(composed, entry.name) for entry in dataclasses.fields(schema)})
 
     def typed(self, overrides: list[str]) -> int:
         """Run it with what somebody typed for it alone; returns the exit status."""
@@ -100,6 +95,20 @@ class Command:
         if isinstance(made, str):
             sys.stdout.write(made)
         return made if isinstance(made, int) else 0
+
+
+@cache
+def _beside_paths(schema: type) -> type:
+    """A schema with `paths` beside its own settings."""
+    from voco_llama.settings import PathsSettings
+
+    copied = ("default", "default_factory", "metadata")
+    own = [
+        (entry.name, entry.type, dataclasses.field(**{key: getattr(entry, key) for key in copied}))
+        for entry in dataclasses.fields(schema)
+    ]
+    paths = ("paths", PathsSettings, dataclasses.field(default_factory=PathsSettings))
+    return dataclasses.make_dataclass(schema.__name__, [*own, paths])
 
 
 COMMANDS: dict[str, Command] = {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -56,6 +57,11 @@ class _OwnFolder(SearchPathPlugin):
 
 
 Plugins.instance().register(_OwnFolder)
+# Of what Hydra needs to start a program itself (logging, launchers, help) nothing is wanted: a third of the time.
+ConfigStore.instance().store(group="hydra", name="config", node=HydraConf(defaults=[]), provider="hydra")
+
+_STORED: dict[str, type] = {}
+"""Schemas that Hydra has, by their names there."""
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: type = TrainSettings) -> Any:
@@ -75,7 +81,9 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
     for override in typed:
         _check_renamed(override, config_name, schema)
     _check_own_folder(schema)
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    if _STORED.get(config_name) is not schema:
+        ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+        _STORED[config_name] = schema
     check_own_files(typed)
     read = [str(for_hydra(override, schema)) for override in with_num_voco(typed)]
     try:

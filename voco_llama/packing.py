@@ -148,6 +148,7 @@ def pack(
     tokens: AddedTokens,
     images: Tensor,
     wanted: Tensor,
+    multiple: int = 1,
 ) -> Packing:
     """Take rows apart.
 
@@ -158,6 +159,8 @@ def pack(
         tokens: The two added ones.
         images: From `images_of_rows`.
         wanted: bool `[rows, length]`: the tokens whose last hidden states are wanted.
+        multiple: Rows of attention are as long as the longest, and then up to a multiple of this, so that fewer lengths
+            occur: cuDNN makes a plan for each.
 
     Raises:
         SettingsError: The rows cannot be taken apart under this condition.
@@ -182,6 +185,7 @@ def pack(
     row, places = changes.cumsum(0) - 1, torch.arange(len(documents))
     place = places - places[changes][row] if len(documents) else places
     num_rows, longest = (int(row[-1]) + 1, int(place.max()) + 1) if len(documents) else (0, 0)
+    longest = -(-longest // multiple) * multiple
     places = row * longest + place
     packing = Packing(
         input_ids=torch.cat([segments.input_ids.flatten(), rows["input_ids"][text]]),

@@ -187,6 +187,8 @@ class DataSettings:
         num_frames: Frames taken from a clip.
         skip_bad_records: Replace a record that cannot be used by the next one, and list it at the end.
         grouping: Rows of like length (`length`), or besides of like kind (`modality`), in one global batch.
+        share_media: Records about the same image or clip come into one forward pass, at most so many of them, where the
+            image is computed once; 1 = they come as they do. Divides `trainer.per_device_train_batch_size`.
         streaming: Read `hf_dataset` sources of Parquet files in place, a row group at a time: for sets too large for a
             copy of their own on disk, or on the hub.
         shuffle_buffer: Streaming shuffles row groups, and rows among so many; each process holds so many, and those
@@ -201,6 +203,7 @@ class DataSettings:
     num_frames: int = 8
     skip_bad_records: bool = False
     grouping: str = _choice(GROUPINGS, default="none")
+    share_media: int = 1
     streaming: bool = False
     shuffle_buffer: int = 1000
     index_folder: str | None = None

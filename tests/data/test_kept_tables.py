@@ -235,6 +235,7 @@ def test_records_through_the_index_are_those_of_the_scan(tmp_path, reader):
         assert list(kept) == list(scanned)
         np.testing.assert_array_equal(kept.sizes.characters, scanned.sizes.characters)
         np.testing.assert_array_equal(kept.sizes.media, scanned.sizes.media)
+        np.testing.assert_array_equal(kept.sizes.medium, scanned.sizes.medium)
     write(tmp_path, 41)
     changed = reader(tmp_path / name, tmp_path / "media", index_folder=tmp_path / "index")
     assert len(changed) == 41

@@ -93,6 +93,17 @@ def test_records_of_a_source(sources):
         assert len(expected) == mixture.num_records[source]
 
 
+def test_what_an_entry_looks_at(tmp_path):
+    """Two sources about the same images, one of them twice: the second time of a record is no other's first."""
+    sources = [LlavaJson(write_source(tmp_path, name, 4, text_only=(3,)), tmp_path) for name in ("a", "b")]
+    mixture = Mixture(sources, weights=[1, 2])
+    seen = {}
+    for index, medium in enumerate(mixture.medium.tolist()):
+        seen.setdefault(medium, []).append(mixture[index].id)
+    assert sorted(seen.pop(0)) == ["a3", "b3", "b3"]
+    assert sorted(map(sorted, seen.values())) == [["a0", "b0"], ["a1", "b1"], ["a2", "b2"], ["b0"], ["b1"], ["b2"]]
+
+
 def test_limits_come_before_weights(sources):
     counts = Counter(record.id for record in Mixture(sources, weights=[2, 1], limits=[4, 100]))
     assert sorted(counts[f"a{i}"] for i in range(10)) == [0] * 6 + [2] * 4

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import IMAGE_SIZE, NUM_VISION, tiny_processor, tiny_text_config, tiny_vision_config
 from voco_llama.choices import ORDERS
 from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
+from voco_llama.data.collate import Collator
 from voco_llama.data.media.images import ImageTransform
-from voco_llama.data.processor import PROCESSOR_FILE, Collator, VoCoProcessor
+from voco_llama.data.processor import PROCESSOR_FILE, VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.records import Record, Turn
 from voco_llama.errors import CheckpointError, DataError
@@ -147,7 +148,7 @@ def test_special_tokens_spelled_out_in_a_text_are_text(order):
 
 def test_a_record_becomes_a_row_with_its_pixels(processor, red):
     sample = processor.row(Record("7", ANSWERED, images=(red,)))
-    assert set(sample) == {*ROW_FIELDS, "pixel_values"}
+    assert set(sample) == {*ROW_FIELDS, "pixel_values", "image_keys"}
     assert sample["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert sample["pixel_values"].dtype == torch.float32
     text_only = processor.row(Record("8", (Turn("user", "Why?"), Turn("assistant", "So."))))
@@ -155,7 +156,7 @@ def test_a_record_becomes_a_row_with_its_pixels(processor, red):
 
 
 def test_a_clip_has_one_segment_a_frame(processor, red, monkeypatch):
-    monkeypatch.setattr("voco_llama.data.processor.read_frames", lambda path, count: [Image.open(red)] * count)
+    monkeypatch.setattr("voco_llama.data.media.decoded.read_frames", lambda path, count: [Image.open(red)] * count)
     clip = VoCoProcessor(processor.tokenizer, processor.image_transform, processor.style, NUM_VISION, 2, num_frames=3)
     sample = clip.row(Record("9", ANSWERED, video=red))
     assert sample["segment"].unique().tolist() == [0, 1, 2, 3]
@@ -182,7 +183,7 @@ def test_a_batch_joins_rows_and_their_images(processor, red):
     )
     samples = [processor.row(record) for record in (image, no_image, image)]
     batch = Collator(processor.tokens)(samples)
-    assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert batch["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert batch["input_ids"].shape == (3, len(samples[0]["input_ids"]))
     assert batch["document"][1].tolist().count(-1) == len(samples[0]["input_ids"]) - len(samples[1]["input_ids"])
     assert batch["document"][1, -1] == -1

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.tiny import IMAGE_SIZE, tiny_tokenizer, tiny_vision_config
 from voco_llama.composition import compose
-from voco_llama.data.processor import Collator
+from voco_llama.data.collate import Collator
 from voco_llama.data_tools.preview import preview
 from voco_llama.data_tools.settings import PreviewSettings
 from voco_llama.layout import ROW_FIELDS

@@ -10,7 +10,7 @@ from tests.data_tools.conftest import conversation, record
 from voco_llama import cli
 from voco_llama.composition import compose
 from voco_llama.data_tools.settings import DataStatsSettings
-from voco_llama.data_tools.stats import count_data
+from voco_llama.data_tools.stats import count_data, stats_table
 
 PROMPT = 1 + len("USER: ") + len(" ASSISTANT:")
 """Tokens of a turn beside its words; BOS is the first."""
@@ -76,6 +76,27 @@ def test_counts_by_hand(stats, files):
     assert text["answer_tokens"]["mean"] == 2 * ANSWER + 4
     assert text["prompt_tokens"]["mean"] == 2 * PROMPT - 1 + 4
     assert text["width"] is None
+
+
+def test_conversations_about_an_image_and_what_sharing_them_saves(stats, images, tmp_path):
+    """Five about one image, one about another, one about both (in this order), and text; the first source twice."""
+    names = [*["good.png"] * 4, "other.png", ["good.png", "other.png"], None]
+    records = [record(str(i), question="<image>?", image=name) for i, name in enumerate(names)]
+    for name, part in (("many", records), ("one", records[:1])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    sources = [("llava_json", tmp_path / f"{name}.json", images) for name in ("many", "one")]
+    result = stats(*sources, sample=1)
+    many, one, epoch = *result["sources"], result["epoch"]
+    assert many["conversations_an_image"] == {"mean": 2.0, "median": 1, "p95": 4, "min": 1, "max": 4}
+    assert many["saved_by_sharing"] == pytest.approx({"2": 2 / 7, "4": 3 / 7, "8": 3 / 7})  # of 4 + 1 + 2 images
+    assert one["saved_by_sharing"] == {"2": 0, "4": 0, "8": 0}
+    assert epoch["saved_by_sharing"] == pytest.approx({"2": 2 / 8, "4": 3 / 8, "8": 4 / 8})  # 5 about the first
+    lines = stats_table(result).splitlines()
+    assert [line.split("  ")[0] for line in lines if "share_media" in line] == [
+        f"saved by share_media={number}" for number in (2, 4, 8)
+    ]
+    again = stats(*sources, sample=1, **{"data.sources.0.weight": 2})["sources"][0]
+    assert again["saved_by_sharing"] == many["saved_by_sharing"]  # a record does not share with itself
 
 
 def test_the_epoch_weighs_sources_by_what_they_contribute(stats, files):

@@ -15,6 +15,7 @@ from voco_llama.choices import ORDERS
 from voco_llama.errors import SettingsError
 from voco_llama.layout import HostRows, pack_rows, truncate_voco
 from voco_llama.model.losses import Objective
+from voco_llama.packing import pack
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 BATCHES = {
@@ -171,6 +172,14 @@ def test_checkpointing_changes_nothing(use_reentrant):
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, **CLOSE)
     check_equal(model, batch)
+
+
+def test_rows_of_attention_may_be_longer_than_the_longest(monkeypatch):
+    monkeypatch.setattr(
+        "voco_llama.model.passes.pack", lambda *args, **kwargs: pack(*args, **{**kwargs, "multiple": 64})
+    )
+    processor = tiny_processor(order="inline")
+    check_equal(tiny_model(processor).train(), rows_of(processor, BATCHES["mixed"]))
 
 
 def test_logits_are_those_of_the_masked_pass():

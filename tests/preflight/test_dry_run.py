@@ -34,6 +34,8 @@ ALIGNMENTS = ("align_7b", "align_lcs_7b")
 EXPERIMENTS = [*sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml")), "voco_128"]
 HARDWARE = sorted(file.stem for file in (CONFIG_DIR / "hardware").glob("*.yaml"))
 
+WRITTEN_FOR = "gpus_8x80gb"
+
 
 def is_for(hardware: str, experiment: str) -> bool:
     """Adapters are for trained language models, a whole model on one GPU is for alignment."""
@@ -41,10 +43,10 @@ def is_for(hardware: str, experiment: str) -> bool:
 
 
 RUNS_7B = [
-    (experiment, hardware)
+    (experiment, None if hardware == WRITTEN_FOR else hardware)
     for experiment in EXPERIMENTS
-    for hardware in (None, *HARDWARE)
-    if hardware is None or is_for(hardware, experiment)
+    for hardware in HARDWARE
+    if is_for(hardware, experiment)
 ]
 
 
@@ -74,7 +76,14 @@ def test_every_7b_run_on_all_hardware_fits_and_keeps_its_recipe(monkeypatch, tmp
     assert slowest < 60  # the promise is two minutes on a laptop
 
 
-@pytest.mark.parametrize(("experiment", "hardware"), RUNS_7B)
+def test_the_hardware_that_experiments_are_written_for():
+    assert composed("voco_1") == composed("voco_1", WRITTEN_FOR)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "hardware"),
+    [run for run in RUNS_7B if run[1] is None or run[0] in ("voco", *ALIGNMENTS)],
+)
 def test_the_global_batch_is_the_recipes(experiment, hardware):
     settings = composed(experiment, hardware)
     assert GlobalBatch.of(settings).size == settings.global_batch_size
@@ -127,7 +136,11 @@ def test_adapters_are_walked():
 
 @pytest.fixture
 def toy(settings_for):
-    return settings_for("toy/instruct", "trainer.max_steps=-1", "trainer.num_train_epochs=2", "compression=voco_2")
+    """Every image in two sources, for records to share it."""
+    overrides = ("trainer.max_steps=-1", "trainer.num_train_epochs=2", "compression=voco_2", "data.share_media=2")
+    settings = settings_for("toy/instruct", *overrides)
+    settings.data.sources *= 2
+    return settings
 
 
 def test_the_toy_world_is_counted_as_it_is_trained(toy, tmp_path):
@@ -135,6 +148,8 @@ def test_the_toy_world_is_counted_as_it_is_trained(toy, tmp_path):
     assert not (tmp_path / "run").exists()
     mixture = open_mixture(toy)
     assert (run.epoch.rows, run.epoch.images) == (len(mixture), int(mixture.media.sum()))
+    assert run.epoch.encoded == run.epoch.images / 2
+    assert f"of which {run.images_a_step[1]:,} are computed" in format_dry_run(run)
     model, processor = build_or_load(toy)
     set_trainable(model, toy.stage.trains)
     assert list(run.parameters) == count_parameters(model)

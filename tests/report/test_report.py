@@ -10,6 +10,13 @@ from voco_llama.errors import DataError, SettingsError
 from voco_llama.report.report import ReportSettings, report
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """A picture takes a second: one test has them drawn."""
+    for plot in ("plot_retention", "plot_benchmarks"):
+        monkeypatch.setattr(f"voco_llama.report.report.{plot}", lambda *what: None)
+
+
 @pytest.fixture
 def results(tmp_path):
     folder = tmp_path / "results"
@@ -136,7 +143,8 @@ def test_equal_bounds_leave_retention_undefined(results):
     assert "The bounds are equal in GQA with seed 0: no retention there, and averages of retention leave it out" in text
 
 
-def test_files_agree_with_the_text(seeds):
+def test_files_agree_with_the_text(seeds, monkeypatch):
+    monkeypatch.undo()
     out = seeds.parent / "out"
     text = run(seeds)
     assert (out / "report.md").read_text() == text

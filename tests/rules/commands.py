@@ -225,6 +225,11 @@ def _ask(place: Place, out: Path) -> list[str]:
     return [f"checkpoint={place.checkpoint}", f"image={image}", "questions=['What?']", "max_new_tokens=2", "device=cpu"]
 
 
+def _bench(place: Place, out: Path) -> list[str]:
+    steps = ["train.workloads=[two_each]", "train.lengths=[]", "train.frames=[]", "train.rows=2"]
+    return ["shape=tiny", *steps, "rounds=1", "device=cpu", "peak_memory=false", f"output={out}/bench"]
+
+
 LINES: dict[str, Callable[[Place, Path], list[str]]] = {
     "toyworld": _toyworld,
     "data-prepare": _data_prepare,
@@ -240,6 +245,7 @@ LINES: dict[str, Callable[[Place, Path], list[str]]] = {
     "report": _report,
     "export": _export,
     "ask": _ask,
+    "bench": _bench,
 }
 """Of each command its arguments, for what it reads and a folder for what it writes."""
 

@@ -121,6 +121,11 @@ PATHS: dict[str, dict[str, PathSetting]] = {
         "video": PathSetting(FILE, _in("videos", "video7010.mp4"), ("image=null",)),
         **_ROOTS,
     },
+    "bench": {
+        "output": PathSetting(OUTPUT),
+        "startup.scratch": PathSetting(OUTPUT, None, ("kind=startup", "startup.records=2", "startup.members=2")),
+        **_ROOTS,
+    },
 }
 """Of each command the settings that name a file or a folder."""
 
@@ -136,6 +141,7 @@ TEXTS = {
     "sweep": ("base", "rows", "folder", "only", "skip", "overrides", "suite", "evaluate", "train", "launcher", "job"),
     "report": ("reference", "paper", "upper", "lower"),
     "ask": ("questions",),
+    "bench": ("train.workloads", "train.variants", "answer.asked", "evaluate"),
 }  # fmt: skip
 """Settings that hold text and name no path; `train`: of all commands that have the settings of a training."""
 

@@ -1,5 +1,6 @@
 """What a record or a question fails with is named, and passed over where the settings say so, whatever its type."""
 
+import functools
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ from voco_llama.errors import DataError, own_line
 from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.questions import Question
 from voco_llama.inference import Inference
+from voco_llama.settings import TrainSettings
 from voco_llama.training.build import build_processor, open_mixture
 
 EXCEPTIONS = (
@@ -81,6 +83,11 @@ def records(tmp_path_factory) -> Path:
     return root
 
 
+@functools.cache
+def composed(*overrides: str) -> TrainSettings:
+    return compose(overrides)
+
+
 @pytest.fixture
 def rows(records, place, tmp_path):
     """Rows of a training on them."""
@@ -89,7 +96,7 @@ def rows(records, place, tmp_path):
         form, name = ("video_chatgpt", "clips.json") if where == "clip" else ("llava_json", "chat.json")
         source = f"{{format: {form}, file: {records}/{name}, media_folder: {records}}}"
         line = replaced(place.training(), "data.sources", f"[{source}]")
-        settings = compose([*line, f"data.skip_bad_records={skip}", "data.num_frames=2", f"output_dir={tmp_path}/run"])
+        settings = composed(*line, f"data.skip_bad_records={skip}", "data.num_frames=2", f"output_dir={records}/run")
         return LoadedMixture(open_mixture(settings, tmp_path / "bad"), build_processor(settings).row)
 
     return make

@@ -24,6 +24,11 @@ def compose_once(name: str, overrides: tuple[str, ...]):
     return REAL[name].compose(list(overrides))
 
 
+def composer(name: str) -> Callable[[list[str]], Any]:
+    """What composes a command."""
+    return lambda overrides: copy.deepcopy(compose_once(name, tuple(overrides)))
+
+
 class Runner(NamedTuple):
     """A command of the sweep, of two functions."""
 
@@ -45,10 +50,7 @@ class FakeCommands:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.failing: dict[str, Exception] = {}
-        self.runners = {name: Runner(self._composer(name), self._runner(name)) for name in REAL}
-
-    def _composer(self, name: str) -> Callable[[list[str]], Any]:
-        return lambda overrides: copy.deepcopy(compose_once(name, tuple(overrides)))
+        self.runners = {name: Runner(composer(name), self._runner(name)) for name in REAL}
 
     def _runner(self, name: str) -> Callable[[list[str]], None]:
         def run(overrides: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.sweep.conftest import REAL, Runner
+from tests.sweep.conftest import REAL, Runner, composer
 from voco_llama import cli
 from voco_llama.errors import CheckpointError, SettingsError, VoCoError
 from voco_llama.sweep.run import sweep
@@ -18,7 +18,7 @@ def plan(tmp_path, monkeypatch):
 
     def run(*more):
         overrides = ["plan=toy", "seeds=[0,1]", 'only=["voco_1","upper"]', "processes=0", *more]
-        runners = {name: Runner(command.compose, refuse) for name, command in REAL.items()}
+        runners = {name: Runner(composer(name), refuse) for name in REAL}
         return sweep(cli.COMMANDS["sweep"].compose(overrides), [], runners)
 
     return run

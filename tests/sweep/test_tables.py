@@ -33,7 +33,9 @@ def results_of(table):
     return {job.row: list(job.evaluations) for job in plan_of(table).jobs}
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    "table", [pytest.param(table, marks=pytest.mark.slow if table == "toy_gpu" else ()) for table in TABLES]
+)
 def test_every_command_composes(table, records):
     plan = plan_of(table)
     folders, seed = {}, plan.seed

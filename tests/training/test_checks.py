@@ -66,6 +66,12 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["data.sources.0.weight=0"], "data.sources.0.weight is 0"),
         (["data.sources.0.limit=0"], "data.sources.0.limit is 0"),
         (["data.keep_in_memory=true"], "set trainer.dataloader_num_workers=0"),
+        (["data.share_media=0"], "data.share_media is 0: give 1 or more"),
+        (
+            ["data.share_media=4", "trainer.per_device_train_batch_size=6"],
+            "trainer.per_device_train_batch_size is 6, which data.share_media=4 does not divide",
+        ),
+        ([TABLE, *STREAM, "data.share_media=2"], "would read everything for which rows look at the same image"),
         (["data.streaming=true"], "is not streamed, only hf_dataset (Parquet) is"),
         ([TABLE, "data.streaming=true", "data.grouping=length"], "set data.grouping=none"),
         (

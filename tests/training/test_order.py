@@ -11,7 +11,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from tests.data.tables import LLAVA_TYPES, llava_rows, written
+from tests.data.tables import LLAVA_TYPES, llava_rows, stored, written
 from tests.training.conftest import losses
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.readers import hf_dataset
@@ -34,9 +34,10 @@ class Killed(BaseException):
 
 @pytest.fixture
 def table(tmp_path) -> Path:
-    """Records numbered by their ids, in row groups of two."""
+    """Records numbered by their ids, about three images, in row groups of two."""
     rows = llava_rows(RECORDS)
-    return written(tmp_path, rows | {"id": [str(i) for i in range(RECORDS)]}, LLAVA_TYPES)
+    shared = [None if image is None else stored(i // 9) for i, image in enumerate(rows["image"])]
+    return written(tmp_path, rows | {"id": [str(i) for i in range(RECORDS)], "image": shared}, LLAVA_TYPES)
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def epochs_of(batches: list[tuple[int, list[int]]]) -> list[list[int]]:
 ORDERS = {
     "none": ("data.grouping=none",),
     "length": ("data.grouping=length",),
-    "modality": ("data.grouping=modality",),
+    "modality": ("data.grouping=modality", f"data.share_media={BATCH}"),
     "stream": ("data.grouping=none", "data.streaming=true", "data.shuffle_buffer=4"),
 }
 

@@ -1,5 +1,8 @@
 """The order of samples: a pure function of seed and epoch, grouped as asked."""
 
+import hashlib
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -132,3 +135,76 @@ def test_sources_of_a_stream_are_mixed_evenly_and_passes_follow_each_other():
     assert sorted(of_first[:200]) == sorted(of_first[200:400]) == list(range(200))
     assert len(set(of_first[400:])) == 100
     assert of_first[:200].tolist() != of_first[200:400].tolist()
+
+
+# ---- samples about the same thing
+
+
+def test_the_order_without_sharing_is_what_it_was():
+    """As before there was sharing: runs that began then go on."""
+    digests = {}
+    for grouping in ("none", "length", "modality"):
+        orders = np.concatenate([order(grouping, 3, epoch) for epoch in range(3)]).astype("<i8")
+        digests[grouping] = hashlib.sha256(orders.tobytes()).hexdigest()[:8]
+    assert digests == {"none": "6f21c047", "length": "e31e3c6c", "modality": "db8b2b65"}
+
+
+BLOCK = 4
+MEDIUM = np.where(TEXT_ONLY, 0, np.random.default_rng(2).integers(1, 400, SAMPLES))
+"""About two samples a medium, at most seven or so."""
+
+
+def shared(grouping: str, epoch: int = 0, group: int = GROUP, medium: np.ndarray = MEDIUM) -> np.ndarray:
+    text_only = medium == 0
+    sampler = GroupedSampler(grouping, LENGTHS[: len(medium)], text_only, group, 0, BLOCK, medium)
+    return sampler.order(epoch)
+
+
+def media_of_blocks(order: np.ndarray, medium: np.ndarray = MEDIUM) -> list[list[int]]:
+    """What each block looks at, text left out, most frequent first."""
+    blocks = medium[order[: len(order) // BLOCK * BLOCK]].reshape(-1, BLOCK)
+    return [sorted(Counter(block[block > 0].tolist()).values(), reverse=True) for block in blocks]
+
+
+@pytest.mark.parametrize("grouping", ["none", "length", "modality"])
+def test_samples_of_a_medium_stand_in_whole_blocks(grouping):
+    first = shared(grouping)
+    assert sorted(first) == list(range(SAMPLES))
+    assert shared(grouping).tolist() == first.tolist() != shared(grouping, epoch=1).tolist()
+    counts = np.bincount(MEDIUM)[1:]
+    fewest = int((-(-counts // BLOCK)).sum())
+    assert sum(map(len, media_of_blocks(first))) <= fewest + 2  # two groups, at most, were cut or left over
+    if grouping == "modality":
+        groups = TEXT_ONLY[first[: SAMPLES // GROUP * GROUP]].reshape(-1, GROUP)
+        mixed = groups.any(axis=1) & ~groups.all(axis=1)
+        assert mixed[:-3].sum() == 0
+
+
+def test_who_shares_is_drawn_anew_in_each_epoch():
+    medium = np.repeat(np.arange(1, 6), 2 * BLOCK)
+    blocks = [{frozenset(block) for block in shared("none", e, medium=medium).reshape(-1, BLOCK)} for e in range(5)]
+    assert len(set.union(*blocks)) > 30  # of 50; 10 if it were always the same
+    assert all(len(set(medium[list(block)])) == 1 for block in set.union(*blocks))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([4, 3, 1, 2, 2], [[2, 2], [3, 1], [4]]),
+        ([2, 1, 3, 3], [[3, 1], [3, 1]]),  # of the 9 samples one is left over, here of the group of 2
+        ([3, 3, 3, 3], [[2, 2], [3, 1], [3, 1]]),  # one is cut
+        ([9], [[4], [4]]),
+    ],
+)
+def test_blocks_are_filled_with_whole_groups(sizes, expected):
+    medium = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    found = [sorted(media_of_blocks(shared("none", epoch, medium=medium), medium)) for epoch in range(20)]
+    assert expected in found
+    if sum(sizes) % BLOCK == 0:
+        assert all(blocks == found[0] for blocks in found)
+
+
+def test_blocks_do_not_depend_on_the_global_batch():
+    """The same groups of samples, however many processes there are: only the order of blocks differs."""
+    one, other = ({frozenset(b) for b in shared("length", group=g).reshape(-1, BLOCK)} for g in (8, 32))
+    assert one == other

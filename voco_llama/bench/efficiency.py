@@ -29,6 +29,8 @@ from voco_llama.model.voco_llama import VoCoLlama
 
 __all__ = ["measure", "page", "plot"]
 
+GPU_SHARE, CPU_BUDGET = 0.2, 0.25e9
+"""What keys and values may take where nothing else is said: of a GPU's memory, and bytes on a CPU."""
 WHOLE = 1.0
 """The part of a causal square that the counter counts."""
 
@@ -184,6 +186,9 @@ def _throughput(settings: BenchSettings, model: VoCoLlama) -> dict[str, Any]:
     }
 
 
-def fitting(model: VoCoLlama, tokens: int, budget_gb: float, most: int) -> int:
+def fitting(model: VoCoLlama, tokens: int, budget_gb: float | None, most: int) -> int:
     """How many rows of so many tokens have keys and values that fit a budget (10^9 bytes); at least 1."""
-    return max(1, min(most, int(budget_gb * 1e9 // model.config.kv_bytes(tokens, model.dtype))))
+    budget = CPU_BUDGET if budget_gb is None else budget_gb * 1e9
+    if budget_gb is None and model.device.type == "cuda":
+        budget = GPU_SHARE * torch.cuda.get_device_properties(model.device).total_memory
+    return max(1, min(most, int(budget // model.config.kv_bytes(tokens, model.dtype))))

@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerFast
 from voco_llama.bench.measuring import spread
 from voco_llama.bench.results import Findings, Page, Parts, times
 from voco_llama.bench.settings import BenchSettings, LoadingBench
+from voco_llama.data.collate import Collator
 from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.mixture import LoadedMixture, Mixture
-from voco_llama.data.processor import Collator, VoCoProcessor
+from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.readers.llava_json import LlavaJson
 from voco_llama.text import TextTable
 from voco_llama.tokens import add_special_tokens

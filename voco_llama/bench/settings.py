@@ -75,7 +75,8 @@ class EfficiencyBench:
         text: Tokens of a question, the prompt around it included.
         new: Tokens of an answer.
         num_voco: Numbers of VoCo tokens.
-        budget_gb: Keys and values that may exist at a time where questions a second are measured, in 10^9 bytes.
+        budget_gb: Keys and values that may exist at a time where questions a second are measured, in 10^9 bytes; null:
+            a fifth of a GPU's memory, 0.25 on a CPU.
         most_rows: Questions of a batch there, whatever would fit.
     """
 
@@ -83,8 +84,8 @@ class EfficiencyBench:
     text: int = 60
     new: int = 16
     num_voco: list[int] = field(default_factory=lambda: [1, 2, 4, 16])
-    budget_gb: float = 0.5
-    most_rows: int = 64
+    budget_gb: float | None = None
+    most_rows: int = 256
 
 
 @dataclass
@@ -104,8 +105,8 @@ class AnswerBench:
     asked: dict[str, int] = field(default_factory=lambda: {"no_cache": 2, "full_cache": 10, "voco": 100})
     text: int = 60
     new: int = 16
-    budget_gb: float = 0.5
-    most_rows: int = 64
+    budget_gb: float | None = None
+    most_rows: int = 256
 
 
 @dataclass

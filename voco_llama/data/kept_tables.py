@@ -26,7 +26,7 @@ from voco_llama.files import read_json, written_aside
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when the arrays of some kind of table get another meaning."""
 
 SMALLEST_KEPT = 2**24

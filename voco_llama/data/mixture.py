@@ -133,8 +133,25 @@ class Mixture(Sequence[Record]):
         """`[entries]` int32: the images or clips in each; 0 = text-only."""
         return self._gather("media")
 
-    def _gather(self, column: str) -> np.ndarray:
-        gathered = np.empty(len(self), dtype=np.int32)
+    @property
+    def medium(self) -> np.ndarray | None:
+        """`[entries]` int64: equal where entries look at the same; 0 = at nothing. None: a source does not know.
+
+        What an epoch has of a record beyond the first time counts as looking at something else: it is not seen twice in
+        one batch for the sake of sharing.
+        """
+        if any(reader.sizes.medium is None for reader in self.readers):
+            return None
+        medium = self._gather("medium", np.int64)
+        for entries, records in self.entries_of_sources():
+            order = np.argsort(records, kind="stable")
+            times = np.arange(len(order)) - np.searchsorted(records, records[order], sorter=order)
+            repeated = entries[order[times > 0]]
+            medium[repeated] += np.where(medium[repeated], times[times > 0], 0)
+        return medium
+
+    def _gather(self, column: str, dtype: type = np.int32) -> np.ndarray:
+        gathered = np.empty(len(self), dtype=dtype)
         for (entries, records), reader in zip(self.entries_of_sources(), self.readers, strict=True):
             gathered[entries] = getattr(reader.sizes, column)[records]
         return gathered

@@ -1,7 +1,7 @@
 """`VoCoProcessor`: tokenizer, image transform and prompt style, one object, saved beside the model.
 
-It turns a record into a laid-out row with its pixels (training; `Collator` makes a batch of them), and questions with
-or without images into a left-padded batch (inference).
+It turns a record into a laid-out row with its pixels (training; `voco_llama.data.collate` makes a batch of them), and
+questions with or without images into a left-padded batch (inference).
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,14 +20,14 @@ from transformers.utils import PushToHubMixin
 
 from voco_llama.choices import CONDITIONS, Condition, require_choice
 from voco_llama.configuration import VoCoLlamaConfig
-from voco_llama.data.media.images import ImageTransform, load_image
-from voco_llama.data.media.video import read_frames
+from voco_llama.data.media.decoded import decode_clip, decode_images
+from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render, with_marks
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
 from voco_llama.errors import CheckpointError, DataError, SettingsError, refused_as
 from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
-from voco_llama.layout import ROW_FIELDS, HostRows, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
+from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
 from voco_llama.llava_folder import check_is_model, is_llava, load_tokenizer, read_config, read_llava_folder
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
@@ -76,21 +76,21 @@ class VoCoProcessor(PushToHubMixin):
         """Lay out a record and load what it looks at.
 
         Returns:
-            The fields of `voco_llama.layout.Row`, each `[length]`, and `pixel_values` `[images, 3, height, width]`
-            float32 (0 images for text-only records).
+            The fields of `voco_llama.layout.Row`, each `[length]`; `pixel_values` `[images, 3, height, width]` float32
+            (0 images for text-only records); and `image_keys` `[images]` int64, equal for images that are the same.
 
         Raises:
             DataError: An image or the clip cannot be read, or the row does not fit `max_length`; it names the record.
         """
         try:
             if record.video is None:
-                images = [load_image(path) for path in record.images]
+                decoded = decode_images(record.images, self.image_transform)
             else:
-                images = read_frames(record.video, self.num_frames)
+                decoded = decode_clip(record.video, self.num_frames, self.image_transform)
             row = self.lay_out_record(record, self.max_length)
         except DataError as error:
             raise DataError(f"{record.source}: {error}", error.kind) from error
-        return {**{name: getattr(row, name) for name in ROW_FIELDS}, "pixel_values": self.pixels(images)}
+        return {name: getattr(row, name) for name in ROW_FIELDS} | decoded
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """`[images, 3, height, width]` float32, normalized; 0 images give an empty first dimension."""
@@ -318,30 +318,3 @@ def _with_marks(texts: list[str], num_images: int) -> list[str]:
     if num_marks != num_images:
         raise DataError(f"the texts have {num_marks} <image> marks and there are {num_images} images: make them equal")
     return texts
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Pads rows to the longest, and joins what else they bring (images, a teacher's words) in row order.
-
-    Attributes:
-        tokens: For the id of padding.
-        side: Where padding stands.
-        two_steps: Batches are for a pass in two steps, whose rows stay on the host.
-    """
-
-    tokens: TokenIds
-    side: Literal["left", "right"] = "right"
-    two_steps: bool = False
-
-    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor | HostRows]:
-        """Samples of `VoCoProcessor.row` to `[batch, length]` fields and `pixel_values` `[images, 3, H, W]`.
-
-        In two steps the fields are `rows`, and `labels` beside them, by which the Trainer counts what is trained.
-        """
-        rows = [Row(**{name: sample[name] for name in ROW_FIELDS}) for sample in samples]
-        batch = pad_rows(rows, self.tokens, self.side)
-        besides = [name for name in samples[0] if name not in ROW_FIELDS]
-        if self.two_steps:
-            batch = {"rows": HostRows(batch), "labels": batch["labels"]}
-        return batch | {name: torch.cat([sample[name] for sample in samples]) for name in besides}

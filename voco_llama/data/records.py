@@ -66,10 +66,13 @@ class Sizes:
     Attributes:
         characters: `[records]` int32, text in UTF-8 bytes (nearer to tokens than characters are), about.
         media: `[records]` int32, images or clips; 0 = text-only.
+        medium: `[records]` int64, the same where all images, or the clip, are named the same; 0 = text-only. None: not
+            known without reading the images.
     """
 
     characters: np.ndarray
     media: np.ndarray
+    medium: np.ndarray | None
 
 
 class Reader(Sequence[Record]):

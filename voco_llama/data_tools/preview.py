@@ -19,8 +19,9 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import Mixture
-from voco_llama.data.processor import Collator, VoCoProcessor
+from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.records import Record, blaming_record, name_record
 from voco_llama.data_tools.chunks import prompt_line
 from voco_llama.data_tools.sample import (

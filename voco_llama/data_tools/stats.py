@@ -1,8 +1,9 @@
 """`data stats`: how much there is in a training's data, of each source and in an epoch.
 
-Numbers of records, of text-only ones and of media are exact. Turns, tokens and image sizes are those of a sample, drawn
-by the seed from what an epoch sees, without decoding an image; in the row of the whole epoch each source weighs as much
-as it contributes.
+Numbers of records, of text-only ones, of media and of conversations about the same (an image, several, a clip) are
+exact; what sharing saves is an upper bound, reached where no medium's records are cut. Turns, tokens and image sizes
+are those of a sample, drawn by the seed from what an epoch sees, without decoding an image; in the row of the whole
+epoch each source weighs as much as it contributes.
 """
 
 import json
@@ -36,11 +37,15 @@ from voco_llama.text import aligned
 from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import open_mixture
+from voco_llama.training.sharing import num_encoded
 
 TOKEN_MEASURES = ("prompt_tokens", "answer_tokens", "vision_tokens", "voco_tokens", "row_tokens")
 MEASURES = ("turns", *TOKEN_MEASURES)
 SIZE_MEASURES = ("width", "height", "aspect")
 QUANTILES = {"median": 0.5, "p95": 0.95}
+SHARED = (2, 4, 8)
+"""Values of `data.share_media` whose saving is told."""
+
 LEGEND = "mean, median, 95 %, max"
 
 
@@ -166,13 +171,28 @@ def _sample(mixture: Mixture, source: int, settings: DataStatsSettings) -> np.nd
 def _exact(mixture: Mixture, source: int | None) -> dict[str, Any]:
     """What is known without reading records; of all sources together for None."""
     sources = range(len(mixture.readers)) if source is None else [source]
-    media = np.concatenate([mixture.readers[i].sizes.media[mixture.records_of(i)] for i in sources])
+    parts = list(mixture.entries_of_sources())
+    entries = np.concatenate([parts[i][0] for i in sources])
+    media, medium = mixture.media[entries], mixture.medium
     return {
         "name": "epoch" if source is None else str(mixture.readers[source].file),
         "records": sum(len(mixture.readers[i]) for i in sources),
         "epoch_records": len(media),
         "text_only": float((media == 0).mean()),
         "media": {"mean": float(media.mean()), "max": int(media.max())},
+        **_shared(None if medium is None else medium[entries], media),
+    }
+
+
+def _shared(medium: np.ndarray | None, media: np.ndarray) -> dict[str, Any]:
+    """Conversations about the same, and the share of images or clips not computed if so many share one."""
+    if medium is None or not medium.any():
+        return {"conversations_an_image": None, "saved_by_sharing": None}
+    conversations = np.unique(medium[medium != 0], return_counts=True)[1]
+    alone = num_encoded(medium, media, 1)
+    return {
+        "conversations_an_image": _spread(conversations, np.ones(len(conversations))),
+        "saved_by_sharing": {str(number): 1 - num_encoded(medium, media, number) / alone for number in SHARED},
     }
 
 
@@ -250,6 +270,11 @@ def _column(column: dict[str, Any], stats: dict[str, Any]) -> dict[str, str]:
         "records a step": _number(column.get("records_a_step", stats["steps"]["records_a_step"])),
         "text-only": _percent(column["text_only"]),
         "media a record": f"{_number(media['mean'])}, at most {media['max']}",
+        "conversations an image": _words(column["conversations_an_image"]),
+        **{
+            f"saved by share_media={number}": _percent((column["saved_by_sharing"] or {}).get(str(number)))
+            for number in SHARED
+        },
         "records read": str(column["sampled"]),
         "  of them bad": str(column["bad_records"]),
         "images unreadable": str(column["bad_images"]),

@@ -96,6 +96,14 @@ class DryRun:
         mean = None if epoch.tokens is None else round(size * epoch.tokens / epoch.rows)
         return size * self.settings.data.max_length, mean
 
+    @property
+    def images_a_step(self) -> tuple[int, int] | None:
+        """Images or frames on average, and how many of them are computed; None: not known."""
+        epoch = self.epoch
+        if epoch.images is None:
+            return None
+        return tuple(round(self.batch.size * number / epoch.rows) for number in (epoch.images, epoch.encoded))
+
 
 def dry_run(settings: TrainSettings) -> DryRun:
     """Count what a training would be.
@@ -215,6 +223,9 @@ def _length(run: DryRun) -> Iterator[str]:
     yield f"an epoch: {', '.join(known) or 'unknown'} ({epoch.source})"
     longest, mean = run.tokens_a_step
     yield f"tokens a step: {longest:,} at full length" + ("" if mean is None else f", {mean:,} of the data on average")
+    if run.images_a_step is not None:
+        shown, encoded = run.images_a_step
+        yield f"images or frames a step: {at_most}{shown:,}, of which {encoded:,} are computed (data.share_media)"
     if length.steps is None:
         yield "steps: unknown"
         return

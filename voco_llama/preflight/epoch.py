@@ -18,6 +18,7 @@ from voco_llama.training.build import open_mixture
 from voco_llama.training.checks import segments_a_row
 from voco_llama.training.inputs import list_inputs
 from voco_llama.training.run import CHARACTERS_PER_TOKEN
+from voco_llama.training.sharing import num_encoded
 
 SHOWN_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Fractions of a training whose learning rates are shown, besides the end of the warm-up."""
@@ -29,11 +30,13 @@ class Epoch:
 
     Attributes:
         images: Images, or frames of clips; if the data is not here, as many as there may be at most.
+        encoded: How often one is computed, where records share it as `data.share_media` says.
         tokens: Of the rows as laid out, estimated from their characters.
     """
 
     rows: int | None
     images: int | None
+    encoded: int | None
     tokens: int | None
     source: str
 
@@ -60,22 +63,24 @@ def count_epoch(settings: TrainSettings, tokens_a_segment: int) -> Epoch:
         try:
             mixture = open_mixture(settings)
         except VoCoError as error:
-            return Epoch(None, None, None, f"the data cannot be read: {error}")
+            return Epoch(None, None, None, None, f"the data cannot be read: {error}")
         frames = settings.data.num_frames if settings.stage.name == "video" else 1
         segments = mixture.media.astype(np.int64) * frames
         lengths = mixture.characters / CHARACTERS_PER_TOKEN + segments * tokens_a_segment
         tokens = int(np.minimum(lengths, settings.data.max_length).sum())
-        return Epoch(len(mixture), int(segments.sum()), tokens, "the data, opened")
+        share, medium = data.share_media, None if data.share_media == 1 else mixture.medium
+        encoded = int(segments.sum()) if medium is None else num_encoded(medium, segments, share)
+        return Epoch(len(mixture), int(segments.sum()), encoded, tokens, "the data, opened")
     rows = 0
     for source in settings.data.sources:
         if source.published_records is None:
             text = f"{source.file} is not counted here: steps unknown unless trainer.max_steps is set"
-            return Epoch(None, None, None, text)
+            return Epoch(None, None, None, None, text)
         records = min(source.limit or source.published_records, source.published_records)
         rows += round(source.weight * records)
     images = rows * segments_a_row(settings)
     names = ", ".join(Path(source.file).name for source in settings.data.sources)
-    return Epoch(rows, images, None, f"not here: the published number of records of {names}")
+    return Epoch(rows, images, images, None, f"not here: the published number of records of {names}")
 
 
 def count_steps(settings: TrainSettings, epoch: Epoch) -> Length:

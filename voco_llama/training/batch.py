@@ -27,6 +27,24 @@ def num_processes(settings: TrainSettings) -> int:
     return world_size() or settings.hardware.num_processes or 1
 
 
+def rows_of_a_pass(settings: TrainSettings) -> int:
+    """Rows of one forward pass of one process.
+
+    Raises:
+        SettingsError: They are no positive whole number, or would take blocks of `data.share_media` rows apart.
+    """
+    rows = settings.trainer.get("per_device_train_batch_size", DEFAULT_ROWS)
+    if not isinstance(rows, int) or rows < 1:
+        raise SettingsError(f"trainer.per_device_train_batch_size is {rows}: give a whole number from 1 on")
+    share = settings.data.share_media
+    if share > 1 and rows % share:
+        raise SettingsError(
+            f"trainer.per_device_train_batch_size is {rows}, which data.share_media={share} does not divide: rows about"
+            " one image come into one forward pass; change one of the two"
+        )
+    return rows
+
+
 @dataclass(frozen=True)
 class GlobalBatch:
     """The rows of one optimizer step.
@@ -48,12 +66,10 @@ class GlobalBatch:
         """That of a training over the processes that are there; None: over those of `num_processes`.
 
         Raises:
-            SettingsError: The rows of a pass are no positive whole number, or the global batch cannot be divided.
+            SettingsError: As `rows_of_a_pass`, or the global batch cannot be divided.
         """
         trainer, processes = settings.trainer, num_processes(settings) if processes is None else processes
-        rows = trainer.get("per_device_train_batch_size", DEFAULT_ROWS)
-        if not isinstance(rows, int) or rows < 1:
-            raise SettingsError(f"trainer.per_device_train_batch_size is {rows}: give a whole number from 1 on")
+        rows = rows_of_a_pass(settings)
         accumulation: Any = trainer.get("gradient_accumulation_steps", 1)
         if settings.global_batch_size is not None:
             accumulation, rest = divmod(settings.global_batch_size, processes * rows)

@@ -16,6 +16,7 @@ from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.files import check_writable, read_json
 from voco_llama.settings import CompressionSettings, ModelSettings, StageSettings, TrainSettings
 from voco_llama.sharding import sharding_of
+from voco_llama.training.batch import rows_of_a_pass
 from voco_llama.training.inputs import check_inputs
 from voco_llama.training.liger import check_liger, check_liger_is_here
 from voco_llama.training.loss_checks import check_losses
@@ -50,6 +51,7 @@ POSITIVE = (
     "data.sources.*.limit",
     "data.max_length",
     "data.num_frames",
+    "data.share_media",
     "data.shuffle_buffer",
     "loss.temperature",
     "loss.chunk_size",
@@ -192,6 +194,8 @@ def _check_data(settings: TrainSettings) -> None:
         not data.keep_in_memory or not settings.trainer.get("dataloader_num_workers"),
         "data.keep_in_memory keeps rows in the training process: set trainer.dataloader_num_workers=0",
     )
+    if data.share_media > 1:
+        rows_of_a_pass(settings)
     if not data.streaming:
         return
     for source in data.sources:
@@ -200,6 +204,11 @@ def _check_data(settings: TrainSettings) -> None:
         data.grouping == "none",
         f"data.streaming with data.grouping={data.grouping} would read everything for its lengths: set"
         " data.grouping=none",
+    )
+    require(
+        data.share_media == 1,
+        f"data.streaming with data.share_media={data.share_media} would read everything for which rows look at the same"
+        " image: set data.share_media=1",
     )
     require(not data.keep_in_memory, "data.streaming and data.keep_in_memory contradict each other: choose one")
     require(settings.stage.name != "clip", "stage clip trains on the toy world: set data.streaming=false")

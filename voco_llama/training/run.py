@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers import set_seed
 
+from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
-from voco_llama.data.processor import Collator
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
@@ -75,7 +75,8 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
     if settings.loss.teacher == "top_k":
         rows = open_top_k(settings, mixture, processor, rows)
     adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
-    if uses_two_steps(settings):
+    in_two_steps = uses_two_steps(settings)
+    if in_two_steps:
         model.check_two_steps()
     use_liger(model, arguments)
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
@@ -98,7 +99,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
-        data_collator=Collator(processor.tokens, two_steps=uses_two_steps(settings)),
+        data_collator=Collator(processor.tokens, two_steps=in_two_steps),
         processing_class=processor,
     )
     started = time.perf_counter()
@@ -149,7 +150,9 @@ def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, 
     if settings.data.streaming:
         return StreamSampler(mixture, settings.data.shuffle_buffer, settings.seed)
     lengths = mixture.characters / CHARACTERS_PER_TOKEN + mixture.media * tokens_per_medium
-    return GroupedSampler(settings.data.grouping, lengths, mixture.media == 0, batch.size, settings.seed)
+    share, is_text_only = settings.data.share_media, mixture.media == 0
+    medium = None if share == 1 else mixture.medium
+    return GroupedSampler(settings.data.grouping, lengths, is_text_only, batch.size, settings.seed, share, medium)
 
 
 def save_final(trainer: VoCoTrainer, folder: Path) -> None:

@@ -5,6 +5,8 @@ global batch) has samples of like length, so that little is padded. `modality` (
 all image rows or all text-only rows; the few left over at the end are mixed. Whole groups are shuffled, and so are the
 samples inside one, so that each process gets its fair share of long ones.
 
+Either way samples about the same image or clip can be made to stand together (`voco_llama.training.sharing`).
+
 `StreamSampler` orders rows that are read in place from files: nearly as they stand there.
 
 Either way all processes go by one order, whatever their number, and each takes its batches of it. So a run that goes on
@@ -19,6 +21,7 @@ from torch.utils.data import Sampler
 
 from voco_llama.choices import GROUPINGS, require_choice
 from voco_llama.data.mixture import Mixture
+from voco_llama.training.sharing import blocks_of_media
 
 MEGABATCH = 50
 """Groups among which samples are sorted by length: larger is tidier, smaller is more random (LLaVA's value)."""
@@ -48,21 +51,31 @@ class EpochSampler(Sampler[int]):
 
 
 class GroupedSampler(EpochSampler):
-    """Samples of like length or kind together.
+    """Samples of like length or kind together, and blocks of samples about the same thing.
 
     Consecutive runs of `group_size` indices are what one optimizer step sees, whatever the number of processes and
-    accumulation steps among which they are divided.
+    accumulation steps among which they are divided. Runs of `share_media` indices, counted from the first, are blocks;
+    a forward pass of a multiple of so many rows has whole ones.
 
     Args:
         grouping: One of `voco_llama.choices.GROUPINGS`.
         lengths: `[samples]`, any measure of length.
         is_text_only: `[samples]` bool.
-        group_size: Samples of a global batch.
+        group_size: Samples of a global batch; a multiple of `share_media`.
         seed: Of the order.
+        share_media: Samples of a block: as many samples of one medium, at most, stand together.
+        medium: `[samples]` int64, equal where they look at the same, 0 = at nothing; None where `share_media` is 1.
     """
 
     def __init__(
-        self, grouping: str, lengths: np.ndarray, is_text_only: np.ndarray, group_size: int, seed: int
+        self,
+        grouping: str,
+        lengths: np.ndarray,
+        is_text_only: np.ndarray,
+        group_size: int,
+        seed: int,
+        share_media: int = 1,
+        medium: np.ndarray | None = None,
     ) -> None:
         super().__init__(len(lengths), seed)
         require_choice("data.grouping", grouping, GROUPINGS)
@@ -70,35 +83,61 @@ class GroupedSampler(EpochSampler):
         self.lengths = np.asarray(lengths)
         self.is_text_only = np.asarray(is_text_only, dtype=bool)
         self.group_size = group_size
+        self.share_media = share_media
+        self.medium = medium
 
     def order(self, epoch: int) -> np.ndarray:
         generator = np.random.default_rng([self.seed, epoch])
+        blocks, rest = self._blocks(generator)
+        return np.concatenate([blocks[self._order_of_blocks(blocks, generator)].ravel(), rest])
+
+    def _blocks(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks, `[blocks, share_media]`, and the few samples that fill none of their kind."""
         everything = np.arange(len(self))
-        if self.grouping == "none":
-            return generator.permutation(everything)
+        if self.share_media == 1:
+            return everything[:, None], everything[:0]
         kinds = [everything]
         if self.grouping == "modality":
             kinds = [everything[self.is_text_only], everything[~self.is_text_only]]
+        lengths = None if self.grouping == "none" else self.lengths
+        blocks, rests = [], []
+        for kind in kinds:
+            shuffled = generator.permutation(kind)
+            num_rest = len(kind) % self.share_media
+            rests.append(shuffled[:num_rest])
+            blocks.append(blocks_of_media(shuffled[num_rest:], self.medium, self.share_media, lengths, generator))
+        return np.concatenate(blocks), generator.permutation(np.concatenate(rests))
+
+    def _order_of_blocks(self, blocks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """`[blocks]`: their numbers, grouped."""
+        everything = np.arange(len(blocks))
+        if self.grouping == "none":
+            return generator.permutation(everything)
+        lengths, kinds = self.lengths[blocks].mean(axis=1), [everything]
+        if self.grouping == "modality":
+            is_text_only = self.is_text_only[blocks].all(axis=1)
+            kinds = [everything[is_text_only], everything[~is_text_only]]
         groups, left_over = [], []
         for kind in kinds:
-            whole, rest = self._groups_of_like_length(kind, generator)
+            whole, rest = self._groups_of_like_length(kind, lengths, generator)
             groups += whole
             left_over.append(rest)
         generator.shuffle(groups)
         return np.concatenate([*groups, generator.permutation(np.concatenate(left_over))])
 
     def _groups_of_like_length(
-        self, indices: np.ndarray, generator: np.random.Generator
+        self, blocks: np.ndarray, lengths: np.ndarray, generator: np.random.Generator
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Whole groups, and the fewer than `group_size` samples that fill none."""
-        indices = generator.permutation(indices)
-        num_whole = len(indices) // self.group_size * self.group_size
-        indices, rest = indices[:num_whole], indices[num_whole:]
+        """Blocks of whole global batches, and those that fill none."""
+        size = max(self.group_size // self.share_media, 1)
+        blocks = generator.permutation(blocks)
+        num_whole = len(blocks) // size * size
+        blocks, rest = blocks[:num_whole], blocks[num_whole:]
         groups = []
-        for start in range(0, num_whole, MEGABATCH * self.group_size):
-            megabatch = indices[start : start + MEGABATCH * self.group_size]
-            megabatch = megabatch[np.argsort(-self.lengths[megabatch], kind="stable")]
-            groups += [generator.permutation(group) for group in np.split(megabatch, len(megabatch) // self.group_size)]
+        for start in range(0, num_whole, MEGABATCH * size):
+            megabatch = blocks[start : start + MEGABATCH * size]
+            megabatch = megabatch[np.argsort(-lengths[megabatch], kind="stable")]
+            groups += [generator.permutation(group) for group in np.split(megabatch, len(megabatch) // size)]
         return groups, rest
 
 

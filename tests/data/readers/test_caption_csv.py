@@ -66,6 +66,7 @@ def test_sizes_are_known_beforehand(videos):
     sizes = opened(videos).sizes
     assert sizes.characters.tolist() == [25, len('A "red" ball, rolling\nslowly — é'.encode()), 6]
     assert sizes.media.tolist() == [1, 1, 1]
+    assert len({*sizes.medium.tolist()} - {0}) == 3
 
 
 def test_other_columns_and_one_instruction(videos):

@@ -54,7 +54,7 @@ def test_rows_and_pixels_are_those_of_the_same_records_in_a_json_file(reader, ll
         assert (mine.id, mine.turns) == (other.id, other.turns)
         row, expected = processor.row(mine), processor.row(other)
         assert row.keys() == expected.keys()
-        assert all(torch.equal(row[key], expected[key]) for key in row)
+        assert all(torch.equal(row[key], expected[key]) for key in row if key != "image_keys")
 
 
 @READERS
@@ -112,6 +112,28 @@ def test_an_image_is_bytes_or_a_path(reader, kind, tmp_path):
     if kind in (IMAGE, pa.string()):
         with pytest.raises(DataError, match=r"record 0: 'image' is the path 'a\.png'; set media_folder"):
             reader(file)[0]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_rows_of_a_table_look_at_the_same_if_it_names_the_same_path(listed, tmp_path):
+    """Before anything is read; a row without a path has an image of its own. What is read tells images by their bytes.
+
+    A list of one image is as that image; the order of several counts.
+    """
+    unnamed = {"bytes": png(0), "path": None}
+    values = [stored(0), None, stored(1), stored(0), unnamed, unnamed, {"bytes": png(1), "path": "0.png"}]
+    if listed:
+        values = [value and [value] for value in values]
+        values += [[stored(0), stored(1)], [stored(1), stored(0)], [stored(0), stored(1)], [], [unnamed, stored(1)]]
+    columns = {"image": values, "conversations": [turns("<image>", "A.")] * len(values)}
+    types = {"image": pa.list_(IMAGE) if listed else IMAGE, "conversations": TURNS}
+    medium = HfDataset(written(tmp_path, columns, types)).sizes.medium
+    assert medium.dtype == np.int64
+    same = [[0, 3, 6], [2], [4], [5]] + ([[7, 9], [8], [11]] if listed else [])
+    assert [np.flatnonzero(medium == medium[places[0]]).tolist() for places in same] == same
+    assert np.flatnonzero(medium == 0).tolist() == ([1, 10] if listed else [1])
+    other = HfDataset(written(tmp_path / "other", columns, types)).sizes.medium
+    assert not {*other[[0, 2, 4]]} & {*medium.tolist()}
 
 
 def test_a_struct_with_nothing_in_it_is_no_image(tmp_path):

@@ -2,6 +2,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from voco_llama.data.readers import json_records
@@ -110,6 +111,20 @@ def test_sizes_are_known_beforehand(folder):
     captions = sum(len(turn["value"]) for turn in CAPTION["conversations"])
     assert records.sizes.characters.tolist() == [captions, 9, 8, 0, 0]
     assert records.sizes.media.tolist() == [1, 0, 2, 0, 0]
+
+
+def test_which_records_look_at_the_same_is_known_beforehand(folder):
+    """By the names of all their images, in the folder where they are."""
+    images = [None, "a", ["a"], ["a", "b"], ["b", "a"], ["a", "b"], "b", 3, []]
+    described = [{"conversations": [], "image": image} for image in images]
+    medium = opened(folder, described).sizes.medium
+    assert medium.dtype == np.int64
+    assert len(np.unique(medium)) == 6
+    assert medium[[0, 8]].tolist() == [0, 0]
+    assert medium[1] == medium[2]
+    assert medium[3] == medium[5] != medium[4]
+    (folder / "inside").mkdir()
+    assert not set(opened(folder / "inside", described).sizes.medium[1:8]) & {*medium[1:8]}
 
 
 def test_text_only_without_a_folder(folder):

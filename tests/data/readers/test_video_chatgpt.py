@@ -41,6 +41,7 @@ def test_records(videos):
     assert not records[0].images
     assert records.sizes.characters.tolist() == [38] * 4
     assert records.sizes.media.tolist() == [1] * 4
+    assert len({*records.sizes.medium.tolist()} - {0}) == 4
     assert list(pickle.loads(pickle.dumps(records))) == list(records)
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import settings_in
 from voco_llama.cli import main
 from voco_llama.composition import compose
+from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import LoadedMixture
-from voco_llama.data.processor import Collator
 from voco_llama.errors import CheckpointError, DataError, SettingsError
 from voco_llama.files import locked
 from voco_llama.settings import TeacherSettings

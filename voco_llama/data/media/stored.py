@@ -19,6 +19,11 @@ class StoredFile(ABC):
     def name(self) -> str:
         """Its last part, as `Path.name`."""
 
+    @property
+    def identity(self) -> str:
+        """The same for the same image or clip, another one for any other."""
+        return str(self)
+
     @abstractmethod
     def open(self) -> BinaryIO:
         """Its bytes, seekable, in memory or on disk.
@@ -29,6 +34,13 @@ class StoredFile(ABC):
 
 
 MediaFile = Path | StoredFile
+
+
+def location_hash(*names: str | bytes) -> int:
+    """64 bits of what says where something lies, as a signed number that is not 0; the order of names counts."""
+    coded = (name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass") for name in names)
+    digest = hashlib.blake2b(b"\0".join(coded), digest_size=8, usedforsecurity=False).digest()
+    return int.from_bytes(digest, "little", signed=True) or 1
 
 
 def content_key(file: MediaFile, algorithm: str = "sha256") -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from voco_llama.data.media.roots import MediaRoot, open_media_root
-from voco_llama.data.media.stored import MediaFile
+from voco_llama.data.media.stored import MediaFile, location_hash
 from voco_llama.data.media.video import CLIP_ENDINGS
 from voco_llama.data.readers.json_records import Places, RecordFile, skip_byte_order_mark
 from voco_llama.data.records import (
@@ -75,7 +75,7 @@ class CaptionCsv(RecordFile):
         self.videos = open_media_root(videos, self.file, index_folder)
         with self.file.open("rb") as stream:
             self._columns = self._read_header(_rows(stream), id_column, caption_column, optional=folder_column)
-        super().__init__(self.file, f"csv {self._columns[1]}", index_folder, self._scan)
+        super().__init__(self.file, f"csv {self._columns}", index_folder, self._scan, self.videos)
 
     def _read_header(self, reader: Iterator[list[str]], *needed: str, optional: str) -> tuple[int, int, int | None]:
         """The columns of id, caption and folder."""
@@ -99,8 +99,10 @@ class CaptionCsv(RecordFile):
                 for row in reader:
                     end = stream.tell()
                     if row and begin:
-                        caption = row[self._columns[1]] if self._columns[1] < len(row) else ""
-                        yield begin, end, len(caption), 1
+                        clip, caption, folder = (
+                            "" if column is None or column >= len(row) else row[column] for column in self._columns
+                        )
+                        yield begin, end, len(caption), 1, location_hash(folder, clip)
                     begin, line = end, reader.line_num + 1
             except csv.Error as error:
                 raise DataError(self._unreadable(line, begin, error)) from error

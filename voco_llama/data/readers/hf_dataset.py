@@ -193,10 +193,11 @@ class ParquetStream(TableReader):
 
     @cached_property
     def sizes(self) -> Sizes:
-        """How much text there is, and how many images it speaks of: the image column is not read."""
+        """How much text there is, and how many images it speaks of, not which: the image column is not read."""
         texts = list(self._column(self.text_column))
         media = np.full(len(self), self.image_column is not None, np.int32)
-        return Sizes(count_in(texts, "bytes"), count_in(texts, "marks") if self.form == "conversations" else media)
+        media = count_in(texts, "marks") if self.form == "conversations" else media
+        return Sizes(count_in(texts, "bytes"), media, None)
 
 
 def _parquet_file(file: str) -> Any:

@@ -2,7 +2,7 @@
 
 A JSON list of 665,000 conversations is a gigabyte of text and several gigabytes of Python objects. So a file is scanned
 once for where each record begins and ends and how much there is in it, and a record is parsed when it is asked for.
-What stays in memory are three arrays; they, and the file's name, are all that goes to a worker process. Those of a
+What stays in memory are four arrays; they, and the file's name, are all that goes to a worker process. Those of a
 large file are kept on disk (`kept_tables`), so that it is scanned once and all processes share one copy.
 """
 
@@ -17,13 +17,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from voco_llama.data.kept_tables import Arrays, open_table
+from voco_llama.data.media.roots import MediaRoot
+from voco_llama.data.media.stored import location_hash
 from voco_llama.data.records import Reader, Sizes, check_file, name_record
 from voco_llama.errors import DataError, one_line
 
 _BLOCK = 2**24
 
-Places = Iterable[tuple[int, int, int, int]]
-"""Of each record the bytes where it begins and ends, and its `Sizes`: characters, media."""
+Places = Iterable[tuple[int, int, int, int, int]]
+"""Of each record the bytes where it begins and ends, and its `Sizes`: characters, media, medium."""
 
 
 class RecordFile(Reader):
@@ -33,7 +35,8 @@ class RecordFile(Reader):
         file: The file.
         kind: Of the table that `scan` makes, where it is kept.
         index_folder: Where it is kept; None = nowhere.
-        scan: Reads the file through.
+        scan: Reads the file through; the same names in another root are of other media.
+        root: Of the names of its media.
 
     Raises:
         DataError: The file is missing or holds no records; and what `scan` raises. From `[index]`: it is not valid.
@@ -41,8 +44,11 @@ class RecordFile(Reader):
 
     nothing = "no records"
 
-    def __init__(self, file: Path, kind: str, index_folder: Path | None, scan: Callable[[], Places]) -> None:
+    def __init__(
+        self, file: Path, kind: str, index_folder: Path | None, scan: Callable[[], Places], root: MediaRoot | None
+    ) -> None:
         self.file = file
+        self._root_hash = location_hash(str(root))
         check_file(file)
         self._table = open_table(file, kind, index_folder, lambda: self._tabulate(scan()))
 
@@ -52,13 +58,14 @@ class RecordFile(Reader):
             rows.extend(place)
         if not rows:
             raise DataError(f"{self.file}: holds {self.nothing}; give a file with at least one")
-        table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-        characters, media = table[:, 2:].astype(np.int32).T.copy()
-        return {"spans": table[:, :2].copy(), "characters": characters, "media": media}
+        table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+        characters, media = table[:, 2:4].astype(np.int32).T.copy()
+        return {"spans": table[:, :2].copy(), "characters": characters, "media": media, "medium": table[:, 4].copy()}
 
     @property
     def sizes(self) -> Sizes:
-        return Sizes(self._table["characters"], self._table["media"])
+        names = self._table["medium"]
+        return Sizes(self._table["characters"], self._table["media"], np.where(names, names ^ self._root_hash, 0))
 
     def __len__(self) -> int:
         return len(self._table["spans"])
@@ -86,9 +93,9 @@ class JsonRecords(RecordFile):
 
     Args:
         file: The file, UTF-8, with or without a byte order mark.
-        measure: Gives (characters, media) of a parsed element. It must bear any JSON value: elements are validated
-            when read. Its strings hold one character for each byte of UTF-8.
-        kind, index_folder: As those of `RecordFile`; `kind` tells the results of one `measure` from another's.
+        measure: Gives the `Sizes` of a parsed element. It must bear any JSON value: elements are validated when read.
+            Its strings hold one character for each byte of UTF-8.
+        kind, index_folder, root: As those of `RecordFile`; `kind` tells the results of one `measure` from another's.
 
     Raises:
         DataError: The file is missing, is not JSON (says line, column and byte offset), its top level is not a
@@ -96,9 +103,14 @@ class JsonRecords(RecordFile):
     """
 
     def __init__(
-        self, file: Path, measure: Callable[[Any], tuple[int, int]], kind: str = "", index_folder: Path | None = None
+        self,
+        file: Path,
+        measure: Callable[[Any], tuple[int, int, int]],
+        kind: str = "",
+        index_folder: Path | None = None,
+        root: MediaRoot | None = None,
     ) -> None:
-        super().__init__(file, f"json {kind}", index_folder, lambda: _scan(file, measure))
+        super().__init__(file, f"json {kind}", index_folder, lambda: _scan(file, measure), root)
 
     def parse(self, index: int) -> dict[str, Any]:
         """What JSON one record holds.
@@ -127,7 +139,7 @@ class JsonRecords(RecordFile):
         return value
 
 
-def _scan(file: Path, measure: Callable[[Any], tuple[int, int]]) -> Places:
+def _scan(file: Path, measure: Callable[[Any], tuple[int, int, int]]) -> Places:
     with file.open("rb") as stream:
         try:
             for start, end, value in (_scan_lines if file.suffix == ".jsonl" else _scan_list)(stream, file):

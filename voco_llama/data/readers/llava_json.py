@@ -17,6 +17,7 @@ from typing import Any
 
 from voco_llama.choices import require_choice
 from voco_llama.data.media.roots import MediaRoot, open_media_root
+from voco_llama.data.media.stored import location_hash
 from voco_llama.data.readers.json_records import JsonRecords
 from voco_llama.data.records import (
     IMAGE_MARK,
@@ -58,7 +59,7 @@ class LlavaJson(JsonRecords):
         require_choice("options.marks", marks, MARKS)
         self.marks = marks
         self.images = open_media_root(images, Path(file), index_folder)
-        super().__init__(Path(file), _measure, "llava_json", index_folder)
+        super().__init__(Path(file), _measure, "llava_json", index_folder, self.images)
 
     def read(self, index: int, report: Report = stop) -> Record:
         raw = self.parse(index)
@@ -109,11 +110,12 @@ def _with_one_mark(turn: Turn) -> Turn:
     return Turn(turn.role, before + mark + after.replace(IMAGE_MARK, ""))
 
 
-def _measure(raw: Any) -> tuple[int, int]:
+def _measure(raw: Any) -> tuple[int, int, int]:
     if not isinstance(raw, dict):
-        return 0, 0
+        return 0, 0, 0
     turns = raw.get("conversations")
     texts = [turn.get("value") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     image = raw.get("image")
-    media = len(image) if isinstance(image, list) else int(image is not None)
-    return sum(len(text) for text in texts if isinstance(text, str)), media
+    names = image if isinstance(image, list) else [] if image is None else [image]
+    characters = sum(len(text) for text in texts if isinstance(text, str))
+    return characters, len(names), location_hash(*map(str, names)) if names else 0

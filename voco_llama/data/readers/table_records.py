@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 
 from voco_llama.data.media.roots import MediaRoot, open_media_root
-from voco_llama.data.media.stored import MediaFile, StoredFile
+from voco_llama.data.media.stored import MediaFile, StoredFile, content_key
+from voco_llama.data.readers.table_media import media_in
 from voco_llama.data.records import (
     IMAGE_MARK,
     Reader,
@@ -132,8 +133,10 @@ class TableReader(Reader):
         """How much there is in each record, known without reading a byte of its images."""
         characters = count_in(self._column(self.text_column), "bytes")
         if self.image_column is None:
-            return Sizes(characters, np.zeros(len(self), np.int32))
-        return Sizes(characters, count_in(self._column(self.image_column), "images"))
+            return Sizes(characters, np.zeros(len(self), np.int32), np.zeros(len(self), np.int64))
+        media = count_in(self._column(self.image_column), "images")
+        medium = media_in(self._column(self.image_column), str(self.images or self.file))
+        return Sizes(characters, media, medium)
 
     def read(self, index: int, report: Report = stop) -> Record:
         """The record; problems of its turns and marks go to `report`, others are raised."""
@@ -212,6 +215,11 @@ class Cell(StoredFile):
     def name(self) -> str:
         """That of the file that it came from, else its column's."""
         return Path(self.path).name if self.path else self.column
+
+    @property
+    def identity(self) -> str:
+        """Where a path says that another row may hold the same image, its bytes tell: different files share names."""
+        return str(self) if self.path is None else content_key(self)
 
     def open(self) -> BinaryIO:
         with refused_as(DataError, self, "fetch the table again"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.data.media.roots import MediaRoot, open_media_root
+from voco_llama.data.media.stored import location_hash
 from voco_llama.data.media.video import CLIP_ENDINGS
 from voco_llama.data.readers.json_records import JsonRecords
 from voco_llama.data.records import IMAGE_MARK, Record, Report, Turn, check_marks, name_record, stop
@@ -26,7 +27,7 @@ class VideoChatGpt(JsonRecords):
 
     def __init__(self, file: str | Path, videos: str | Path | MediaRoot, index_folder: Path | None = None) -> None:
         self.videos = open_media_root(videos, Path(file), index_folder)
-        super().__init__(Path(file), _measure, "video_chatgpt", index_folder)
+        super().__init__(Path(file), _measure, "video_chatgpt", index_folder, self.videos)
         self._clips = self.videos.list_clips()
 
     def read(self, index: int, report: Report = stop) -> Record:
@@ -53,6 +54,7 @@ class VideoChatGpt(JsonRecords):
         return Record(str(index if record_id is None else record_id), turns, video=video, source=source)
 
 
-def _measure(raw: Any) -> tuple[int, int]:
-    texts = (raw.get("q"), raw.get("a")) if isinstance(raw, dict) else ()
-    return sum(len(text) for text in texts if isinstance(text, str)), 1
+def _measure(raw: Any) -> tuple[int, int, int]:
+    raw = raw if isinstance(raw, dict) else {}
+    texts = (raw.get("q"), raw.get("a"))
+    return sum(len(text) for text in texts if isinstance(text, str)), 1, location_hash(str(raw.get("video_id")))

@@ -129,7 +129,9 @@ def read_uncompressed(model: Any, batch: dict[str, Tensor], num_voco: int, pad_t
     Returns:
         `[trained tokens, hidden]`, in row-major order.
     """
-    whose = batch["rows"] if "rows" in batch else HostRows({name: batch[name] for name in ROW_FIELDS})
+    whose = batch.get("rows")
+    if whose is None:
+        whose = HostRows({name: batch[name] for name in ROW_FIELDS}, batch.get("media"), batch.get("medium"))
     fields = truncate_voco(whose.fields, num_voco, pad_token_id)
     fields["position"] = contiguous_positions(fields["document"])
     trained = next_tokens(fields.pop("labels")) != IGNORE_INDEX

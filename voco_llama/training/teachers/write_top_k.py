@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainingArguments
 
+from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import LoadedMixture
-from voco_llama.data.processor import Collator
 from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.files import locked, write_atomically, writing, written_aside
 from voco_llama.model.losses import top_k

@@ -1,0 +1,165 @@
+"""The two ways of one forward pass: whole rows under a mask, and packed tokens in two steps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voco_llama.choices import Condition
+from voco_llama.layout import voco_index
+from voco_llama.model.two_steps import KeptKeys, check_decoder, keeping_attention, run_layers
+from voco_llama.packing import Packing, images_in_order, images_of_rows, pack
+from voco_llama.sharding import weights_are_divided
+from voco_llama.visibility import BlockMask, TokenFacts, attention_mask
+
+LENGTHS_ON_GPU = 64
+"""Rows of attention have lengths that are multiples of it there."""
+
+
+class VoCoPasses:
+    """What `VoCoLlama` computes of rows, from their ids and images to last hidden states."""
+
+    _runs_layer_by_layer = False
+    """Whether `check_two_steps` has found so."""
+
+    def _masked(
+        self,
+        rows: dict[str, Tensor],
+        pixel_values: Tensor | None,
+        media: Tensor | None,
+        medium: Tensor | None,
+        condition: Condition,
+        wanted: Tensor,
+    ) -> Tensor:
+        """Last hidden states of the wanted tokens, `[wanted, hidden]`, from whole rows under a mask."""
+        order = None if media is None else images_in_order(rows, media, medium)
+        rows = {name: values.to(self.device) for name, values in rows.items()}
+        facts = TokenFacts.of_batch(rows)
+        embeddings = self.embed(rows["input_ids"], pixel_values, order)
+        mask = self.mask(facts, facts, condition, embeddings.dtype)
+        hidden_states = self.decoder(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
+        ).last_hidden_state
+        return hidden_states[wanted.to(self.device)]
+
+    def _in_two_steps(
+        self,
+        rows: dict[str, Tensor],
+        pixel_values: Tensor | None,
+        media: Tensor | None,
+        medium: Tensor | None,
+        condition: Condition,
+        wanted: Tensor,
+    ) -> Tensor:
+        """The same, from every distinct segment once and text without padding."""
+        rows = {name: values.cpu() for name, values in rows.items()}
+        images = images_of_rows(rows, media, medium)
+        shown, num_images = images[images >= 0].unique(), 0 if pixel_values is None else len(pixel_values)
+        if not torch.equal(shown, torch.arange(num_images)):
+            raise ValueError(
+                f"the rows show {len(shown)} images and {num_images} are given: pass the images the rows were laid out"
+                " for"
+            )
+        num_voco = max(self.config.num_voco, int(voco_index(rows["voco"], rows["segment"]).max()) + 1)
+        shape = self.config.segment_shape(num_voco)
+        multiple = LENGTHS_ON_GPU if self.device.type == "cuda" else 1
+        packing = pack(rows, condition, shape, self.config.added_tokens, images, wanted.cpu(), multiple=multiple)
+        return self.run_packed(packing.to(self.device), pixel_values)
+
+    def run_packed(self, packing: Packing, pixel_values: Tensor | None, kept: KeptKeys | None = None) -> Tensor:
+        """The language model without its head over packed tokens.
+
+        Args:
+            packing: On the model's device.
+            pixel_values: `[images, 3, height, width]`.
+            kept: Where each layer's keys and values of VoCo tokens are put.
+
+        Returns:
+            The last hidden states of `packing.outputs`, `[wanted, hidden]`.
+
+        Raises:
+            SettingsError: The language model cannot be run layer by layer.
+        """
+        self.check_two_steps()
+        embeddings = self._embed_words(packing.input_ids, packing.voco)
+        features = self._image_features(pixel_values, embeddings)
+        if pixel_values is not None and len(pixel_values):
+            features = features[packing.image_order].flatten(0, 1)
+            embeddings = embeddings.index_copy(0, packing.image_places, features)
+        elif features is not None:
+            embeddings = embeddings + 0.0 * features.sum()
+        return run_layers(self.decoder, embeddings, packing, self.config.segment_attention, kept)
+
+    def check_two_steps(self) -> None:
+        """Refuse a language model whose layers cannot be run one by one (`two_steps.check_decoder`), once."""
+        if not self._runs_layer_by_layer:
+            check_decoder(self.decoder)
+            self._runs_layer_by_layer = True
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        config = self.language_model.config
+        for module in self.language_model.modules():
+            if (checkpoint := getattr(module, "_gradient_checkpointing_func", None)) is not None:
+                module._gradient_checkpointing_func = keeping_attention(config, checkpoint)
+
+    def mask(self, query: TokenFacts, key: TokenFacts, condition: Condition, dtype: torch.dtype) -> Tensor | BlockMask:
+        """The mask for this model's attention backend and segment attention (`visibility.attention_mask`)."""
+        return attention_mask(self.attention_backend, query, key, condition, dtype, self.config.segment_attention)
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+        """Token embeddings with the projected patch features in the places of the image tokens.
+
+        An external compressor's tokens take the places of the VoCo tokens instead.
+
+        Args:
+            input_ids: `[batch, length]`.
+            pixel_values: `[images, 3, height, width]`, in the row-major order of their tokens.
+            order: `[images shown]`: which image fills the next of these places; None: each the next one.
+
+        Returns:
+            `[batch, length, hidden]`.
+
+        Raises:
+            ValueError: The images do not fill the rows' image tokens.
+        """
+        embeddings = self._embed_words(input_ids, voco_index(input_ids == self.config.voco_token_id))
+        outside = self.config.compresses_outside
+        is_image = input_ids == (self.config.voco_token_id if outside else self.config.image_token_id)
+        num_images = 0 if pixel_values is None else pixel_values.shape[0]
+        num_shown = num_images if order is None else len(order)
+        per_image = self.config.num_voco if outside else self.config.num_vision_tokens
+        if (num_image_tokens := int(is_image.sum())) != num_shown * per_image:
+            raise ValueError(
+                f"the rows have {num_image_tokens} image tokens, but {num_shown} images of {per_image} tokens fill"
+                f" {num_shown * per_image}: pass the images the rows were laid out for"
+            )
+        features = self._image_features(pixel_values, embeddings)
+        if num_images == 0:
+            return embeddings if features is None else embeddings + 0.0 * features.sum()
+        return embeddings.masked_scatter(is_image[..., None], features if order is None else features[order])
+
+    def _embed_words(self, input_ids: Tensor, index: Tensor) -> Tensor:
+        """Embeddings of tokens of any shape; `index` says which of its segment's VoCo tokens each is, -1: none."""
+        embeddings = self.get_input_embeddings()(input_ids)
+        if self.voco_offsets is None:
+            return embeddings
+        offsets = self.voco_offsets(index.clamp(min=0)).to(embeddings.dtype)
+        return embeddings + offsets * (index >= 0)[..., None]
+
+    def _image_features(self, pixel_values: Tensor | None, embeddings: Tensor) -> Tensor | None:
+        """What the language model is given of images, `[images, tokens, hidden]`, in the dtype of the embeddings.
+
+        In training, and always under ZeRO-3, tower and projector run even without an image, on a blank one (whose
+        features are to enter with weight 0): every process must touch the same parameters in the same order, or ZeRO-3
+        and DDP wait for each other forever. Else None without an image.
+        """
+        if pixel_values is None or not len(pixel_values):
+            if not (self.training or weights_are_divided()):
+                return None
+            size = self.config.image_size
+            pixel_values = torch.zeros(1, 3, size, size, device=embeddings.device, dtype=embeddings.dtype)
+        features = self.vision(pixel_values)
+        if self.compressor is not None:
+            features = self.compressor(features)
+        return self.projector(features).to(embeddings.dtype)
