@@ -1,7 +1,7 @@
 """Time and memory of pieces of work that take turns, so that what disturbs a machine disturbs all of them alike."""
 
 import logging
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -147,5 +148,6 @@ def peak_of(work: Callable[[], object]) -> dict[str, int]:
 
 
 def peak_rss() -> int:
-    """Bytes that this process had in memory at most."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Bytes that this process had in memory at most; `getrusage` would give a child its parent's, if that had more."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
