@@ -53,11 +53,12 @@ def put_into(model: VoCoLlama, **chosen: bool) -> None:
     Raises:
         SettingsError: The package is not here, or has none for this language model.
     """
-    require(
-        is_liger_kernel_available(), "Liger's kernels need the package liger-kernel, which is not here: leave them out"
-    )
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
-
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
+    except ImportError as error:
+        raise SettingsError(
+            "Liger's kernels need the package liger-kernel, which is not here: leave them out"
+        ) from error
     kind = model.language_model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise SettingsError(f"{KEY}: liger-kernel has no kernels for a language model of type {kind}: set it to false")
