@@ -79,7 +79,7 @@ def test_what_it_cannot_do(clip_settings):
         train_clip(clip_settings("data=toy_text"))
     with pytest.raises(DataError, match="more than 48 pairs"):
         train_clip(clip_settings("trainer.per_device_train_batch_size=64"))
-    with pytest.raises(SettingsError, match="use sdpa, eager"):
+    with pytest.raises(SettingsError, match="needs the package flash-attn"):
         train_clip(clip_settings("model.attention=flash_attention_2"))
 
 

@@ -14,6 +14,7 @@ from voco_llama.layout import pack_rows
 from voco_llama.model.flops import flops_of_work, training_flops
 from voco_llama.packing import images_of_rows, pack
 from voco_llama.training import speed
+from voco_llama.training.arguments import training_arguments
 from voco_llama.training.progress import Progress, speed_in_words
 from voco_llama.training.run import train
 from voco_llama.training.speed import SPEED, Counts, Speed, count, matrix_peak
@@ -114,7 +115,7 @@ def test_the_peak_leaves_random_numbers_alone():
 
 def test_first_steps_are_logged_and_have_lines(caplog):
     caplog.set_level(logging.INFO, "voco_llama")
-    progress = Progress(SimpleNamespace(measure_from=lambda step: None))
+    progress = Progress(None, lambda step: None)
     arguments, state = SimpleNamespace(logging_first_step=True), TrainerState(max_steps=100_000)
     state.is_world_process_zero = True
     progress.on_train_begin(arguments, state)
@@ -135,3 +136,8 @@ def test_a_run_says_it_at_every_entry(settings_for, monkeypatch):
     assert all(entry[name] >= 0 for entry in entries for name in SPEED)
     assert all(entry["text_tokens_per_second"] > 0 for entry in entries)
     assert trainers[0].state.total_flos == trainers[0].speed._flops > 0
+
+
+@pytest.mark.parametrize(("override", "expected"), [("trainer.use_cpu=false", True), ("trainer.use_cpu=true", False)])
+def test_batches_are_copied_to_a_gpu_without_waiting(settings_for, override, expected):
+    assert training_arguments(settings_for("toy/voco_1", override)).accelerator_config.non_blocking is expected

@@ -8,12 +8,14 @@ in one line. The names that the log has for these are those of `voco_llama.train
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from voco_llama.text import duration
 from voco_llama.training.losses import LOGGED
+from voco_llama.training.sampling import EpochSampler
 from voco_llama.training.speed import (
     DATA_WAIT,
     IMAGES,
@@ -25,9 +27,6 @@ from voco_llama.training.speed import (
     UTILIZATION,
 )
 
-if TYPE_CHECKING:
-    from voco_llama.training.trainer import VoCoTrainer
-
 logger = logging.getLogger(__name__)
 
 MAX_LINES = 100
@@ -38,19 +37,24 @@ FIRST_LINES = (1, 2, 5, 10)
 
 
 class Progress(TrainerCallback):
-    """Writes a limited number of lines."""
+    """Writes a limited number of lines.
 
-    def __init__(self, trainer: "VoCoTrainer") -> None:
-        self.trainer = trainer
+    Args:
+        order: Is told which epoch begins.
+        measure_from: Is told, when training begins, how many steps were done before; what it measures are speeds.
+    """
+
+    def __init__(self, order: EpochSampler, measure_from: Callable[[int], None]) -> None:
+        self.order, self.measure_from = order, measure_from
 
     def on_train_begin(self, args: Any, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
-        self.trainer.measure_from(state.global_step)
+        self.measure_from(state.global_step)
         self.started = time.perf_counter()
         self.first_step = self.last_line = state.global_step
 
     def on_epoch_begin(self, args: Any, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
         # The loop itself does not reach the sampler after a resume with several processes.
-        self.trainer.order.set_epoch(int(state.epoch or 0))
+        self.order.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         is_first = args.logging_first_step and state.global_step in FIRST_LINES

@@ -75,7 +75,7 @@ class VoCoTrainer(Trainer):
         self.speed: Speed | None = None
         """None before training, and where what trains is no `VoCoLlama`."""
         self.remove_callback(PrinterCallback)
-        self.add_callback(Progress(self))
+        self.add_callback(Progress(order, self.measure_from))
         self.interrupts = interrupts
         if interrupts is not None:
             self.add_callback(interrupts)
