@@ -46,6 +46,7 @@ class Packing:
         text_places, read_places: `[text tokens]`, `[reads]`: the place in `rows x longest` of each.
         outputs: `[wanted]`: packed tokens whose last hidden states are wanted, in row-major order of the rows.
         voco: `[tokens]`: which of its segment's VoCo tokens each one is; -1 for all others.
+        voco_places: `[N]`: the places of its VoCo tokens in a segment, where all are alike.
         segment: `[segments, segment_length]`, or `[1, segment_length]` where all are alike: which of the images of a
             packed segment each token belongs to, from 1 on; 0 for its padding.
         last: What the last layer computes, if not all of it.
@@ -66,6 +67,7 @@ class Packing:
     read_places: Tensor
     outputs: Tensor
     voco: Tensor
+    voco_places: Tensor
     segment: Tensor
     last: "Packing | None" = None
     kept: Tensor | None = None
@@ -202,6 +204,7 @@ def pack(
         read_places=places[~is_text],
         outputs=packed[wanted],
         voco=torch.cat([segments.voco.flatten(), torch.full((int(is_text.sum()),), -1)]),
+        voco_places=(segments.voco[:1].flatten() >= 0).nonzero()[:, 0],
         segment=segments.segment,
     )
     return _with_short_last_layer(packing) if condition == "voco" else packing
@@ -227,6 +230,7 @@ def _with_short_last_layer(packing: Packing) -> Packing:
         input_ids=packing.input_ids[kept],
         position_ids=packing.position_ids[kept],
         voco=packing.voco[kept],
+        voco_places=torch.arange(len(packing.voco_places)),
         segment=packing.segment[:, packing.voco[: packing.segment_length] >= 0],
         sources=place[packing.sources],
         outputs=place[packing.outputs],

@@ -125,12 +125,16 @@ def _visible_or_itself(
 def block_mask(
     query: TokenFacts, key: TokenFacts, condition: Condition, segment_attention: SegmentAttention = "causal"
 ) -> BlockMask:
-    """The predicate as a FlexAttention `BlockMask`, for `[batch, any head, queries, keys]`."""
+    """The predicate as a FlexAttention `BlockMask`, for `[batch, any head, queries, keys]`.
+
+    The facts of a single row serve a batch of any size, whose numbers the kernel hands to the predicate.
+    """
+    batch_size, num_queries = query.segment.shape
 
     def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return _visible_or_itself(query.at(batch, q), key.at(batch, k), condition, segment_attention)
+        row = batch % batch_size
+        return _visible_or_itself(query.at(row, q), key.at(row, k), condition, segment_attention)
 
-    batch_size, num_queries = query.segment.shape
     return create_block_mask(mask_mod, batch_size, None, num_queries, key.segment.shape[1], query.segment.device)
 
 

@@ -15,7 +15,7 @@ from voco_llama.choices import ORDERS
 from voco_llama.errors import SettingsError
 from voco_llama.layout import HostRows, pack_rows, truncate_voco
 from voco_llama.model.losses import Objective
-from voco_llama.packing import pack
+from voco_llama.packing import pack, segments_alone
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 BATCHES = {
@@ -212,3 +212,17 @@ def test_a_model_that_scales_its_embeddings_is_refused():
 def test_an_objective_sees_the_same_tokens():
     processor = tiny_processor()
     check_equal(tiny_model(processor).train(), rows_of(processor, BATCHES["mixed"]), objective=Objective(chunk_size=3))
+
+
+@pytest.mark.parametrize("segment_attention", ["causal", "bidirectional"])
+def test_nothing_waits_for_the_device(segment_attention):
+    """The device `meta` holds no values: whatever asks for one (a count, a mask as an index, a copy) fails."""
+    processor = tiny_processor(order="inline")
+    model = tiny_model(processor, segment_attention=segment_attention)
+    model.check_two_steps()
+    batch, model = rows_of(processor, BATCHES["mixed"]), model.to("meta").train()
+    pixels, trained = batch.pop("pixel_values").to("meta"), torch.tensor(9.0, device="meta")
+    model(rows=HostRows(batch), pixel_values=pixels, two_steps=True, num_items_in_batch=trained).loss.backward()
+    packing = segments_alone(model.config.segment_shape(), model.config.added_tokens, len(pixels))
+    model.run_packed(packing.to(pixels.device), pixels, kept := [])
+    assert [keys.shape for keys, _ in kept] == [(len(pixels), 2, 2, 8)] * 2

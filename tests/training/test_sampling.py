@@ -204,6 +204,11 @@ def test_blocks_are_filled_with_whole_groups(sizes, expected):
         assert all(blocks == found[0] for blocks in found)
 
 
+def test_text_fills_blocks_up():
+    medium = np.repeat([1, 2, 0], [3, 3, 2])
+    assert media_of_blocks(shared("none", medium=medium), medium) == [[3], [3]]
+
+
 def test_blocks_do_not_depend_on_the_global_batch():
     """The same groups of samples, however many processes there are: only the order of blocks differs."""
     one, other = ({frozenset(b) for b in shared("length", group=g).reshape(-1, BLOCK)} for g in (8, 32))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pkgutil import resolve_name
+from importlib import import_module
 from typing import Any
 
 from voco_llama.bench.results import Findings, Kind
@@ -23,7 +23,7 @@ def bench(settings: BenchSettings, evaluation: Callable[[Sequence[str]], Any]) -
     check_writable("output", settings.output)
     if settings.startup.scratch is not None:
         check_writable("startup.scratch", settings.startup.scratch)
-    kind: Kind = resolve_name(f"voco_llama.bench.{settings.kind}")
+    kind: Kind = import_module(f"voco_llama.bench.{settings.kind}")
     findings = Findings(settings, kind.page)
     measure = partial(kind.measure, evaluation=evaluation) if settings.kind == "evaluate" else kind.measure
     measure(settings, findings)

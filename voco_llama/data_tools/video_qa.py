@@ -114,7 +114,7 @@ def _read_questions(settings: DataPrepareSettings) -> Iterator[Row]:
 
 def _read_records(file: Path, other_key: str, noun: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """The id of each record (`question_id` or the other key), which no other may have, it itself, and where it is."""
-    records = JsonRecords(file, lambda raw: (0, 0))
+    records = JsonRecords(file, lambda raw: (0, 0, 0))
     seen: set[str] = set()
     for index in range(len(records)):
         raw = records.parse(index)

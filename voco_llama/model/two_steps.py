@@ -122,8 +122,8 @@ class Reading:
             segments = [states[:divide].unflatten(0, shape).transpose(1, 2) for states in (query, key, value)]
             attended.append(run(module, *segments, self.segment_mask, **options)[0].flatten(0, 1))
             if self.kept is not None:  # copied, so that nothing keeps the storage of all tokens alive
-                voco = packing.voco[: packing.segment_length] >= 0
-                self.kept.append((segments[1][:, :, voco], segments[2][:, :, voco]))
+                kept_keys, kept_values = (states.index_select(2, packing.voco_places) for states in segments[1:])
+                self.kept.append((kept_keys, kept_values))
         if packing.text_places.numel():
             read_keys, read_values = key[packing.sources], value[packing.sources]
             if packing.offsets is not None:
@@ -230,7 +230,8 @@ def check_decoder(decoder: nn.Module) -> None:
             device = decoder.rotary_emb.inv_freq.device
             embeddings = torch.ones(1, 3, decoder.config.hidden_size, device=device)
             places = torch.arange(3, device=device)[None]
-            out = decoder(inputs_embeds=embeddings, position_ids=places, use_cache=False).last_hidden_state
+            with attention_named(decoder.config, "eager"):  # the plainest mask; no layer looks at it
+                out = decoder(inputs_embeds=embeddings, position_ids=places, use_cache=False).last_hidden_state
         finally:
             for module in stubbed:
                 del module.forward
