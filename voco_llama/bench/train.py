@@ -126,17 +126,27 @@ def measure(settings: BenchSettings, findings: Findings) -> None:
     findings.add(PEAK, matrix_peak(model.device, model.dtype))
     for name in own.workloads:
         drawn = [draw(name, own.rows, settings.seed + number) for number in range(settings.rounds)]
-        findings.add(f"{WORKLOAD}/{name}", _compare(settings, model, drawn, name, warm_up=name == own.workloads[0]))
+        _add(settings, findings, model, drawn, f"{WORKLOAD}/{name}", warm_up=name == own.workloads[0])
     for kind, values in ((LENGTH, own.lengths), (FRAMES, own.frames)):
         for value in values:
             text, frames = (value, 1) if kind == LENGTH else (own.curve_text, value)
             drawn = [even(own.curve_rows, text, frames)] * settings.rounds
-            findings.add(f"{kind}/{value}", _compare(settings, model, drawn, f"{kind} {value}"))
+            _add(settings, findings, model, drawn, f"{kind}/{value}")
 
 
-def _compare(
-    settings: BenchSettings, model: VoCoLlama, drawn: list[Drawn], what: str, warm_up: bool = False
-) -> dict[str, Any]:
+def _add(
+    settings: BenchSettings, findings: Findings, model: VoCoLlama, drawn: list[Drawn], part: str, warm_up: bool = False
+) -> None:
+    """Times of all variants, and then, on a CPU, their memory."""
+    found = _compare(settings, model, drawn, part, warm_up)
+    findings.add(part, found)
+    if model.device.type == "cpu" and settings.peak_memory:
+        for name, timing in found["variants"].items():
+            timing["memory"] = _memory(settings, name, max(drawn, key=_size))
+        findings.add(part, found)
+
+
+def _compare(settings: BenchSettings, model: VoCoLlama, drawn: list[Drawn], what: str, warm_up: bool) -> dict[str, Any]:
     """All variants on the same batches, one a round; on a CPU one warm-up is enough for all that follows."""
     optimizer = _optimizer(settings, model)
     steppers = {name: Stepper(model, name, optimizer) for name in settings.train.variants}
@@ -155,10 +165,8 @@ def _compare(
     model.zero_grad(set_to_none=True)
     base = next(iter(timings))
     flops = statistics.mean(needed_flops(model, one) for one in drawn)
-    for name, timing in timings.items():
+    for timing in timings.values():
         timing["times_as_fast"] = ratios(timings[base], timing)
-        if model.device.type == "cpu" and settings.peak_memory:
-            timing["memory"] = _memory(settings, name, max(drawn, key=_size))
     places = [len(one.texts) * (one.frames * _segment(model) + max(one.texts)) for one in drawn]
     real = [len(one.texts) * one.frames * _segment(model) + sum(one.texts) for one in drawn]
     return {
