@@ -61,8 +61,12 @@ def parts(is_small: bool, device_bytes: int) -> list[Part]:
     """All parts, in order."""
     none = ["train.workloads=[]", "train.lengths=[]", "train.frames=[]"]
     ways = [f"{way}_checkpointing" for way in ("authors", "masked", "two_steps", "two_steps_shared")]
-    all_ways, fewer_ways = (f"train.variants=[{','.join(names)}]" for names in (ways, [ways[0], *ways[2:]]))
-    two_ways, layers = f"train.variants=[{ways[0]},{ways[3]}]", 32 if device_bytes > ALL_LAYERS_STEP else 16
+    kernels = [] if is_small else [f"{ways[3]}_liger"]
+    all_ways, fewer_ways, two_ways = (
+        f"train.variants=[{','.join([*names, *kernels])}]"
+        for names in ([*ways[:3], "two_steps_shared", ways[3]], [ways[0], *ways[2:]], [ways[0], ways[3]])
+    )
+    layers = 32 if device_bytes > ALL_LAYERS_STEP else 16
 
     def tiny(*overrides: str) -> list[str] | None:
         return list(overrides) if is_small else None
@@ -74,12 +78,12 @@ def parts(is_small: bool, device_bytes: int) -> list[Part]:
     budget = ["budget_gb=8", "most_rows=256"]
     return [
         Part("tests", 110, ["-m", "pytest", "-m", "gpu", "-q", "--durations=10", "tests/gpu"], says_tests),
-        train("train", 150, ["rounds=3", "train.workloads=[mix665k]", "train.rows=16", all_ways], "rounds=1"),
+        train("train", 150, ["rounds=5", "train.workloads=[mix665k]", "train.rows=16", all_ways], "rounds=1"),
         bench(
             "efficiency",
             "efficiency",
             110,
-            ["rounds=3", *(f"efficiency.{value}" for value in budget)],
+            ["rounds=3", "efficiency.batches=[1,16]", *(f"efficiency.{value}" for value in budget)],
             tiny("efficiency.num_voco=[1]", "efficiency.new=2", "efficiency.most_rows=2"),
         ),
         bench(

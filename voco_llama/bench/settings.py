@@ -9,7 +9,8 @@ from voco_llama.errors import require
 KINDS = ("train", "efficiency", "answer", "loading", "startup", "evaluate")
 WAYS = ("authors", "masked", "two_steps", "two_steps_shared")
 CHECKPOINTING = "_checkpointing"
-VARIANTS = (*WAYS, *(f"{way}{CHECKPOINTING}" for way in WAYS))
+LIGER = "_liger"
+VARIANTS = tuple(f"{way}{how}{kernels}" for way in WAYS for how in ("", CHECKPOINTING) for kernels in ("", LIGER))
 WORKLOADS = ("mix665k", "two_each", "unshared", "video")
 METHODS = ("no_cache", "full_cache", "voco")
 BENCH_DTYPES = ("auto", "float32", "bfloat16")
@@ -46,8 +47,9 @@ class TrainBench:
     Attributes:
         workloads: What batches are like (`voco_llama.bench.workloads`).
         variants: `authors`; ours `masked` (one pass over padded rows), in `two_steps` with every row's images its own,
-            and `two_steps_shared`, each distinct image once. With `_checkpointing` at the end: of activations. The
-            first one is what the others are compared with.
+            and `two_steps_shared`, each distinct image once. With `_checkpointing` at the end: of activations; with
+            `_liger` after that: with Liger's kernels (a GPU and their package). The first one is what the others are
+            compared with.
         rows: Of a batch.
         optimizer: Update the weights by AdamW in each step.
         lengths: Text tokens of rows at which time and memory are measured, for the curves; empty: none.

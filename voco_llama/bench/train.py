@@ -6,7 +6,9 @@ update where that is asked for.
 """
 
 import statistics
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from voco_llama.bench.authors import authors_loss
 from voco_llama.bench.measuring import alternate, in_own_process, peak_of, ratios
 from voco_llama.bench.results import Findings
-from voco_llama.bench.settings import CHECKPOINTING, BenchSettings
+from voco_llama.bench.settings import CHECKPOINTING, LIGER, BenchSettings
 from voco_llama.bench.shape import build_model, images, rows
 from voco_llama.bench.train_page import FRAMES, LENGTH, PEAK, WORKLOAD, page, plot
 from voco_llama.bench.workloads import Drawn, draw, even
@@ -26,6 +28,7 @@ from voco_llama.layout import HostRows
 from voco_llama.model.flops import training_flops
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.tokens import IGNORE_INDEX
+from voco_llama.training.liger import put_into
 from voco_llama.training.speed import matrix_peak
 
 __all__ = ["measure", "page", "plot"]
@@ -53,11 +56,42 @@ class Batch:
         return Batch(HostRows(self.rows.fields, own, torch.arange(len(own))), pixel_values)
 
 
+class Liger:
+    """Liger's kernels in a model, where they are entered; elsewhere it is as it was."""
+
+    def __init__(self, model: VoCoLlama) -> None:
+        self.home, self.modules = sys.modules[type(model.decoder).__module__], list(model.language_model.modules())
+        before = self._state()
+        put_into(model)
+        self.states = before, self._state()
+        self._set(before)
+
+    def __enter__(self) -> None:
+        self._set(self.states[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self.states[0])
+
+    def _state(self) -> tuple[dict[str, Any], list[Any]]:
+        """What Liger replaces: names of the model's file, and what modules do."""
+        return dict(vars(self.home)), [module.__dict__.get("forward") for module in self.modules]
+
+    def _set(self, state: tuple[dict[str, Any], list[Any]]) -> None:
+        vars(self.home).update(state[0])
+        for module, forward in zip(self.modules, state[1], strict=True):
+            if forward is not None:
+                module.forward = forward
+            elif "forward" in module.__dict__:
+                del module.forward
+
+
 class Stepper:
     """A model, and one way of stepping it on a batch."""
 
     def __init__(self, model: VoCoLlama, variant: str, optimizer: torch.optim.Optimizer | None) -> None:
         self.model, self.optimizer = model, optimizer
+        self.liger = Liger(model) if variant.endswith(LIGER) else None
+        variant = variant.removesuffix(LIGER)
         self.way, self.checkpointing = variant.removesuffix(CHECKPOINTING), variant.endswith(CHECKPOINTING)
         if self.checkpointing:  # 5.17 has no `activation_`
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -79,7 +113,8 @@ class Stepper:
         for module in self.model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = self.checkpointing
-        loss().backward()
+        with self.liger or nullcontext():
+            loss().backward()
         if self.optimizer is not None:
             self.optimizer.step()
         self.model.zero_grad(set_to_none=True)

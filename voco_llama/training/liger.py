@@ -42,13 +42,24 @@ def use_liger(model: VoCoLlama, arguments: TrainingArguments) -> None:
     Raises:
         SettingsError: Liger has none for this language model.
     """
-    if not arguments.use_liger_kernel:
-        return
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
+    if arguments.use_liger_kernel:
+        put_into(model, **(arguments.liger_kernel_config or {}))
+        arguments.use_liger_kernel = False
 
+
+def put_into(model: VoCoLlama, **chosen: bool) -> None:
+    """Put Liger's kernels into the language model; `chosen` are arguments of Liger's function.
+
+    Raises:
+        SettingsError: The package is not here, or has none for this language model.
+    """
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
+    except ImportError as error:
+        raise SettingsError(
+            "Liger's kernels need the package liger-kernel, which is not here: leave them out"
+        ) from error
     kind = model.language_model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise SettingsError(f"{KEY}: liger-kernel has no kernels for a language model of type {kind}: set it to false")
-    chosen = (arguments.liger_kernel_config or {}) | LOSSES_OFF
-    _apply_liger_kernel_to_instance(model=model.language_model, **chosen)
-    arguments.use_liger_kernel = False
+    _apply_liger_kernel_to_instance(model=model.language_model, **(chosen | LOSSES_OFF))
