@@ -54,8 +54,7 @@ def bench(name: str, kind: str, seconds: int, overrides: list[str], tiny: list[s
     """A benchmark at 7B shape, or with the overrides `tiny` at the tiny one."""
     size = ["shape=7b", *overrides] if tiny is None else ["shape=tiny", "peak_memory=false", "rounds=1", *tiny]
     command = ["-m", "voco_llama.cli", "bench", f"kind={kind}", *size]
-    says = {"train": says_train, "efficiency": says_efficiency, "answer": says_answer}[kind]
-    return Part(name, seconds, command, lambda log, folder: says(json.loads((folder / f"{kind}.json").read_text())))
+    return Part(name, seconds, command, lambda _, folder: SAYS[kind](json.loads((folder / f"{kind}.json").read_text())))
 
 
 def parts(is_small: bool, device_bytes: int) -> list[Part]:
@@ -126,8 +125,9 @@ def says_train(found: dict[str, Any]) -> str:
             (base, _), *_, (variant, timing) = part["variants"].items()
             ratio = timing["times_as_fast"]
             fast = f"{ratio['median']:.2f} times {base.partition('_')[0]}" if ratio else f"{base} or {variant} failed"
-            share = f", {part['needed_flops'] / timing['spread']['median'] / peak:.0%} of peak" if ratio else ""
-            said.append(f"{name.removeprefix('workload/')} {fast}{share}")
+            if not timing["failed"]:
+                fast += f", {part['needed_flops'] / timing['spread']['median'] / peak:.0%} of peak"
+            said.append(f"{name.removeprefix('workload/')}: {fast}")
     return "; ".join([*said, f"peak {peak / 1e12:.3g} TFLOP/s"])
 
 
@@ -145,6 +145,9 @@ def says_answer(found: dict[str, Any]) -> str:
     }
     times = {name: a_second["voco"] / rate for name, rate in a_second.items()}
     return f"{times['no_cache']:.2f} times no cache, {times['full_cache']:.2f} times a full cache"
+
+
+SAYS = {"train": says_train, "efficiency": says_efficiency, "answer": says_answer}
 
 
 class Session:

@@ -1,11 +1,10 @@
-"""`scripts/gpu` at tiny size: a part that fails and one that is ended leave the others and the files alone."""
+"""`scripts/gpu`: a part that fails and one that is ended leave the others and the files alone."""
 
 import json
 import logging
-import subprocess
 import sys
 import tarfile
-from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
@@ -51,16 +50,22 @@ def test_every_part_at_7b_shape_has_settings_that_fit():
     assert sum(one.seconds for one in listed[:4]) <= 9 * 60
 
 
-@pytest.mark.slow
-def test_a_benchmark_at_tiny_size(tmp_path):
-    script = Path(__file__).parents[1] / "scripts" / "gpu.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--small", "--only=train", f"--output={tmp_path}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "times authors" in done.stdout
-    with tarfile.open(tmp_path / "files.tar.gz") as archive:
-        assert {"gpu/train/train.json", "gpu/train/train.md"} <= set(archive.getnames())
+def test_all_of_it(tmp_path, monkeypatch, capsys):
+    """Parts in order, those that were asked for; too little time is said, and no failure."""
+    listed = [part("first", "print(1)"), part("second", "print(2)"), part("third", "raise SystemExit(1)")]
+    monkeypatch.setattr(gpu, "parts", lambda is_small, device_bytes: listed)
+    monkeypatch.setattr(gpu, "PROBE", """print('{"torch": "2", "transformers": "5", "device": null, "bytes": 0}')""")
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+
+    def run(*arguments: str) -> tuple[int, dict]:
+        monkeypatch.setattr(sys, "argv", ["gpu", f"--output={tmp_path}", *arguments])
+        status = gpu.main()
+        return status, json.loads((tmp_path / "results.json").read_text())["parts"]
+
+    assert run("--only=second,first") == (0, {"first": ANY, "second": ANY})
+    status, found = run()
+    assert (status, found["third"]["ended"]) == (1, "failed (1)")
+    assert run("--minutes=0.1", "--only=third") == (0, {"third": {"ended": "no time left"}})
+    with pytest.raises(SystemExit):
+        run("--only=fourth")
+    assert "no part fourth: choose of first, second, third" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import statistics
 import pytest
 import torch
 
+from scripts import gpu
 from tests.tiny import unlike_its_start
 from tests.training.conftest import one_thread
 from voco_llama.bench import train
@@ -83,9 +84,9 @@ def test_what_does_not_fit_is_said_and_the_rest_goes_on(tmp_path, monkeypatch):
     own = ["train.workloads=[two_each]", "train.lengths=[]", "train.frames=[]", "train.rows=2"]
     text = bench(settings_of(tmp_path, *own), None)
     assert re.search(r"\| authors +\| +out of memory \|", text)
-    assert json.loads((tmp_path / "train.json").read_text())["parts"]["workload/two_each"]["variants"]["masked"][
-        "seconds"
-    ]
+    found = json.loads((tmp_path / "train.json").read_text())
+    assert found["parts"]["workload/two_each"]["variants"]["masked"]["seconds"]
+    assert "two_each: authors or two_steps_shared failed" in gpu.says_train(found)
 
 
 def test_a_kill_leaves_the_parts_that_were_measured(tmp_path, monkeypatch):
@@ -115,7 +116,10 @@ def test_a_kind_from_settings_to_files(tmp_path, overrides):
     settings = settings_of(tmp_path, *overrides)
     text = bench(settings, None)
     assert (tmp_path / f"{settings.kind}.md").read_text() == text
-    parts = json.loads((tmp_path / f"{settings.kind}.json").read_text())["parts"]
+    found = json.loads((tmp_path / f"{settings.kind}.json").read_text())
+    parts = found["parts"]
+    if settings.kind in gpu.SAYS:
+        assert "no cache" in gpu.SAYS[settings.kind](found)
     if settings.kind == "efficiency":
         for name, count in parts["counts"].items():
             assert count["kv_bytes"] == count["kv_bytes_computed"], name
