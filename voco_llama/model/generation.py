@@ -1,11 +1,11 @@
 """The two steps of inference: compress each image alone, then read its VoCo tokens' keys and values under the text.
 
 Compressing is the first half of a pass in two steps (`voco_llama.model.two_steps`), of which the keys and values of
-the VoCo tokens remain. To
-generate, the rows are first taken apart: VoCo tokens become slots that hold cached keys and values, moved to their
-positions; text tokens remain; vision tokens are gone. One prefill runs all text but the last token under the
-predicate (text before an image must not see it), and from there on `generate` of transformers goes on with its
-defaults: VoCo and text tokens have contiguous positions, so counting attended tokens gives the right ones.
+the VoCo tokens remain. To generate, the rows are first taken apart: VoCo tokens become slots that hold cached keys and
+values, moved to their positions; text tokens remain; vision tokens are gone. Where text stands before an image, which it
+must not see, one prefill runs all of it but the last token under the predicate. From there on `generate` of transformers
+goes on with its defaults: VoCo and text tokens have contiguous positions, so counting attended tokens gives the right
+ones.
 """
 
 from dataclasses import replace
@@ -181,16 +181,17 @@ class VoCoGeneration:
         if not bool(facts.voco.any()):  # the slots stand before the text, which moves along
             text = replace(text, index=text.index + slots.shape[1], position=text.position + slots.shape[1])
         past = self.filled_cache(cache, slots, slot_facts.position)
-        before_last = text.at(*_ALL_BUT_LAST)
-        embeddings = self.get_input_embeddings()(text_ids[:, :-1])
-        self.prefill(embeddings, before_last, slot_facts.followed_by(before_last), past, "voco")
+        if not _all_before(slot_facts, slot_real, text, real):  # else the first pass of decoding reads all text at once
+            before_last = text.at(*_ALL_BUT_LAST)
+            embeddings = self.get_input_embeddings()(text_ids[:, :-1])
+            self.prefill(embeddings, before_last, slot_facts.followed_by(before_last), past, "voco")
         filler = torch.full_like(slots, self.config.voco_token_id)
         return self._decode(torch.cat([filler, text_ids], dim=1), attended, past, generation)
 
     def _decode(
         self, input_ids: Tensor, real: Tensor, past: DynamicCache, generation: dict[str, Any]
     ) -> Tensor | ModelOutput:
-        """Let transformers go on from a cache that holds all tokens of `input_ids` but the last."""
+        """Let transformers go on from a cache that holds the first tokens of `input_ids`; those after see all before."""
         defaults = self.language_model.generation_config
         given = generation.get("generation_config") or defaults
         copies = max(
@@ -269,6 +270,14 @@ def num_voco_of(facts: TokenFacts) -> int | None:
         return None
     row = facts.voco.any(dim=1).nonzero()[0, 0]
     return int((facts.voco[row] & (facts.segment[row] == facts.segment[row][facts.voco[row]][0])).sum())
+
+
+def _all_before(slots: TokenFacts, slot_real: Tensor, text: TokenFacts, text_real: Tensor) -> bool:
+    """Whether all slots of each row stand before its text, all `[batch, length]`; so too if there are none."""
+    if slots.index.shape[1] == 0:
+        return True
+    last = slots.index.masked_fill(~slot_real, -1).amax(dim=1)
+    return bool((last[:, None] < text.index.masked_fill(~text_real, torch.iinfo(torch.long).max)).all())
 
 
 def left_gather(facts: TokenFacts, keep: Tensor) -> tuple[TokenFacts, Tensor]:
