@@ -2,10 +2,10 @@
 
 Compressing is the first half of a pass in two steps (`voco_llama.model.two_steps`), of which the keys and values of
 the VoCo tokens remain. To generate, the rows are first taken apart: VoCo tokens become slots that hold cached keys and
-values, moved to their positions; text tokens remain; vision tokens are gone. Where text stands before an image, which it
-must not see, one prefill runs all of it but the last token under the predicate. From there on `generate` of transformers
-goes on with its defaults: VoCo and text tokens have contiguous positions, so counting attended tokens gives the right
-ones.
+values, moved to their positions; text tokens remain; vision tokens are gone. Where text stands before an image, which
+it must not see, one prefill runs all of it but the last token under the predicate. From there on `generate` of
+transformers goes on with its defaults: VoCo and text tokens have contiguous positions, so counting attended tokens gives
+the right ones.
 """
 
 from dataclasses import replace
@@ -191,7 +191,7 @@ class VoCoGeneration:
     def _decode(
         self, input_ids: Tensor, real: Tensor, past: DynamicCache, generation: dict[str, Any]
     ) -> Tensor | ModelOutput:
-        """Let transformers go on from a cache that holds the first tokens of `input_ids`; those after see all before."""
+        """Let transformers go on from a cache of the first tokens of `input_ids`; those after see all before them."""
         defaults = self.language_model.generation_config
         given = generation.get("generation_config") or defaults
         copies = max(

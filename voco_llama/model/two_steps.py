@@ -19,9 +19,10 @@ The masked pass (`VoCoLlama.forward`) is the definition that this is tested agai
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -223,18 +224,14 @@ def check_decoder(decoder: nn.Module) -> None:
         return hidden_states
 
     if not missing:
-        stubbed = [*decoder.layers, decoder.norm]
-        for module in stubbed:
-            module.forward = unchanged
-        try:
-            device = decoder.rotary_emb.inv_freq.device
-            embeddings = torch.ones(1, 3, decoder.config.hidden_size, device=device)
-            places = torch.arange(3, device=device)[None]
-            with attention_named(decoder.config, "eager"):  # the plainest mask; no layer looks at it
-                out = decoder(inputs_embeds=embeddings, position_ids=places, use_cache=False).last_hidden_state
-        finally:
-            for module in stubbed:
-                del module.forward
+        device = decoder.rotary_emb.inv_freq.device
+        embeddings = torch.ones(1, 3, decoder.config.hidden_size, device=device)
+        places = torch.arange(3, device=device)[None]
+        with ExitStack() as stubs:
+            for module in (*decoder.layers, decoder.norm):
+                stubs.enter_context(patch.object(module, "forward", unchanged))
+            stubs.enter_context(attention_named(decoder.config, "eager"))  # the plainest mask; no layer looks at it
+            out = decoder(inputs_embeds=embeddings, position_ids=places, use_cache=False).last_hidden_state
         if not torch.equal(out, embeddings):
             missing = ["embeddings that go into the layers as they are"]
         missing += [name for name, value in given.items() if value is not None and name not in _PASSED_ON]

@@ -37,8 +37,6 @@ def check_liger_is_here(settings: TrainSettings) -> None:
 def use_liger(model: VoCoLlama, arguments: TrainingArguments) -> None:
     """Put the kernels into the language model, if the arguments ask for them, and have the Trainer not do it.
 
-    To be called after `model.check_two_steps`, which replaces forward functions for a while.
-
     Raises:
         SettingsError: Liger has none for this language model.
     """
