@@ -4,8 +4,8 @@ Compressing is the first half of a pass in two steps (`voco_llama.model.two_step
 the VoCo tokens remain. To generate, the rows are first taken apart: VoCo tokens become slots that hold cached keys and
 values, moved to their positions; text tokens remain; vision tokens are gone. Where text stands before an image, which
 it must not see, one prefill runs all of it but the last token under the predicate. From there on `generate` of
-transformers goes on with its defaults: VoCo and text tokens have contiguous positions, so counting attended tokens gives
-the right ones.
+transformers goes on with its defaults: VoCo and text tokens have contiguous positions, so counting attended tokens
+gives the right ones.
 """
 
 from dataclasses import replace
