@@ -238,8 +238,8 @@ def environment_with(wheels: Path | None, target: Path) -> dict[str, str]:
 def main() -> int:
     """0 if no part failed."""
     parser = argparse.ArgumentParser(description="The gpu tests and the benchmarks at 7B shape, on one GPU.")
-    parser.add_argument("--minutes", type=float, default=9, help="in all; what comes too late is left out")
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of the three files of results")
+    parser.add_argument("--minutes", type=float, default=9, help="in all (9); what comes too late is left out")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of its files (runs/gpu)")
     parser.add_argument("--only", metavar="PART,...", help="of tests, train, efficiency, answer, video, update, curves")
     parser.add_argument("--small", action="store_true", help="at tiny size, as it is without a GPU")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that are put into a temporary place first")
@@ -251,8 +251,11 @@ def main() -> int:
         scratch.mkdir()
         environment = environment_with(given.wheels, site)
         probed = subprocess.run(
-            [sys.executable, "-c", PROBE], env=environment, stdout=subprocess.PIPE, text=True, check=True
+            [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, check=False
         )
+        if probed.returncode:
+            reason = probed.stderr.strip().splitlines()[-1]
+            parser.exit(1, f"{sys.executable}: {reason}: scripts/test sets up .venv, or give --wheels\n")
         machine = json.loads(probed.stdout)
         is_small = given.small or machine["device"] is None
         if machine["device"] is None:

@@ -76,11 +76,13 @@ def test_nothing_ships_untested():
         "ask.yaml",
         "export.yaml",
         "toyworld.yaml",
+        "bench.yaml",
     }
     shipped = {file.relative_to(CONFIG_DIR).as_posix() for file in CONFIG_DIR.rglob("*.yaml")}
     tables = {file for file in shipped if file.startswith("plan/")}  # tests/sweep/test_tables.py
+    shapes = {f"shape/{name}.yaml" for name in ("tiny", "small", "7b")}  # tests/bench
     sets = {file for file in shipped if file.startswith("data_sets/")}  # tests/data_tools/test_sets.py
-    assert shipped == tested | top | tables | sets | {"sweep.yaml", "paths/default.yaml"}
+    assert shipped == tested | top | tables | sets | shapes | {"sweep.yaml", "paths/default.yaml"}
     assert {"toy/clip", "toy/video", "voco_1", "toy/voco_4_distinct", "video_7b"} <= set(EXPERIMENTS)
 
 

@@ -85,6 +85,13 @@ def test_every_way_of_compressing(kwargs, name):
     check_equal(model, rows_of(processor, BATCHES[name]))
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_row_of_attention_that_is_longer_than_all_packed_tokens(attention, monkeypatch):
+    monkeypatch.setattr("voco_llama.model.passes.pack", lambda *args, **own: pack(*args, **{**own, "multiple": 256}))
+    processor = tiny_processor(num_voco=1)
+    check_equal(tiny_model(processor, attention=attention).train(), rows_of(processor, ["<image>\nWhat?"]))
+
+
 def test_an_external_compressor_and_a_clip_of_frames():
     processor = tiny_processor(num_voco=4, num_frames=3)
     processor = copy.copy(processor)

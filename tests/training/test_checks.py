@@ -58,6 +58,11 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
             "prompt.order=llava: a row has text before",
         ),
         (["model.attention=flash_attention_2", "compression.segment_attention=bidirectional"], "causal: set"),
+        (
+            ["model.attention=flash_attention_2", "loss=kl", "loss.teacher_checkpoint=x", "prompt.order=inline"],
+            "the mask under which the teacher reads text before an image",
+        ),
+        (["trainer.use_liger_kernel=true", "trainer.liger_kernel_config=[1]"], "liger_kernel_config is"),
         (["model.language.config=some/folder"], "set exactly one of model.language.pretrained"),
         (["model.language.pretrained=null"], "set exactly one of model.language.pretrained"),
         ([*RANDOM_WEIGHTS, "model.tokenizer=null"], "brings no tokenizer: set model.tokenizer"),

@@ -195,7 +195,14 @@ def check_bench(settings: BenchSettings) -> None:
             require(name in known, f"train.{key} has {name!r}: choose of {', '.join(known)}")
         require(len(set(named)) == len(named), f"train.{key}={named}: name each once")
     require(bool(train.variants), "train.variants is empty: name at least one")
-    require(bool(settings.efficiency.batches), "efficiency.batches is empty: name at least one")
+    for name in ("batches", "num_voco"):
+        require(bool(getattr(settings.efficiency, name)), f"efficiency.{name} is empty: name at least one")
+    vision = (settings.shape.image_size // settings.shape.patch_size) ** 2
+    require(
+        settings.kind != "efficiency" or max(settings.efficiency.num_voco) <= vision,
+        f"efficiency.num_voco={settings.efficiency.num_voco}: an image of this shape has {vision} vision tokens, use at"
+        " most as many",
+    )
     require(set(answer.asked) == set(METHODS), f"answer.asked={answer.asked}: give a number for {', '.join(METHODS)}")
     require(settings.loading.width >= 32 and settings.loading.height >= 32, "loading.width and .height: use 32 or more")
     require(settings.loading.quality <= 95, f"loading.quality={settings.loading.quality}: use 1 to 95")

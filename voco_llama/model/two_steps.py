@@ -84,24 +84,28 @@ class Reading:
             SettingsError: The backend cannot express the segment attention.
         """
 
-        def mask(segment: Tensor, attention: SegmentAttention) -> Tensor | BlockMask | None:
-            if segment.numel() == 0 or (attention == "causal" and backend in CAUSAL_BY_THEMSELVES):
+        def mask(segment: Tensor, voco: Tensor, attention: SegmentAttention) -> Tensor | BlockMask | None:
+            if attention == "causal" and backend in CAUSAL_BY_THEMSELVES:
                 return None
             facts = TokenFacts.of_batch(
                 {
                     "segment": segment,
-                    "voco": packing.voco[: segment.numel()].view_as(segment) >= 0,
+                    "voco": voco,
                     "position": segment,
                     "document": torch.where(segment > 0, 0, PADDING_DOCUMENT),
                 }
             )
             return attention_mask(backend, facts, facts, "full", dtype, attention)
 
-        longest = torch.ones(1, packing.longest, dtype=torch.long, device=packing.sources.device)
-        segment_mask = mask(
-            packing.segment if segment_attention == "bidirectional" else packing.segment[:1].clamp(1), segment_attention
-        )
-        return cls(packing, backend, inverse_frequency, segment_mask, mask(longest, "causal"), kept)
+        segment_mask = row_mask = None
+        if packing.num_segments:
+            segment = packing.segment if segment_attention == "bidirectional" else packing.segment[:1].clamp(1)
+            voco = packing.voco[: segment.numel()].view_as(segment) >= 0
+            segment_mask = mask(segment, voco, segment_attention)
+        if packing.longest:
+            row = torch.ones(1, packing.longest, dtype=torch.long, device=packing.sources.device)
+            row_mask = mask(row, torch.zeros_like(row, dtype=torch.bool), "causal")
+        return cls(packing, backend, inverse_frequency, segment_mask, row_mask, kept)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Of one layer.

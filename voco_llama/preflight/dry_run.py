@@ -17,6 +17,7 @@ from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import build_processor
 from voco_llama.training.checks import check_settings, segments_a_row, tokens_for_text
 from voco_llama.training.inputs import list_inputs
+from voco_llama.training.passes import uses_two_steps
 from voco_llama.training.position_checks import check_positions
 from voco_llama.training.stages import ModuleCount, format_table
 from voco_llama.training.teachers.teacher import check_teacher
@@ -194,6 +195,11 @@ def format_dry_run(run: DryRun) -> str:
 def _lines(run: DryRun) -> Iterator[str]:
     vision, voco = run.segment
     yield f"segment: {vision} vision + {voco} VoCo tokens; {segments_a_row(run.settings)} a row"
+    if uses_two_steps(run.settings):
+        yield (
+            "a pass goes in two steps: each distinct image once, no padding, no mask; shapes and memory below are those"
+            " of the masked pass, which takes at least as much"
+        )
     yield "one forward pass of a process:"
     width = max(map(len, run.shapes))
     for name, shape in run.shapes.items():

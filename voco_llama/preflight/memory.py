@@ -174,8 +174,8 @@ def _activations(plan: Plan) -> Iterator[Term]:
     yield Term("tower", passing, ("tower",), "one block at a time, nothing kept: (2 mlp + 6) x width a token")
     inputs = 2 * s * tokens * decoder.hidden + s * patches * (tower.width + 3 * decoder.hidden)
     yield Term("inputs", inputs, ("head", "layer"), "embeddings, projector's features")
-    mask = work.rows * work.length**2 * {"sdpa": BOOL, "eager": s, "flex_attention": 0}[work.attention]
-    yield Term("mask", mask, ("head", "layer"), "[rows, 1, length, length]")
+    mask = work.rows * work.length**2 * {"sdpa": BOOL, "eager": s}.get(work.attention, 0)
+    yield Term("mask", mask, ("head", "layer"), "[rows, 1, length, length]; in two steps there is none")
     one = kept_by_layer(plan)
     if work.checkpointing:
         inputs_of_layers = s * tokens * decoder.hidden * decoder.layers
@@ -207,7 +207,7 @@ def kept_by_layer(plan: Plan) -> int:
     if is_fused or work.weights_train:
         token += s * wide
     probabilities = FLOAT32 if s == FLOAT32 else FLOAT32 + s
-    a_pair = {"sdpa": s, "flex_attention": 0, "eager": decoder.heads * probabilities}[work.attention]
+    a_pair = {"sdpa": s, "eager": decoder.heads * probabilities}.get(work.attention, 0)
     if work.weights_train:
         token += 4 * s * h + s * m
     elif plan.adapters is not None:

@@ -21,7 +21,9 @@ def check_liger(settings: TrainSettings) -> None:
     trainer = settings.trainer
     if trainer.get("use_liger_kernel"):
         require(settings.stage.name != "clip", f"{KEY} is for language models: stage clip has none, set it to false")
-        losses = [name for name in LOSSES_OFF if (trainer.get("liger_kernel_config") or {}).get(name)]
+        config = trainer.get("liger_kernel_config") or {}
+        require(isinstance(config, dict), f"trainer.liger_kernel_config is {config}: give names with true or false")
+        losses = [name for name in LOSSES_OFF if config.get(name)]
         require(not losses, f"trainer.liger_kernel_config has {', '.join(losses)}: leave it out, the losses are ours")
 
 

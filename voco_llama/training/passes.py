@@ -31,6 +31,11 @@ def check_passes(settings: TrainSettings) -> None:
         " eager or flex_attention, or train in two steps" + (f" ({reason})" if reason else " (two_steps=true)"),
     )
     require(
+        settings.loss.teacher not in ("checkpoint", "adapters_off") or settings.prompt.order in IMAGES_FIRST,
+        "model.attention=flash_attention_2 cannot express the mask under which the teacher reads text before an image:"
+        f" set prompt.order to one of {', '.join(IMAGES_FIRST)}, or use sdpa",
+    )
+    require(
         settings.compression.segment_attention == "causal",
         "model.attention=flash_attention_2 is causal: set compression.segment_attention=causal, or use sdpa",
     )

@@ -14,7 +14,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 """Multiplied by it, modulo 2^64, different numbers stay different, and far apart."""
 
 
-def media_in(columns: "Iterable[pa.ChunkedArray]", where: str) -> np.ndarray:
+def media_in(columns: "Iterable[pa.ChunkedArray]", where: str, table: str) -> np.ndarray:
     """`[rows]` int64: the `Sizes.medium` of the rows of an image column whose parts follow one another.
 
     An image without a path is one of its own.
@@ -22,10 +22,12 @@ def media_in(columns: "Iterable[pa.ChunkedArray]", where: str) -> np.ndarray:
     Args:
         columns: In one of the forms that `voco_llama.data.readers.table_records` describes.
         where: What paths are relative to.
+        table: Which table it is, of all that have rows of the same numbers.
     """
-    found, base, images = [], np.int64(location_hash(where)).astype(np.uint64), 0
+    base, own = (np.int64(location_hash(name)).astype(np.uint64) for name in (where, table))
+    found, images = [], 0
     for chunk in (chunk for column in columns for chunk in column.chunks):
-        rows, hashes = _hashes(chunk, images)
+        rows, hashes = _hashes(chunk, images, own)
         images += len(hashes)
         place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # in its row
         joined = np.zeros(len(chunk), np.uint64)
@@ -34,8 +36,11 @@ def media_in(columns: "Iterable[pa.ChunkedArray]", where: str) -> np.ndarray:
     return np.concatenate(found).astype(np.int64)
 
 
-def _hashes(array: "pa.Array", before: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image its row, and a hash, uint64; of a missing one 0. `before` counts the images before these."""
+def _hashes(array: "pa.Array", before: int, own: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image its row, and a hash, uint64; of a missing one 0.
+
+    `before` counts the images before these; `own` tells the images without a path from those of other tables.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -51,7 +56,7 @@ def _hashes(array: "pa.Array", before: int) -> tuple[np.ndarray, np.ndarray]:
     hashes = np.zeros(len(array), np.uint64)
     if "bytes" in parts:
         numbers = np.arange(before + 1, before + 1 + len(array)).astype(np.uint64)
-        hashes = np.where(_is_valid(parts["bytes"]), numbers * _ODD, 0)
+        hashes = np.where(_is_valid(parts["bytes"]), (numbers * _ODD) ^ own, 0)
     if "path" in parts:
         coded = parts["path"].cast(pa.large_binary()).dictionary_encode()
         names = np.array([location_hash(name) for name in coded.dictionary.to_pylist()], np.int64).astype(np.uint64)

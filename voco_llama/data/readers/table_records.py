@@ -93,7 +93,7 @@ class TableReader(Reader):
         seed: int = 0,
         index_folder: Path | None = None,
     ) -> None:
-        self.file = Path(file)
+        self.file, self._table = Path(file), f"{file} {split} {name}"
         self.images = open_media_root(images, self.file, index_folder)
         self.instructions = check_instructions(instruction, "hf_dataset")
         self.seed = seed
@@ -135,7 +135,7 @@ class TableReader(Reader):
         if self.image_column is None:
             return Sizes(characters, np.zeros(len(self), np.int32), np.zeros(len(self), np.int64))
         media = count_in(self._column(self.image_column), "images")
-        medium = media_in(self._column(self.image_column), str(self.images or self.file))
+        medium = media_in(self._column(self.image_column), str(self.images or self.file), self._table)
         return Sizes(characters, media, medium)
 
     def read(self, index: int, report: Report = stop) -> Record:
@@ -218,8 +218,8 @@ class Cell(StoredFile):
 
     @property
     def identity(self) -> str:
-        """Where a path says that another row may hold the same image, its bytes tell: different files share names."""
-        return str(self) if self.path is None else content_key(self)
+        """By its bytes: splits and configurations have rows of the same number, and files of the same name differ."""
+        return content_key(self)
 
     def open(self) -> BinaryIO:
         with refused_as(DataError, self, "fetch the table again"):
