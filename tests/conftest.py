@@ -4,6 +4,7 @@ The variables are set before any test module is imported, since the libraries re
 """
 
 import gc
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the collections that libraries ask for need not look through it again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> None:
+    """Commands set how much is logged, each in a process of its own; here the next test is one too."""
+    logging.getLogger("voco_llama").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A data set with one of each defect, and settings over it that measure lengths with a tokenizer of bytes."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,12 +117,3 @@ def overrides(tmp_path) -> Callable[..., list[str]]:
 def settings(overrides) -> Callable[..., DataCheckSettings]:
     """Settings of `data check`; arguments as those of `overrides`."""
     return lambda *sources, **own: compose(overrides(*sources, **own), "data_check", DataCheckSettings)
-
-
-@pytest.fixture(autouse=True)
-def quiet_again():
-    """The command line turns progress on for the whole process."""
-    logger = logging.getLogger("voco_llama")
-    before = logger.level
-    yield
-    logger.setLevel(before)

@@ -1,6 +1,5 @@
 """A little world, a training on it and its results: made once, and left as they are by every test of the rules."""
 
-import logging
 import os
 
 import pytest
@@ -29,14 +28,13 @@ def measured(place) -> Place:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """A working directory, a home and a cache of this test's own; the logger as it was."""
+    """A working directory, a home and a cache of this test's own."""
     for name in ("cwd", "home", "cache"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     for name, folder in (("HOME", "home"), ("XDG_CACHE_HOME", "cache"), ("HF_HOME", "cache")):
         monkeypatch.setenv(name, str(tmp_path / folder))
-    before, environment = logging.getLogger("voco_llama").level, dict(os.environ)
+    environment = dict(os.environ)
     yield
-    logging.getLogger("voco_llama").setLevel(before)
     os.environ.clear()
     os.environ.update(environment)

@@ -4,7 +4,6 @@ What can be shown without the imports of further processes (10 s each) is shown 
 """
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -78,9 +77,7 @@ def swept(capsys, caplog):
         status = main(["sweep", *overrides(root, *more), "processes=0"])
         return status, caplog.text + capsys.readouterr().out
 
-    level = logging.getLogger("voco_llama").level
-    yield run
-    logging.getLogger("voco_llama").setLevel(level)
+    return run
 
 
 def _started(root: Path, *more: str) -> subprocess.Popen:
