@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.utils.checkpoint import checkpoint
 
-from voco_llama.sharding import weights_are_divided
 from voco_llama.tokens import IGNORE_INDEX
 
 
@@ -163,13 +162,10 @@ class Objective:
 
 
 def chunk_sizes(num_tokens: int, chunk_size: int, device: torch.device) -> list[int]:
-    """Sizes of the chunks of this process, at least one.
-
-    Where weights are divided over processes, all have as many as the one with the most tokens.
-    """
+    """Sizes of the chunks of this process; all processes have as many as the one with the most tokens, at least 1."""
     sizes = [min(chunk_size, num_tokens - start) for start in range(0, num_tokens, chunk_size)]
     num_chunks = max(len(sizes), 1)
-    if weights_are_divided():
+    if torch.distributed.is_initialized():
         agreed = torch.tensor(num_chunks, device=device)
         torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX)
         num_chunks = int(agreed)

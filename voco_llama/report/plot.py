@@ -3,8 +3,13 @@
 The same results give the same SVG, byte for byte: ids are salted with a constant, and no date is written.
 """
 
+import atexit
 import math
+import os
 import re
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +188,10 @@ def _errors(values: Sequence[Estimate]) -> list[float]:
 
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, in inches; nothing of it is shown on a screen."""
+    if "matplotlib" not in sys.modules and "MPLCONFIGDIR" not in os.environ:
+        # Its list of fonts, else written to the user's cache.
+        folder = os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="voco_llama_matplotlib_")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     from matplotlib.figure import Figure  # slow to import, and only a report needs it
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -5,6 +5,10 @@ from transformers.utils import is_flash_attn_2_available
 from voco_llama.errors import require
 from voco_llama.packing import TEXT_BEFORE_IMAGE
 from voco_llama.settings import TrainSettings
+from voco_llama.sharding import Zero, sharding_of
+
+MODELS_BESIDE = ("checkpoint", "adapters_off")
+"""Teachers that are models at hand."""
 
 IMAGES_FIRST = ("first", "authors")
 """Orders of a prompt in which no text stands before an image."""
@@ -31,7 +35,7 @@ def check_passes(settings: TrainSettings) -> None:
         " eager or flex_attention, or train in two steps" + (f" ({reason})" if reason else " (two_steps=true)"),
     )
     require(
-        settings.loss.teacher not in ("checkpoint", "adapters_off") or settings.prompt.order in IMAGES_FIRST,
+        settings.loss.teacher not in MODELS_BESIDE or settings.prompt.order in IMAGES_FIRST,
         "model.attention=flash_attention_2 cannot express the mask under which the teacher reads text before an image:"
         f" set prompt.order to one of {', '.join(IMAGES_FIRST)}, or use sdpa",
     )
@@ -55,4 +59,7 @@ def _cannot(settings: TrainSettings) -> str | None:
     before_image = settings.compression.condition == "full" and settings.prompt.order not in IMAGES_FIRST
     if before_image and settings.stage.name != "language":
         return f"prompt.order={settings.prompt.order}: {TEXT_BEFORE_IMAGE}"
+    sharding = sharding_of(settings.trainer)
+    if settings.loss.teacher in MODELS_BESIDE and isinstance(sharding, Zero) and sharding.level == 3:
+        return "processes of ZeRO-3 wait for each other where a teacher reads beside the student: set two_steps=false"
     return None

@@ -12,6 +12,7 @@ token of the teacher's rows is the i-th of the student's.
 
 import functools
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +24,7 @@ from transformers import TrainingArguments
 
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.errors import CheckpointError
+from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.layout import ROW_FIELDS, HostRows, next_tokens, truncate_voco
 from voco_llama.model.losses import TeacherStates, TeacherTokens, TeacherTopK
 from voco_llama.model.voco_llama import VoCoLlama
@@ -65,6 +66,8 @@ class CheckpointTeacher(Teacher):
 
     def prepare(self, accelerator: Accelerator, arguments: TrainingArguments) -> None:
         super().prepare(accelerator, arguments)
+        with suppress(SettingsError):  # now, and not at its first batch: ZeRO-3 would take it for a part of every pass
+            self.model.check_two_steps()
         self.model = place_frozen(self.model, accelerator, arguments)
         if weights_are_divided():
             # The head runs once a chunk, in the backward pass too: whole, so that no call has to gather it.
@@ -135,13 +138,15 @@ def read_uncompressed(model: Any, batch: dict[str, Tensor], num_voco: int, pad_t
     fields = truncate_voco(whose.fields, num_voco, pad_token_id)
     fields["position"] = contiguous_positions(fields["document"])
     trained = next_tokens(fields.pop("labels")) != IGNORE_INDEX
+    # Of divided weights every process must ask for the same ones in the same order, whatever its rows are like.
+    in_two_steps = "rows" in batch and not weights_are_divided() and cannot_pack(fields, "full") is None
     return model(
         rows=replace(whose, fields=fields),
         pixel_values=batch.get("pixel_values"),
         logits_mask=trained,
         condition="full",
         with_logits=False,
-        two_steps="rows" in batch and cannot_pack(fields, "full") is None,
+        two_steps=in_two_steps,
     ).hidden_states
 
 
