@@ -57,14 +57,10 @@ class Inference:
 
         check_is_model(Path(folder))
         require_choice("dtype", dtype, ("auto", *DTYPES, "float64"))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            torch.empty(1, device=device).item()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:  # as builds and drivers have it
-            raise SettingsError(f"device={device} cannot be used ({one_line(error)}): set cpu, or cuda:0") from error
+        usable = find_device(device)
         processor = VoCoProcessor.from_pretrained(folder)
         model = VoCoLlama.from_pretrained(str(folder), dtype=dtype)
-        return cls(model.to(device).eval(), processor)
+        return cls(model.to(usable).eval(), processor)
 
     def check_condition(self, condition: str) -> None:
         """Refuse to call whole what a compressor outside the language model has left of an image (`SettingsError`)."""
@@ -176,6 +172,20 @@ class Inference:
         generation = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
         ids = self.model.generate(**batch, cache=cache, **generation)
         return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; None: the GPU if there is one.
+
+    Raises:
+        SettingsError: It cannot be used.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name).item()
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as builds and drivers have it
+        raise SettingsError(f"device={name} cannot be used ({one_line(error)}): set cpu, or cuda:0") from error
 
 
 def looked_at(

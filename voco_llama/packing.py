@@ -116,13 +116,20 @@ def images_of_rows(rows: Mapping[str, Tensor], media: Tensor | None = None, medi
         media: `[media, most]`: the images of each distinct medium, -1 padded. None: each segment has its own image, in
             row order.
         medium: `[rows]`: which of the media a row looks at; -1: none.
+
+    Raises:
+        ValueError: A row has segments that its medium has no image for, or several documents (segments begin anew).
     """
     if media is None:
         return _segment_numbers(rows)
     segment = rows["segment"]
-    images = media[medium.clamp(min=0)] if len(media) else media.new_zeros(len(segment), 1)
-    images = torch.nn.functional.pad(images, (1, 0), value=-1)
-    return images.gather(1, segment.clamp(max=images.shape[1] - 1))
+    images = media[medium.clamp(min=0)] if len(media) else media.new_full((len(segment), 1), -1)
+    images = torch.nn.functional.pad(images.masked_fill(medium[:, None] < 0, -1), (1, 0), value=-1)
+    shown = images.gather(1, segment.clamp(max=images.shape[1] - 1))
+    unknown = (shown < 0) | (segment >= images.shape[1]) | (rows["document"] > 0)
+    if bool((unknown & (segment > 0)).any()):
+        raise ValueError("a row has segments that its medium has no image for: media and medium are of other rows")
+    return shown
 
 
 def images_in_order(rows: Mapping[str, Tensor], media: Tensor, medium: Tensor) -> Tensor:

@@ -9,22 +9,13 @@ from torch import Tensor
 from transformers import GraniteConfig
 
 from tests.model.rows import answered, batch_of, random_images
-from tests.model.test_two_steps import LANGUAGE_MODELS
+from tests.model.test_two_steps import BATCHES, CLOSE, LANGUAGE_MODELS
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.choices import ORDERS
 from voco_llama.errors import SettingsError
 from voco_llama.layout import HostRows, pack_rows, truncate_voco
 from voco_llama.model.losses import Objective
 from voco_llama.packing import pack, segments_alone
-
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-BATCHES = {
-    "one image": ["<image>\nWhat is it?"],
-    "several images": ["<image>\nOr <image>?\n<image>"],
-    "several rows": ["<image>\nWhat?", "A longer question: <image>\nor <image>?"],
-    "text only": ["Why?", "Why is it so?"],
-    "mixed": ["Why is it so, and not otherwise?", "<image>?", "Is <image> left of <image>?", "Oh."],
-}
 
 
 def loss_and_gradients(model, batch, **kwargs) -> dict[str, Tensor]:
@@ -214,6 +205,19 @@ def test_a_model_that_scales_its_embeddings_is_refused():
     model = tiny_model(processor, text_config=GraniteConfig(**shape, embedding_multiplier=2.0, pad_token_id=0))
     with pytest.raises(SettingsError, match="cannot be run layer by layer"):
         model(**rows_of(processor, ["<image>\nWhat?"]), two_steps=True)
+
+
+@pytest.mark.parametrize("two_steps", [False, True])
+@pytest.mark.parametrize(
+    ("media", "medium"), [([[0]], [-1]), ([[0]], [0]), ([[0, -1]], [0])], ids=["none", "too few", "padding"]
+)
+def test_segments_that_no_image_of_the_medium_is_for_are_refused(media, medium, two_steps):
+    """Never another image in their place."""
+    processor = tiny_processor()
+    batch = rows_of(processor, ["<image>\n<image>\nWhich?"])
+    rows = shared(batch, media, medium, batch["pixel_values"][:1])
+    with pytest.raises(ValueError, match="no image for"):
+        tiny_model(processor)(**rows, two_steps=two_steps)
 
 
 def test_an_objective_sees_the_same_tokens():

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from voco_llama.errors import SettingsError, one_line
 from voco_llama.text import duration
 
 logger = logging.getLogger(__name__)
@@ -54,20 +53,6 @@ def ratios(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float
     if base["failed"] or other["failed"]:
         return None
     return spread([b / o for b, o in zip(base["seconds"], other["seconds"], strict=True)])
-
-
-def find_device(name: str | None) -> torch.device:
-    """The device of that name; None: the GPU if there is one.
-
-    Raises:
-        SettingsError: It cannot be used.
-    """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=name).item()
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as builds and drivers have it
-        raise SettingsError(f"device={name} cannot be used ({one_line(error)}): set cpu, or cuda:0") from error
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from voco_llama.bench.measuring import find_device, find_dtype
+from voco_llama.bench.measuring import find_dtype
 from voco_llama.bench.settings import BenchSettings, ShapeSettings
 from voco_llama.choices import Condition
 from voco_llama.configuration import VoCoLlamaConfig
+from voco_llama.inference import find_device
 from voco_llama.layout import SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.tokens import TokenIds

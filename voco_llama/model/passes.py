@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from voco_llama.choices import Condition
-from voco_llama.layout import voco_index
+from voco_llama.layout import HostRows, voco_index
 from voco_llama.model.two_steps import KeptKeys, check_decoder, keeping_attention, run_layers
 from voco_llama.packing import Packing, images_in_order, images_of_rows, pack
 from voco_llama.sharding import weights_are_divided
@@ -22,20 +22,12 @@ class VoCoPasses:
     _runs_layer_by_layer = False
     """Whether `check_two_steps` has found so."""
 
-    def _masked(
-        self,
-        rows: dict[str, Tensor],
-        pixel_values: Tensor | None,
-        media: Tensor | None,
-        medium: Tensor | None,
-        condition: Condition,
-        wanted: Tensor,
-    ) -> Tensor:
+    def _masked(self, rows: HostRows, pixel_values: Tensor | None, condition: Condition, wanted: Tensor) -> Tensor:
         """Last hidden states of the wanted tokens, `[wanted, hidden]`, from whole rows under a mask."""
-        order = None if media is None else images_in_order(rows, media, medium)
-        rows = {name: values.to(self.device) for name, values in rows.items()}
-        facts = TokenFacts.of_batch(rows)
-        embeddings = self.embed(rows["input_ids"], pixel_values, order)
+        order = None if rows.media is None else images_in_order(rows.fields, rows.media, rows.medium)
+        fields = {name: values.to(self.device) for name, values in rows.fields.items()}
+        facts = TokenFacts.of_batch(fields)
+        embeddings = self.embed(fields["input_ids"], pixel_values, order)
         mask = self.mask(facts, facts, condition, embeddings.dtype)
         hidden_states = self.decoder(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
@@ -43,27 +35,21 @@ class VoCoPasses:
         return hidden_states[wanted.to(self.device)]
 
     def _in_two_steps(
-        self,
-        rows: dict[str, Tensor],
-        pixel_values: Tensor | None,
-        media: Tensor | None,
-        medium: Tensor | None,
-        condition: Condition,
-        wanted: Tensor,
+        self, rows: HostRows, pixel_values: Tensor | None, condition: Condition, wanted: Tensor
     ) -> Tensor:
         """The same, from every distinct segment once and text without padding."""
-        rows = {name: values.cpu() for name, values in rows.items()}
-        images = images_of_rows(rows, media, medium)
+        fields = {name: values.cpu() for name, values in rows.fields.items()}
+        images = images_of_rows(fields, *(None if m is None else m.cpu() for m in (rows.media, rows.medium)))
         shown, num_images = images[images >= 0].unique(), 0 if pixel_values is None else len(pixel_values)
         if not torch.equal(shown, torch.arange(num_images)):
             raise ValueError(
                 f"the rows show {len(shown)} images and {num_images} are given: pass the images the rows were laid out"
                 " for"
             )
-        num_voco = max(self.config.num_voco, int(voco_index(rows["voco"], rows["segment"]).max()) + 1)
+        num_voco = max(self.config.num_voco, int(voco_index(fields["voco"], fields["segment"]).max()) + 1)
         shape = self.config.segment_shape(num_voco)
         multiple = LENGTHS_ON_GPU if self.device.type == "cuda" else 1
-        packing = pack(rows, condition, shape, self.config.added_tokens, images, wanted.cpu(), multiple=multiple)
+        packing = pack(fields, condition, shape, self.config.added_tokens, images, wanted.cpu(), multiple=multiple)
         return self.run_packed(packing.to(self.device), pixel_values)
 
     def run_packed(self, packing: Packing, pixel_values: Tensor | None, kept: KeptKeys | None = None) -> Tensor:

@@ -202,8 +202,8 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
             logits_mask = (row["segment"] == 0) & (row["document"] >= 0) if trained is None else trained
         wanted = logits_mask | trained if asked_for_logits and trained is not None else logits_mask
         run = self._in_two_steps if two_steps else self._masked
-        batch = {"input_ids": input_ids, **{name: row[name] for name in FACTS}}
-        kept = run(batch, pixel_values, media, medium, condition or self.config.condition, wanted)
+        batch = HostRows({"input_ids": input_ids, **{name: row[name] for name in FACTS}}, media, medium)
+        kept = run(batch, pixel_values, condition or self.config.condition, wanted)
 
         def chosen(mask: Tensor) -> Tensor:
             return kept if mask is wanted else kept[mask[wanted].to(kept.device)]
