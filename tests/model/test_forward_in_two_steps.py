@@ -225,6 +225,23 @@ def test_an_objective_sees_the_same_tokens():
     check_equal(tiny_model(processor).train(), rows_of(processor, BATCHES["mixed"]), objective=Objective(chunk_size=3))
 
 
+@pytest.mark.parametrize("condition", ["voco", "full"])
+@pytest.mark.parametrize("two_steps", [False, True])
+def test_modules_are_called_alike_with_images_and_without(condition, two_steps):
+    """Or processes of ZeRO-3, which gather weights at each call, wait for each other forever."""
+    processor, called = tiny_processor(condition=condition), []
+    model = tiny_model(processor, layers=3).train()
+    model.check_two_steps()
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda module, args, name=name: called.append(name))
+    orders = []
+    for name in ("text only", "mixed"):
+        called.clear()
+        model(**rows_of(processor, BATCHES[name]), two_steps=two_steps).loss.backward()
+        orders.append([*called])
+    assert orders[0] == orders[1]
+
+
 @pytest.mark.parametrize("segment_attention", ["causal", "bidirectional"])
 def test_nothing_waits_for_the_device(segment_attention):
     """The device `meta` holds no values: whatever asks for one (a count, a mask as an index, a copy) fails."""

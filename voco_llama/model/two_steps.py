@@ -165,14 +165,15 @@ def run_layers(
     backend = config._attn_implementation
     how = (backend, segment_attention, decoder.rotary_emb.inv_freq, embeddings.dtype, kept)
     layers = decoder.layers[: config.num_hidden_layers]
+    # Called once, whatever the rows are like: under ZeRO-3 all processes call all modules equally often, in one order.
+    rotary = decoder.rotary_emb(hidden_states, position_ids=packing.position_ids[None])
+    reading = Reading.of(packing, *how)
     with attention_named(config, TWO_STEPS):
         for number, layer in enumerate(layers, start=1):
             if number == len(layers) and packing.last is not None:
-                hidden_states, packing = hidden_states[:, packing.kept], packing.last
-                number = 1  # what depends on the packing is made anew
-            if number == 1:
+                hidden_states, rotary = hidden_states[:, packing.kept], tuple(part[:, packing.kept] for part in rotary)
+                packing = packing.last
                 reading = Reading.of(packing, *how)
-                rotary = decoder.rotary_emb(hidden_states, position_ids=packing.position_ids[None])
             hidden_states = layer(
                 hidden_states,
                 attention_mask=None,

@@ -5,7 +5,6 @@ from transformers.utils import is_flash_attn_2_available
 from voco_llama.errors import require
 from voco_llama.packing import TEXT_BEFORE_IMAGE
 from voco_llama.settings import TrainSettings
-from voco_llama.sharding import Zero, sharding_of
 
 MODELS_BESIDE = ("checkpoint", "adapters_off")
 """Teachers that are models at hand."""
@@ -59,7 +58,4 @@ def _cannot(settings: TrainSettings) -> str | None:
     before_image = settings.compression.condition == "full" and settings.prompt.order not in IMAGES_FIRST
     if before_image and settings.stage.name != "language":
         return f"prompt.order={settings.prompt.order}: {TEXT_BEFORE_IMAGE}"
-    sharding = sharding_of(settings.trainer)
-    if settings.loss.teacher in MODELS_BESIDE and isinstance(sharding, Zero) and sharding.level == 3:
-        return "processes of ZeRO-3 wait for each other where a teacher reads beside the student: set two_steps=false"
     return None
