@@ -1,34 +1,19 @@
-"""How a training's weights, gradients and optimizer are divided over its processes: all that knows DeepSpeed.
-
-`sharding_of` reads it off the settings, and what it returns answers for the rest: which settings it refuses, what it
-needs before a training begins, what its states weigh. Another backend is another subclass of `Sharding`.
-"""
+"""DeepSpeed's ZeRO: its configuration, what it refuses and needs, what its states weigh."""
 
 import importlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.files import read_json
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from transformers import TrainingArguments
-
-FLOAT32, HALF = 4, 2
-"""Bytes of an element."""
-
-MOMENTS = ("tower", "head", "layer", "update")
-"""Of a step, where its peak of memory may be (`voco_llama.preflight.memory`)."""
+from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
 
 _ZERO = "trainer.deepspeed.zero_optimization"
 OFFLOADED = ("optimizer", "param")
@@ -36,112 +21,6 @@ OFFLOADED = ("optimizer", "param")
 
 MAX_LIVE = 1_000_000_000
 """DeepSpeed's `stage3_max_live_parameters`, and its `sub_group_size`, in parameters."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters of one part and one element size, in elements.
-
-    Attributes:
-        element: Bytes of one as loaded.
-        is_saved: Whether it is of the model that is trained.
-    """
-
-    part: str
-    trained: int
-    frozen: int
-    element: int
-    is_saved: bool = True
-
-    @property
-    def all(self) -> int:
-        """Trained or not."""
-        return self.trained + self.frozen
-
-
-@dataclass(frozen=True)
-class Term:
-    """One line of an estimate of memory: bytes on each GPU, at which moments, and how they were counted."""
-
-    name: str
-    bytes: int
-    moments: tuple[str, ...]
-    formula: str
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """Nothing is divided: PyTorch alone, and DDP where there are several processes.
-
-    Attributes:
-        level: How much is divided, of a backend that has levels.
-        cuts_matrices: Whether the optimizer sees pieces of matrices.
-        cuts_weights: Whether a process holds pieces of them.
-        keeps_masters: Whether weights of 16 bits have copies in float32, which are what is updated.
-        needs_torchrun: Also for one process.
-        unmodelled: What the estimate of memory does not know of it; None: nothing.
-    """
-
-    level: int = 0
-    name: ClassVar[str] = "PyTorch"
-    cuts_matrices: ClassVar[bool] = False
-    cuts_weights: ClassVar[bool] = False
-    keeps_masters: ClassVar[bool] = False
-    needs_torchrun: ClassVar[bool] = False
-    unmodelled: ClassVar[str | None] = None
-
-    def check(self, random_weights: bool) -> None:
-        """Raise a `SettingsError` if its settings contradict each other, or it cannot begin with random weights."""
-
-    def prepare(self, on_cpu: bool) -> None:
-        """Get ready before processes are joined; raise a `SettingsError` if this one was not started as it needs."""
-
-    def lacking(self) -> str | None:
-        """What its settings need and this machine has not."""
-
-    def states(
-        self, groups: Sequence[Group], processes: int, half: bool, bucket: int, largest: int
-    ) -> tuple[list[Term], int]:
-        """Memory of weights, gradients and optimizer: on a GPU, and bytes in the machine's for each process.
-
-        Gradients and AdamW's two moments are of the type of the weight; there are no masters.
-
-        Args:
-            groups: All parameters.
-            processes: GPUs.
-            half: Whether training is in bf16 or fp16.
-            bucket: Elements of a bucket of gradients.
-            largest: Elements of the largest weight that trains.
-        """
-        weights = sum(group.all * group.element for group in groups)
-        gradients = sum(group.trained * group.element for group in groups)
-        terms = [
-            Term("weights", weights, MOMENTS, "as loaded"),
-            Term("gradients", gradients, MOMENTS, "trained, of the weight's type"),
-            Term("optimizer", 2 * gradients, MOMENTS, "AdamW: 2 moments of the weight's type"),
-        ]
-        if processes > 1:
-            terms.append(Term("buckets", gradients, MOMENTS, "DDP: gradients once more, to be summed"))
-        single = sum(group.trained for group in groups if group.element == FLOAT32)
-        if half:
-            moments = ("head", "layer")
-            terms.append(Term("autocast copies", HALF * single, moments, "2 x trained float32 weights"))
-        return terms, 0
-
-    def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
-        """Bytes on disk of the trained model, and of a checkpoint: the weights and two moments of their type."""
-        final = sum(group.all * group.element for group in groups)
-        return final, final + 2 * sum(group.trained * group.element for group in groups)
-
-
-@dataclass(frozen=True)
-class Fsdp(Sharding):
-    """PyTorch's FSDP, as transformers runs it."""
-
-    name: ClassVar[str] = "FSDP"
-    cuts_matrices: ClassVar[bool] = True
-    cuts_weights: ClassVar[bool] = True
-    unmodelled: ClassVar[str | None] = "FSDP is not modelled: memory is counted as if each GPU held everything"
 
 
 @dataclass(frozen=True)
@@ -265,22 +144,6 @@ class Zero(Sharding):
         return final, 2 * final + 3 * FLOAT32 * sum(group.trained for group in groups)
 
 
-def sharding_of(trainer: Mapping[str, Any]) -> Sharding:
-    """What the keys of `TrainingArguments` choose.
-
-    Raises:
-        SettingsError: They name a configuration that cannot be read.
-    """
-    if trainer.get("deepspeed") is not None:
-        return Zero.of(trainer["deepspeed"])
-    return Fsdp() if trainer.get("fsdp") else Sharding()
-
-
-def undivided(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The same keys of `TrainingArguments` for one process."""
-    return {**trainer, "deepspeed": None, "fsdp": None, "fsdp_config": None}
-
-
 def expect_no_accelerator() -> None:
     """On a machine without one: say so to DeepSpeed, which else warns that it looked for one in vain."""
     if not torch.accelerator.is_available():
@@ -299,49 +162,3 @@ def installation() -> tuple[str, str, str, str]:
         text = f"{version}, but no CUDA compiler (nvcc): fused kernels and offloading cannot be built"
         return "note", "deepspeed", text, "set CUDA_HOME if you need them"
     return "ok", "deepspeed", version, ""
-
-
-def weights_are_divided() -> bool:
-    """Whether models that are built now have their weights divided over the processes (ZeRO-3)."""
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    return is_deepspeed_zero3_enabled()
-
-
-def num_elements(parameter: nn.Parameter) -> int:
-    """Of the whole parameter, also where this process holds a piece of it."""
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
-@contextmanager
-def whole(parameters: nn.Parameter | Sequence[nn.Parameter], changed: bool = False) -> Iterator[bool]:
-    """Within it, parameters are whole in every process; what the first writes is kept everywhere if they are `changed`.
-
-    Yields:
-        Whether this process is to write: all are if nothing is divided, else the first one.
-    """
-    if not weights_are_divided():
-        yield True
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if changed else None):
-        yield torch.distributed.get_rank() == 0
-
-
-def place_frozen(model: nn.Module, accelerator: "Accelerator", arguments: "TrainingArguments") -> nn.Module:
-    """Bring a model that only reads to where another one trains: divided as that one is, else onto the device."""
-    if not weights_are_divided():
-        return model.to(arguments.device)
-    import deepspeed
-
-    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-    config = {
-        "train_micro_batch_size_per_gpu": arguments.per_device_train_batch_size,
-        "zero_optimization": {k: v for k, v in zero.items() if v != "auto" and k != "offload_optimizer"},
-        "bf16": {"enabled": arguments.bf16},
-        "fp16": {"enabled": arguments.fp16},
-    }
-    engine, *_ = deepspeed.initialize(model=model, config=config)
-    engine.eval()  # which returns nothing
-    return engine

@@ -1,0 +1,49 @@
+"""How a training's weights, gradients and optimizer are divided over its processes: all that knows DeepSpeed or FSDP.
+
+`sharding_of` reads it off the settings, and what it returns answers for the rest: which settings it refuses, what it
+needs before a training begins, what its states weigh. Another backend is another subclass of `Sharding`, in a file of
+its own here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
+from voco_llama.sharding.fsdp import Fsdp
+from voco_llama.sharding.live import num_elements, place_frozen, weights_are_divided, whole
+from voco_llama.sharding.zero import Zero, expect_no_accelerator, installation
+
+__all__ = [
+    "FLOAT32",
+    "HALF",
+    "MOMENTS",
+    "Fsdp",
+    "Group",
+    "Sharding",
+    "Term",
+    "Zero",
+    "expect_no_accelerator",
+    "installation",
+    "num_elements",
+    "place_frozen",
+    "sharding_of",
+    "undivided",
+    "weights_are_divided",
+    "whole",
+]
+
+
+def sharding_of(trainer: Mapping[str, Any]) -> Sharding:
+    """What the keys of `TrainingArguments` choose.
+
+    Raises:
+        SettingsError: They name a configuration that cannot be read.
+    """
+    if trainer.get("deepspeed") is not None:
+        return Zero.of(trainer["deepspeed"])
+    return Fsdp() if trainer.get("fsdp") else Sharding()
+
+
+def undivided(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The same keys of `TrainingArguments` for one process."""
+    return {**trainer, "deepspeed": None, "fsdp": None, "fsdp_config": None}

@@ -1,0 +1,58 @@
+"""Parameters of a training that runs, however they are divided."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import TrainingArguments
+
+
+def weights_are_divided() -> bool:
+    """Whether models that are built now have their weights divided over the processes (ZeRO-3)."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return is_deepspeed_zero3_enabled()
+
+
+def num_elements(parameter: nn.Parameter) -> int:
+    """Of the whole parameter, also where this process holds a piece of it."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+@contextmanager
+def whole(parameters: nn.Parameter | Sequence[nn.Parameter], changed: bool = False) -> Iterator[bool]:
+    """Within it, parameters are whole in every process; what the first writes is kept everywhere if they are `changed`.
+
+    Yields:
+        Whether this process is to write: all are if nothing is divided, else the first one.
+    """
+    if not weights_are_divided():
+        yield True
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if changed else None):
+        yield torch.distributed.get_rank() == 0
+
+
+def place_frozen(model: nn.Module, accelerator: "Accelerator", arguments: "TrainingArguments") -> nn.Module:
+    """Bring a model that only reads to where another one trains: divided as that one is, else onto the device."""
+    if not weights_are_divided():
+        return model.to(arguments.device)
+    import deepspeed
+
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    config = {
+        "train_micro_batch_size_per_gpu": arguments.per_device_train_batch_size,
+        "zero_optimization": {k: v for k, v in zero.items() if v != "auto" and k != "offload_optimizer"},
+        "bf16": {"enabled": arguments.bf16},
+        "fp16": {"enabled": arguments.fp16},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()  # which returns nothing
+    return engine
