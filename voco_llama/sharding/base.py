@@ -2,7 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 FLOAT32, HALF = 4, 2
 """Bytes of an element."""
@@ -68,6 +73,9 @@ class Sharding:
 
     def prepare(self, on_cpu: bool) -> None:
         """Get ready before processes are joined; raise a `SettingsError` if this one was not started as it needs."""
+
+    def divide(self, model: nn.Module, arguments: "TrainingArguments") -> None:
+        """Leave each process its piece of the weights of a model that will train, unless they were built so."""
 
     def lacking(self) -> str | None:
         """What its settings need and this machine has not."""

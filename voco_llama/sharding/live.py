@@ -12,8 +12,15 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-def weights_are_divided() -> bool:
-    """Whether models that are built now have their weights divided over the processes (ZeRO-3)."""
+def weights_are_divided(model: nn.Module) -> bool:
+    """Whether each process holds a piece of every weight of a model: by ZeRO-3, or by FSDP."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule) or hasattr(next(model.parameters(), None), "ds_id")
+
+
+def _builds_divided() -> bool:
+    """Whether models that are built now have their weights divided (ZeRO-3)."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     return is_deepspeed_zero3_enabled()
@@ -31,7 +38,7 @@ def whole(parameters: nn.Parameter | Sequence[nn.Parameter], changed: bool = Fal
     Yields:
         Whether this process is to write: all are if nothing is divided, else the first one.
     """
-    if not weights_are_divided():
+    if not _builds_divided():
         yield True
         return
     import deepspeed
@@ -42,7 +49,7 @@ def whole(parameters: nn.Parameter | Sequence[nn.Parameter], changed: bool = Fal
 
 def place_frozen(model: nn.Module, accelerator: "Accelerator", arguments: "TrainingArguments") -> nn.Module:
     """Bring a model that only reads to where another one trains: divided as that one is, else onto the device."""
-    if not weights_are_divided():
+    if not _builds_divided():
         return model.to(arguments.device)
     import deepspeed
 

@@ -69,7 +69,7 @@ class CheckpointTeacher(Teacher):
         with suppress(SettingsError):  # now, and not at its first batch: ZeRO-3 would take it for a part of every pass
             self.model.check_two_steps()
         self.model = place_frozen(self.model, accelerator, arguments)
-        if weights_are_divided():
+        if weights_are_divided(self.model):
             # The head runs once a chunk, in the backward pass too: whole, so that no call has to gather it.
             with whole(list(self.head.parameters())):
                 copies = {name: parameter.detach().clone() for name, parameter in self.head.named_parameters()}
@@ -139,7 +139,7 @@ def read_uncompressed(model: Any, batch: dict[str, Tensor], num_voco: int, pad_t
     fields["position"] = contiguous_positions(fields["document"])
     trained = next_tokens(fields.pop("labels")) != IGNORE_INDEX
     # Of divided weights every process must ask for the same ones in the same order, whatever its rows are like.
-    in_two_steps = "rows" in batch and not weights_are_divided() and cannot_pack(fields, "full") is None
+    in_two_steps = "rows" in batch and not weights_are_divided(model) and cannot_pack(fields, "full") is None
     return model(
         rows=replace(whose, fields=fields),
         pixel_values=batch.get("pixel_values"),
