@@ -1,11 +1,15 @@
 """Parameters of a training that runs, however they are divided."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
+
+from voco_llama.sharding.fsdp import shard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,8 +51,24 @@ def whole(parameters: nn.Parameter | Sequence[nn.Parameter], changed: bool = Fal
         yield torch.distributed.get_rank() == 0
 
 
+def whole_head(head: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a placed model's head computes, also outside of its pass and in the midst of a backward pass.
+
+    FSDP has it whole from the first pass on; of what ZeRO-3 divides, each process gets a copy.
+    """
+    parameters = dict(head.named_parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters.values()):
+        return head
+    with whole(list(parameters.values())):
+        copies = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    return partial(linear, **copies)
+
+
 def place_frozen(model: nn.Module, accelerator: "Accelerator", arguments: "TrainingArguments") -> nn.Module:
     """Bring a model that only reads to where another one trains: divided as that one is, else onto the device."""
+    if arguments.fsdp:
+        shard(model, arguments)
+        return model
     if not _builds_divided():
         return model.to(arguments.device)
     import deepspeed

@@ -221,6 +221,11 @@ class VoCoTrainer(Trainer):
                 " bf16 or float32 instead of fp16"
             )
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
+            state_dict = {name: tensor.to(self.model.config.dtype) for name, tensor in state_dict.items()}
+        super()._save(output_dir, state_dict)
+
     def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
         folder = super()._get_output_dir(*args, **kwargs)
         return str(Path(folder) / UNFINISHED) if self._is_saving else folder
