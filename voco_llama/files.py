@@ -105,6 +105,16 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise
 
 
+def settle(path: Path, recursively: bool = False) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; `recursively`: and what is below."""
+    for each in (path, *(path.rglob("*") if recursively else ())):
+        opened = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
 def write_atomically(file: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with written_aside(file) as aside:

@@ -70,6 +70,11 @@ class Sharding:
     casts: ClassVar[bool] = False
     unmodelled: ClassVar[str | None] = None
 
+    @property
+    def label(self) -> str:
+        """Its name and level, as a checkpoint says what wrote it."""
+        return f"{self.name} {self.level}" if self.level else self.name
+
     def check(self, random_weights: bool) -> None:
         """Raise a `SettingsError` if its settings contradict each other, or it cannot begin with random weights."""
 

@@ -66,8 +66,8 @@ def train(settings: TrainSettings) -> Path:
 
 
 def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> None:
-    checkpoint = run.checkpoint()
     arguments = training_arguments(settings)
+    checkpoint = run.checkpoint()
     set_seed(settings.seed)
     mixture = open_mixture(settings, run.bad_records)
     if settings.loss.teacher == "checkpoint":
@@ -93,6 +93,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         run.begin()
 
     trainer = VoCoTrainer(
+        origin=run.origin(batch, len(order)),
         order=order,
         use_muon=settings.optimizer == "muon",
         projector_learning_rate=settings.projector_learning_rate,
