@@ -145,6 +145,14 @@ def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield value
 
 
+def append_line(file: Path, entry: dict[str, Any]) -> None:
+    """Add an object to a log of JSON lines, on a line of its own also after half a line that a kill left."""
+    with file.open("ab+") as stream:
+        stream.seek(max(stream.seek(0, os.SEEK_END) - 1, 0))
+        torn = stream.read(1) not in (b"", b"\n")
+        stream.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
+
+
 @contextmanager
 def writing(folder: Path, advice: str) -> Iterator[None]:
     """Around work that writes below a folder: a disk that is full, or not ours to write to, is one line.

@@ -33,6 +33,7 @@ from voco_llama.training.checks import check_settings
 from voco_llama.training.interrupts import Interrupts
 from voco_llama.training.progress import loss_curve
 from voco_llama.training.run_folder import RunFolder
+from voco_llama.training.run_logs import MetricsLog, process_log
 from voco_llama.training.sampling import GroupedSampler
 from voco_llama.training.stages import count_parameters, format_table
 from voco_llama.training.trainer import VoCoTrainer
@@ -77,7 +78,7 @@ def train_clip(settings: TrainSettings) -> Path:
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.path)
         return run.path
-    with Interrupts() as interrupts, run.taken():
+    with Interrupts() as interrupts, run.taken(), process_log(run.path):
         _train_clip(settings, run, interrupts)
     return run.path
 
@@ -110,6 +111,7 @@ def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts)
         args=arguments,
         train_dataset=trained,
         interrupts=interrupts,
+        callbacks=[MetricsLog(run.path)],
     )
     started = time.perf_counter()
     trainer.train_from(checkpoint)

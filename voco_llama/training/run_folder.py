@@ -7,6 +7,9 @@ checkpoint-N/     Trainer checkpoints (resume), each with a manifest: what made 
 .unfinished/      what is being written
 .run.lock         held by the process that trains
 runs/             tensorboard
+metrics.jsonl     what the Trainer logs, an entry a line, each with its time; after a resume the last of a step counts
+logs/             what each process logs
+records/          which rows each step trained on, as each process wrote it down (`voco_llama.training.records_log`)
 bad_records/      what each process skipped
 final/            the trained model, its processor and its card (README.md)
 result.json       written last: loss curve, table of what trained, skipped records, times
@@ -42,6 +45,7 @@ from voco_llama.training.checkpoints import (
 )
 from voco_llama.training.inputs import fingerprints
 from voco_llama.training.manifest import Origin
+from voco_llama.training.seen import RECORDS_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ SETTINGS_FILE = "settings.yaml"
 INPUTS_FILE = "inputs.json"
 ENVIRONMENT_FILE = "environment.json"
 RESULT_FILE = "result.json"
+METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".run.lock"
 
 FREE_KEYS = (
@@ -188,7 +193,9 @@ class RunFolder:
         discard_unfinished(self.path)
         before = self.starts() if self._holds_work() else []
         if not before:
-            shutil.rmtree(self.bad_records, ignore_errors=True)  # maybe of other data
+            for name in (self.bad_records.name, RECORDS_FOLDER):  # maybe of other data
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            (self.path / METRICS_FILE).unlink(missing_ok=True)
         write_atomically(self.path / INPUTS_FILE, json.dumps(fingerprints(self.settings), indent=2) + "\n")
         write_atomically(self.path / SETTINGS_FILE, yaml.safe_dump(to_plain(self.settings), sort_keys=False))
         here = {

@@ -29,6 +29,7 @@ from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
 from voco_llama.training.losses import LossLog, ScheduledLoss
 from voco_llama.training.progress import Progress
+from voco_llama.training.records_log import RecordsLog
 from voco_llama.training.sampling import EpochSampler
 from voco_llama.training.saving import SavingTrainer
 from voco_llama.training.speed import DATA_WAIT, DataWait, Speed, matrix_peak
@@ -47,6 +48,7 @@ class VoCoTrainer(SavingTrainer):
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
         interrupts: End it after a step; None: a signal ends it at once.
+        records: Writes down which rows each step trained on; None: nobody does.
         kwargs: What `SavingTrainer` takes.
     """
 
@@ -59,6 +61,7 @@ class VoCoTrainer(SavingTrainer):
         elastic: ElasticDraw | None = None,
         scheduled_loss: ScheduledLoss | None = None,
         interrupts: Interrupts | None = None,
+        records: RecordsLog | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,6 +82,9 @@ class VoCoTrainer(SavingTrainer):
         self.interrupts = interrupts
         if interrupts is not None:
             self.add_callback(interrupts)
+        self.records = records
+        if records is not None:
+            self.add_callback(records)  # behind those that decide whether a checkpoint is written
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -95,7 +101,11 @@ class VoCoTrainer(SavingTrainer):
             logger.info("going on from %s", checkpoint)
         if self.interrupts is not None:
             self.interrupts.takes_steps = True
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            if self.records is not None:
+                self.records.close()
         if self.interrupts is not None:
             self.interrupts.check(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
 
@@ -148,7 +158,10 @@ class VoCoTrainer(SavingTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
-        return super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
+        batches, num_items = super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
+        if self.records is not None:
+            self.records.take(batches)
+        return batches, num_items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass, of fewer VoCo tokens if training is elastic; its work is counted."""
