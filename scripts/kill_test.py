@@ -37,7 +37,7 @@ from voco_llama.files import read_json_lines
 from voco_llama.provenance import provenance
 from voco_llama.text import markdown
 from voco_llama.training.checkpoints import UNFINISHED, by_step
-from voco_llama.training.records import seen
+from voco_llama.training.seen import records_file, seen
 
 logger = logging.getLogger("kill_test")
 
@@ -187,7 +187,7 @@ class Trainings:
         began = time.monotonic()
         if fault.kind != "full":
             self._wait_for(fault, done, ranks, run, drawn)
-            fault.came_at = steps_done(run) if (run / "records").is_dir() and steps_done(run) > done else None
+            fault.came_at = steps_done(run) if steps_done(run) > done else None
             self._strike(fault, ranks, drawn)
             began = time.monotonic()
         ranks.wait(PATIENCE)
@@ -224,7 +224,7 @@ class Trainings:
 
 def steps_done(run: Path) -> int:
     """Steps of the last line that a training's first process wrote of its records; 0: none."""
-    file = run / "records" / "rank_0.jsonl"
+    file = records_file(run, 0)
     if not file.is_file():
         return 0
     return max((line["step"] if "step" in line else line["start"] for line in _tail(file)), default=0)
@@ -266,11 +266,10 @@ def draw_faults(kills: int, steps: int, drawn: random.Random) -> list[Fault]:
 
 def differences(disturbed: Path, undisturbed: Path) -> dict[str, Any]:
     """What a disturbed training has otherwise: records of each step, losses, weights."""
-    theirs, ours = seen(undisturbed), seen(disturbed)
-    want, got = Counter(), Counter()
-    for step in theirs.keys() | ours.keys():
-        want.update((step, record) for record in theirs.get(step, ()))
-        got.update((step, record) for record in ours.get(step, ()))
+    want, got = (
+        Counter((step, record) for step, (_, records) in seen(run).steps.items() for record in records)
+        for run in (undisturbed, disturbed)
+    )
     curves = [_curve(folder) for folder in (disturbed, undisturbed)]
     loss = max(abs(a - b) for a, b in zip(*curves, strict=True))
     ours, theirs = (load_file(folder / "final" / "model.safetensors") for folder in (disturbed, undisturbed))

@@ -24,7 +24,9 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 NO_FOLDER = (errno.ENOENT, errno.EEXIST)
 """Of a folder that cannot be made, or a link to nothing in its place."""
 _NO_ROOM_TEXTS = re.compile(
-    "|".join([*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed", "unexpected pos"])
+    "|".join(
+        [*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed", "unexpected pos", "iostream error"]
+    )
 )
 """How safetensors, torch, and a `DataLoader` of its workers say it, in errors without a number."""
 
