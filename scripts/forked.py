@@ -85,8 +85,11 @@ def start(
         most_bytes: Of a file that they write, as on a disk that is full.
         variables: Of the environment.
     """
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ |= ENVIRONMENT
     forkserver.ensure_running()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"{rank}.log" for rank in range(processes)]
     workers = [

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from scripts.forked import become
 from voco_llama import cli
 from voco_llama.training import run
 from voco_llama.training.trainer import VoCoTrainer
@@ -20,10 +21,8 @@ KILLED = 17
 
 
 class WatchedTrainer(VoCoTrainer):
-    kill_at = -1
-
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == self.kill_at:
+        if str(self.state.global_step) == os.environ["KILL_AT_STEP"]:
             os._exit(KILLED)
         if self.args.process_index == 1 and str(self.state.global_step) == os.environ.get("SIGNAL_AT"):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -44,12 +43,8 @@ class WatchedTrainer(VoCoTrainer):
         return output
 
 
-def work(environment: dict[str, str], log: Path, command: list[str], kill_at: int) -> None:
+def work(environment: dict[str, str], log: Path, command: list[str], most_bytes: int | None) -> None:
     """Ends the process with the command's exit status; both outputs go to the log."""
-    os.environ.update(environment)
-    with log.open("w") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
+    become(environment, log, most_bytes)
     run.VoCoTrainer = WatchedTrainer
-    WatchedTrainer.kill_at = kill_at
     sys.exit(cli.main(command))
