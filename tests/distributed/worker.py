@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama import cli
+from voco_llama.sharding import weights_are_divided
 from voco_llama.training import run
 from voco_llama.training.trainer import VoCoTrainer
 
@@ -37,7 +38,7 @@ class WatchedTrainer(VoCoTrainer):
         (Path(self.args.output_dir) / f"engine_{self.args.process_index}.json").write_text(json.dumps(seen))
         teacher = getattr(self.scheduled_loss, "teacher", None)
         if teacher is not None:
-            is_divided = all(hasattr(parameter, "ds_id") for parameter in teacher.model.parameters())
+            is_divided = weights_are_divided(teacher.model)
             trains = any(parameter.requires_grad for parameter in teacher.model.parameters())
             seen = {"engine": type(teacher.model).__name__, "divided": is_divided, "trains": trains}
             (Path(self.args.output_dir) / f"teacher_{self.args.process_index}.json").write_text(json.dumps(seen))
