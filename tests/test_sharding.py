@@ -8,7 +8,17 @@ from torch import nn
 
 from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
-from voco_llama.sharding import Fsdp, Sharding, Zero, num_elements, sharding_of, undivided, weights_are_divided, whole, whole_head
+from voco_llama.sharding import (
+    Fsdp,
+    Sharding,
+    Zero,
+    num_elements,
+    sharding_of,
+    undivided,
+    weights_are_divided,
+    whole,
+    whole_head,
+)
 
 
 def trainer_of(*overrides: str) -> dict:
@@ -77,4 +87,3 @@ def test_fsdp_sums_gradients_after_each_pass():
         "gradient_accumulation_kwargs": {"sync_each_batch": True},
     }
     assert given["accelerator_config"] == {"non_blocking": True}
-

@@ -76,7 +76,8 @@ class Fsdp(Sharding):
     def prepare(self, on_cpu: bool) -> None:
         require(
             "RANK" in os.environ,
-            "trainer.fsdp needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli train ...",
+            "trainer.fsdp needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli train"
+            " ...",
         )
 
     def completed(self, trainer: dict[str, Any]) -> dict[str, Any]:

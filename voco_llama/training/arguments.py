@@ -35,9 +35,10 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
         values.setdefault("accelerator_config", {"non_blocking": True})  # no step waits until its batch is copied
     sharding = sharding_of(values)
     sharding.prepare(on_cpu=bool(values.get("use_cpu")))
+    values = sharding.completed(values)
     try:
         arguments = TrainingArguments(
-            output_dir=settings.output_dir, seed=settings.seed, remove_unused_columns=False, **sharding.completed(values)
+            output_dir=settings.output_dir, seed=settings.seed, remove_unused_columns=False, **values
         )
     except Exception as error:  # whatever its constructor meets a value with
         raise SettingsError(f"trainer: {one_line(error)}") from error
