@@ -107,7 +107,7 @@ def test_divided_weights_start_from_a_llava(overrides, tmp_path, layout, divided
     folder = write_own(llava, tmp_path / "llava") if layout == "llava" else write_hub(llava, tmp_path / "llava", "old")
     curves = {}
     for processes, group in ((1, "trainer=cpu"), (2, f"trainer={divided}")):
-        settings, output = overrides(f"{layout}_{processes}", processes, group, start=folder)
+        settings, output = overrides(f"{layout}_{divided}_{processes}", processes, group, start=folder)
         run(processes, settings)
         curves[processes] = losses(output)
     assert len(curves[1]) == STEPS

@@ -115,6 +115,7 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["trainer=fsdp2", f"{FSDP}.reshard_after_forwards=true"], "did you mean 'reshard_after_forward'"),
         (["trainer=fsdp2", f"{FSDP}.reshard_after_forward=no"], "reshard_after_forward is no: give true or false"),
         (["trainer=fsdp2", *RANDOM_WEIGHTS], "random weights"),
+        (["stage=clip", "model.vision.name=tiny.json", "trainer=fsdp2"], "FSDP would cut its weights: set trainer=cpu"),
         (
             ["stage=clip", "model.vision.name=tiny.json", "optimizer=muon"],
             "optimizer=muon is for language models: set optimizer=trainer",

@@ -1,5 +1,6 @@
 """PyTorch's FSDP2 (`torch.distributed.fsdp.fully_shard`): every layer a unit of its own, gathered while it works."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,8 @@ class Fsdp(Sharding):
             "trainer.fsdp needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli train"
             " ...",
         )
+        # It warns of gradient_checkpointing, which gathers nothing twice where layers are the units.
+        logging.getLogger("transformers.training_args").addFilter(lambda record: "AllGather" not in record.getMessage())
 
     def completed(self, trainer: dict[str, Any]) -> dict[str, Any]:
         """Gradients are summed after each pass: those of a whole model would be kept else until the last one."""
@@ -92,7 +95,8 @@ class Fsdp(Sharding):
         trained = sum(group.trained for group in groups)
         kept = sum(FLOAT32 * group.trained + group.element * group.frozen for group in groups)
         ours = [group for group in groups if group.is_saved]
-        tail = units.table + sum(group.all for group in ours if group.part == "projector")
+        heads = 1 if len(ours) == len(groups) else 2  # a teacher has its own
+        tail = heads * units.table + sum(group.all for group in ours if group.part == "projector")
         summed = units.largest + sum(group.trained for group in ours if group.part == "projector")
         layer_trains = units.layer if units.largest else 0
         passing = MOMENTS[:3]
