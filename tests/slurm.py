@@ -34,15 +34,15 @@ SCONTROL = """#!/usr/bin/env bash
 case "$1 $2" in
   "show job") echo "JobId=$4 JobName=voco-llama JobState=$FAKE_STATE Command=$FAKE_COMMAND WorkDir=/" ;;
   "show hostnames") printf 'node-a\\nnode-b\\n' ;;
-  "requeue "*) echo "$2" >>requeued ;;
+  "requeue "*) echo "$2 after $(find . -name 'saved_*' | wc -l)" >>requeued ;;
   *) exit 9 ;;
 esac
 """
 
 PYTHON = """#!/usr/bin/env bash
 [ "$1" = -m ] || { echo "${*: -2}" >batch; exit "$FAKE_BATCH"; }
-trap 'exit 138' USR1
-trap 'exit 143' TERM
+trap 'sleep 0.5; touch "saved_$RANK"; exit 138' USR1
+trap 'sleep 0.5; touch "saved_$RANK"; exit 143' TERM
 echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*" >"started_$RANK"
 [ "$FAKE_STATUS" = waits ] || exit "$FAKE_STATUS"
 for ((tick = 0; tick < 300; tick++)); do sleep 0.1; done
@@ -91,7 +91,7 @@ class FakeJob:
         self.process.send_signal(number)
 
     def end(self) -> tuple[int, list[str], str]:
-        """Exit status, requeued jobs, what was said."""
+        """Exit status, jobs that were queued again, and after how many processes had saved, what was said."""
         _, said = self.process.communicate(timeout=30)
         requeued = self.folder / "requeued"
-        return self.process.returncode, requeued.read_text().split() if requeued.exists() else [], said
+        return self.process.returncode, requeued.read_text().splitlines() if requeued.exists() else [], said

@@ -61,11 +61,11 @@ def test_a_job_starts_a_process_for_each_gpu(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 138), (signal.SIGTERM, 143)])
-def test_a_preempted_job_hands_the_signal_on_and_is_queued_again_once(tmp_path, number, status):
+def test_a_preempted_job_hands_the_signal_on_waits_and_is_queued_again_once(tmp_path, number, status):
     job = FakeJob(tmp_path, "waits")
     job.signal(number)
     ended, requeued, said = job.end()
-    assert (ended, requeued) == (status, ["4711"])
+    assert (ended, requeued) == (status, ["4711 after 2"])
     assert f"status {status}: queued again" in said
 
 
