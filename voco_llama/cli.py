@@ -5,8 +5,8 @@
     voco-llama train --config-dir FOLDER experiment=mine    # FOLDER/experiment/mine.yaml; or experiment=./mine.yaml
 
 Each command is a function here, of its settings: what is slow to import it imports by itself, so that other commands
-and mistakes do without. A user's mistake ends in one line and status 2, an interrupt in status 130; anything else keeps
-its traceback. A command that looks for problems ends in status 1 where it found some.
+and mistakes do without. A user's mistake ends in one line and status 2, a signal in 128 and its number; anything else
+keeps its traceback. A command that looks for problems ends in status 1 where it found some.
 """
 
 import dataclasses
@@ -292,7 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with these arguments, by default those of the process.
 
     Returns:
-        The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt, 143 for SIGTERM.
+        The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt, 143 for SIGTERM,
+            138 for SIGUSR1.
     """
     _set_up_logging()
     try:
@@ -326,12 +327,18 @@ def _leave_process_group() -> None:
 
 
 def _set_up_logging() -> None:
-    """Our own progress from the first process; from the others, and from libraries, warnings."""
+    """Our own progress from the first process; from the others, and from libraries, warnings.
+
+    Everything of ours is logged: a training keeps a file of it for each process.
+    """
     if not sys.stderr.isatty():  # progress bars fill a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    logger.setLevel(logging.INFO)
+    if os.environ.get("RANK", "0") != "0":
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

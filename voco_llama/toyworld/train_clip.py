@@ -27,11 +27,13 @@ from voco_llama.files import write_atomically, written_aside
 from voco_llama.model.weights import OPEN_CLIP_WEIGHTS_FILE
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
+from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import load_tokenizer, open_mixture
 from voco_llama.training.checks import check_settings
 from voco_llama.training.interrupts import Interrupts
 from voco_llama.training.progress import loss_curve
 from voco_llama.training.run_folder import RunFolder
+from voco_llama.training.run_logs import MetricsLog, process_log
 from voco_llama.training.sampling import GroupedSampler
 from voco_llama.training.stages import count_parameters, format_table
 from voco_llama.training.trainer import VoCoTrainer
@@ -76,14 +78,14 @@ def train_clip(settings: TrainSettings) -> Path:
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.path)
         return run.path
-    with Interrupts() as interrupts, run.taken():
+    with Interrupts() as interrupts, run.taken(), process_log(run.path):
         _train_clip(settings, run, interrupts)
     return run.path
 
 
 def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> None:
-    checkpoint = run.checkpoint()
     arguments = training_arguments(settings)
+    checkpoint = run.checkpoint()
     if arguments.world_size > 1 or arguments.gradient_accumulation_steps > 1:
         raise SettingsError("stage clip contrasts the samples of one batch: use one process and no accumulation")
     set_seed(settings.seed)
@@ -102,7 +104,15 @@ def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts)
     order = GroupedSampler(
         "none", torch.ones(len(trained)), torch.zeros(len(trained)), arguments.train_batch_size, settings.seed
     )
-    trainer = VoCoTrainer(order=order, model=model, args=arguments, train_dataset=trained, interrupts=interrupts)
+    trainer = VoCoTrainer(
+        origin=run.origin(GlobalBatch.of(settings, processes=1), len(trained)),
+        order=order,
+        model=model,
+        args=arguments,
+        train_dataset=trained,
+        interrupts=interrupts,
+        callbacks=[MetricsLog(run.path)],
+    )
     started = time.perf_counter()
     trainer.train_from(checkpoint)
     accuracy = retrieval_accuracy(model, held_out)

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import set_seed
 
 from voco_llama.data.collate import Collator
-from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
+from voco_llama.data.mixture import Mixture, NumberedRows, summarize_bad_records
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
+from voco_llama.sharding import sharding_of
 from voco_llama.training.arguments import training_arguments
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
@@ -26,7 +28,9 @@ from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
 from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.passes import uses_two_steps
 from voco_llama.training.progress import loss_curve
+from voco_llama.training.records_log import RecordsLog
 from voco_llama.training.run_folder import RunFolder
+from voco_llama.training.run_logs import MetricsLog, process_log
 from voco_llama.training.sampling import EpochSampler, GroupedSampler, StreamSampler
 from voco_llama.training.stages import set_trainable
 from voco_llama.training.teachers.teacher import build_teacher, check_teacher
@@ -58,20 +62,20 @@ def train(settings: TrainSettings) -> Path:
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.path)
         return run.final
-    with Interrupts() as interrupts, run.taken():
+    with Interrupts() as interrupts, run.taken(), process_log(run.path):
         _train(settings, run, interrupts)
     return run.final
 
 
 def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> None:
-    checkpoint = run.checkpoint()
     arguments = training_arguments(settings)
+    checkpoint = run.checkpoint()
     set_seed(settings.seed)
     mixture = open_mixture(settings, run.bad_records)
     if settings.loss.teacher == "checkpoint":
         check_teacher(settings.loss.teacher_checkpoint, build_processor(settings))
     model, processor = build_or_load(settings)
-    rows = LoadedMixture(mixture, processor.row)
+    rows = NumberedRows(mixture, processor.row)
     if settings.loss.teacher == "top_k":
         rows = open_top_k(settings, mixture, processor, rows)
     adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
@@ -80,6 +84,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         model.check_two_steps()
     use_liger(model, arguments)
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
+    sharding_of(settings.trainer).divide(model, arguments, getattr(torch, settings.model.dtype))
     batch = GlobalBatch.of(settings, arguments.world_size)
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
     compression = settings.compression
@@ -90,12 +95,15 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         run.begin()
 
     trainer = VoCoTrainer(
+        origin=run.origin(batch, len(order)),
         order=order,
         use_muon=settings.optimizer == "muon",
         projector_learning_rate=settings.projector_learning_rate,
         scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
         elastic=elastic,
         interrupts=interrupts,
+        records=RecordsLog(run.path, mixture, batch),
+        callbacks=[MetricsLog(run.path)],
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,
