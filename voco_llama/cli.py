@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = COMMANDS[words.command].typed(words.overrides)
     except VoCoError as error:
         sys.stderr.write(f"error: {own_line(error)}\n")
-        return 2
+        return error.status
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise

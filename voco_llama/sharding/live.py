@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,6 +23,12 @@ def weights_are_divided() -> bool:
 def num_elements(parameter: nn.Parameter) -> int:
     """Of the whole parameter, also where this process holds a piece of it."""
     return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def held(parameter: nn.Parameter) -> torch.Tensor:
+    """What this process holds of a parameter: all of it, or its piece."""
+    piece = getattr(parameter, "ds_tensor", parameter).detach()
+    return piece.to_local() if isinstance(piece, DTensor) else piece
 
 
 @contextmanager

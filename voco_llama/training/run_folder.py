@@ -9,6 +9,8 @@ checkpoint-N/     Trainer checkpoints (resume), each with the sizes of its files
 runs/             tensorboard
 metrics.jsonl     what the Trainer logs, an entry a line, each with its time; after a resume the last of a step counts
 logs/             what each process logs
+anomalies.jsonl   what went wrong or looks odd (`voco_llama.training.anomalies`)
+ended.json        how the last start ended, its exit status and line; not there while it goes, and after a kill
 records/          which rows each step trained on, as each process wrote it down (`voco_llama.training.records_log`)
 bad_records/      what each process skipped
 final/            the trained model, its processor and its card (README.md)
@@ -17,23 +19,23 @@ result.json       written last: loss curve, table of what trained, skipped recor
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from voco_llama.composition import difference, to_plain
-from voco_llama.errors import SettingsError, refused_as
+from voco_llama.errors import SettingsError, one_line, refused_as
 from voco_llama.files import locked, read_json, write_atomically, writing
 from voco_llama.hub import FINAL_FOLDER
 from voco_llama.provenance import provenance
 from voco_llama.settings import TrainSettings
-from voco_llama.training.batch import world_size
+from voco_llama.training.anomalies import ANOMALIES_FILE
+from voco_llama.training.batch import is_first_process, world_size
 from voco_llama.training.checkpoints import UNFINISHED, by_step, damage, discard_unfinished, last_whole, take_place
 from voco_llama.training.inputs import fingerprints
 from voco_llama.training.seen import RECORDS_FOLDER
@@ -44,6 +46,7 @@ SETTINGS_FILE = "settings.yaml"
 INPUTS_FILE = "inputs.json"
 ENVIRONMENT_FILE = "environment.json"
 RESULT_FILE = "result.json"
+ENDED_FILE = "ended.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".run.lock"
 
@@ -52,6 +55,7 @@ FREE_KEYS = (
     "output_dir",
     "paths",
     "hardware",
+    "stall_limit",
     "dry_run",
     "data.index_folder",
     "data.sources.*.published_records",
@@ -98,11 +102,23 @@ class RunFolder:
             SettingsError: Another process works in it, or has finished it meanwhile, or it cannot be written to.
         """
         advice = "make room, or choose another output_dir; the same command goes on from what is whole"
-        is_first = os.environ.get("RANK", "0") == "0"
+        is_first = is_first_process()
         with writing(self.path, advice), locked(self.path / LOCK_FILE, remains=False) if is_first else nullcontext():
             if self.is_finished():
                 raise SettingsError(f"{self.path} was finished by another process just now: there is nothing to do")
+            with self._noting_end() if is_first else nullcontext():
+                yield
+
+    @contextmanager
+    def _noting_end(self) -> Iterator[None]:
+        (self.path / ENDED_FILE).unlink(missing_ok=True)
+        try:
             yield
+        except BaseException as error:
+            with suppress(OSError):  # a disk that is full is what ended it
+                note_end(self.path, getattr(error, "status", 1), one_line(error))
+            raise
+        note_end(self.path, 0, "finished")
 
     def is_finished(self) -> bool:
         """Whether the run already ended, by these very settings and from these very inputs.
@@ -172,7 +188,8 @@ class RunFolder:
         if not before:
             for name in (self.bad_records.name, RECORDS_FOLDER):  # maybe of other data
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            (self.path / METRICS_FILE).unlink(missing_ok=True)
+            for name in (METRICS_FILE, ANOMALIES_FILE):
+                (self.path / name).unlink(missing_ok=True)
         write_atomically(self.path / INPUTS_FILE, json.dumps(fingerprints(self.settings), indent=2) + "\n")
         write_atomically(self.path / SETTINGS_FILE, yaml.safe_dump(to_plain(self.settings), sort_keys=False))
         here = {
@@ -200,6 +217,12 @@ class RunFolder:
         """Environment of each start of the run, the last one's at the end; none if the file is missing or damaged."""
         there = _json(self.path / ENVIRONMENT_FILE)
         return [start for start in there if isinstance(start, dict)] if isinstance(there, list) else []
+
+
+def note_end(run: Path, status: int, line: str) -> None:
+    """Write how a start of the run ended."""
+    end = {"time": round(time.time(), 3), "status": status, "text": line}
+    write_atomically(run / ENDED_FILE, json.dumps(end) + "\n")
 
 
 def _json(file: Path) -> Any:

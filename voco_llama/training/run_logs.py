@@ -35,10 +35,15 @@ class MetricsLog(TrainerCallback):
                 append_line(self.file, finite | {"time": round(time.time(), 3)})
 
 
+def process_file(run: Path) -> Path:
+    """The log of this process."""
+    return run / LOGS_FOLDER / f"rank_{os.environ.get('RANK', '0')}.log"
+
+
 @contextmanager
 def process_log(run: Path) -> Iterator[None]:
     """Within it, what this process logs goes to `logs/rank_N.log` too."""
-    file = run / LOGS_FOLDER / f"rank_{os.environ.get('RANK', '0')}.log"
+    file = process_file(run)
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
