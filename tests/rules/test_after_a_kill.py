@@ -25,7 +25,7 @@ from voco_llama import cli
 QUICK = ("train", "export")
 """Commands that the quick tests kill."""
 WRITES_NOTHING = ("doctor", "ask")
-OF_STARTS = ("environment.json", "README.md", "sizes.json", "metrics.jsonl", "rank_0.jsonl", "rank_0.log")
+OF_STARTS = ("environment.json", "README.md", "sizes.json", "metrics.jsonl", "rank_0.jsonl", "rank_0.log", "ended.json")
 """Files that say how often a run was started and what each start did, and how long files are that say when."""
 TIMES = (
     "seconds", "date", "started", "per_second", "share", "wait", "host", "time",
