@@ -24,7 +24,9 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 NO_FOLDER = (errno.ENOENT, errno.EEXIST)
 """Of a folder that cannot be made, or a link to nothing in its place."""
 _NO_ROOM_TEXTS = re.compile(
-    "|".join([*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed", "unexpected pos"])
+    "|".join(
+        [*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed", "unexpected pos", "iostream error"]
+    )
 )
 """How safetensors, torch, and a `DataLoader` of its workers say it, in errors without a number."""
 
@@ -103,6 +105,16 @@ def written_aside(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink(missing_ok=True)
         raise
+
+
+def settle(path: Path, recursively: bool = False) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; `recursively`: and what is below."""
+    for each in (path, *(path.rglob("*") if recursively else ())):
+        opened = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -27,6 +27,7 @@ from voco_llama.files import write_atomically, written_aside
 from voco_llama.model.weights import OPEN_CLIP_WEIGHTS_FILE
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
+from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import load_tokenizer, open_mixture
 from voco_llama.training.checks import check_settings
 from voco_llama.training.interrupts import Interrupts
@@ -89,8 +90,8 @@ def train_clip(settings: TrainSettings) -> Path:
 
 
 def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watch: Watch) -> None:
-    checkpoint = run.checkpoint()
     arguments = training_arguments(settings)
+    checkpoint = run.checkpoint()
     if arguments.world_size > 1 or arguments.gradient_accumulation_steps > 1:
         raise SettingsError("stage clip contrasts the samples of one batch: use one process and no accumulation")
     set_seed(settings.seed)
@@ -110,6 +111,7 @@ def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts,
         "none", torch.ones(len(trained)), torch.zeros(len(trained)), arguments.train_batch_size, settings.seed
     )
     trainer = VoCoTrainer(
+        origin=run.origin(GlobalBatch.of(settings, processes=1), len(trained)),
         order=order,
         model=model,
         args=arguments,

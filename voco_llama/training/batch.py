@@ -106,9 +106,16 @@ class GlobalBatch:
         Raises:
             DataError: There is not even one batch.
         """
+        return math.ceil(self.rows_an_epoch(records) / self.size)
+
+    def rows_an_epoch(self, records: int) -> int:
+        """Rows that an epoch over so many records shows: passes are whole, by dropping the last or by repeating some.
+
+        Raises:
+            DataError: There is not even one batch.
+        """
         self.check_enough(records)
-        passes = records // self.a_pass if self.drop_last else math.ceil(records / self.a_pass)
-        return math.ceil(passes / self.accumulation)
+        return self.a_pass * (records // self.a_pass if self.drop_last else math.ceil(records / self.a_pass))
 
     def check_enough(self, records: int) -> None:
         """Refuse a data set that fills no batch.

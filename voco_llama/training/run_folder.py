@@ -3,7 +3,7 @@
 settings.yaml     the resolved settings
 inputs.json       fingerprints of the data files and of the model that it started from
 environment.json  git commit, package versions, command line's start time, seed
-checkpoint-N/     Trainer checkpoints (resume), each with the sizes of its files
+checkpoint-N/     Trainer checkpoints (resume), each with a manifest: what made it, and its files with their hashes
 .unfinished/      what is being written
 .run.lock         held by the process that trains
 runs/             tensorboard
@@ -28,16 +28,25 @@ from typing import Any
 
 import yaml
 
-from voco_llama.composition import difference, to_plain
+from voco_llama.composition import difference, flatten, is_free, to_plain
 from voco_llama.errors import SettingsError, one_line, refused_as
 from voco_llama.files import locked, read_json, write_atomically, writing
 from voco_llama.hub import FINAL_FOLDER
-from voco_llama.provenance import provenance
+from voco_llama.provenance import fingerprint_data, provenance, versions
 from voco_llama.settings import TrainSettings
+from voco_llama.sharding import sharding_of
 from voco_llama.training.anomalies import ANOMALIES_FILE
-from voco_llama.training.batch import is_first_process, world_size
-from voco_llama.training.checkpoints import UNFINISHED, by_step, damage, discard_unfinished, last_whole, take_place
+from voco_llama.training.batch import GlobalBatch, is_first_process, world_size
+from voco_llama.training.checkpoints import (
+    UNFINISHED,
+    by_step,
+    damage_inside,
+    discard_unfinished,
+    last_whole,
+    take_place,
+)
 from voco_llama.training.inputs import fingerprints
+from voco_llama.training.manifest import Origin
 from voco_llama.training.seen import RECORDS_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -171,15 +180,29 @@ class RunFolder:
     def checkpoint(self) -> Path | None:
         """The checkpoint to go on from: the one that `resume` names, or the last that is whole.
 
+        All processes call it, when they are joined: each reads a part of the files.
+
         Raises:
             SettingsError: The one that `resume` names is not whole.
         """
         if self.settings.resume in ("auto", "never"):
             return last_whole(self.path)
         folder = Path(self.settings.resume)
-        if (why := damage(folder)) is not None:
+        if (why := damage_inside(folder)) is not None:
             raise SettingsError(f"resume={folder} is damaged ({why}): name another checkpoint, or auto or never")
         return folder
+
+    def origin(self, batch: GlobalBatch, records: int) -> Origin:
+        """What its checkpoints say of where they come from."""
+        learned = {key: value for key, value in flatten(to_plain(self.settings)) if not is_free(key, FREE_KEYS)}
+        return Origin(
+            backend=sharding_of(self.settings.trainer).label,
+            batch=batch,
+            rows_an_epoch=batch.rows_an_epoch(records),
+            seed=self.settings.seed,
+            settings=fingerprint_data(learned),
+            versions=versions(),
+        )
 
     def begin(self) -> None:
         """Write what the run is; a run that goes on adds its environment to those before."""

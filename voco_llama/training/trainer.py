@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 
 from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.layout import HostRows, truncate_voco
 from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.sharding import use_plugin
 from voco_llama.training.batch import GlobalBatch
-from voco_llama.training.checkpoints import UNFINISHED, discard_unfinished, publish
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
 from voco_llama.training.loss_watch import LossWatch
@@ -31,6 +31,7 @@ from voco_llama.training.losses import LossLog, ScheduledLoss
 from voco_llama.training.progress import Progress
 from voco_llama.training.records_log import RecordsLog
 from voco_llama.training.sampling import EpochSampler
+from voco_llama.training.saving import SavingTrainer
 from voco_llama.training.speed import DATA_WAIT, DataWait, Speed, matrix_peak
 from voco_llama.training.stages import give_learning_rate, part_parameters, trained_parts
 from voco_llama.training.watch import Watch
@@ -38,7 +39,7 @@ from voco_llama.training.watch import Watch
 logger = logging.getLogger(__name__)
 
 
-class VoCoTrainer(Trainer):
+class VoCoTrainer(SavingTrainer):
     """See the module.
 
     Args:
@@ -50,7 +51,7 @@ class VoCoTrainer(Trainer):
         interrupts: End it after a step; None: a signal ends it at once.
         records: Writes down which rows each step trained on; None: nobody does.
         watch: Ends it where a process is gone or stands still; None: nobody looks.
-        kwargs: What `transformers.Trainer` takes.
+        kwargs: What `SavingTrainer` takes.
     """
 
     def __init__(
@@ -67,7 +68,6 @@ class VoCoTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._is_saving = False
         self.scheduled_loss = scheduled_loss
         self.loss_log = LossLog()
         if scheduled_loss is not None and scheduled_loss.teacher is not None:
@@ -87,6 +87,10 @@ class VoCoTrainer(Trainer):
         for callback in (interrupts, records, self.loss_watch, watch):  # first, who decides to write a checkpoint
             if callback is not None:
                 self.add_callback(callback)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = use_plugin(self.accelerator, self.args)
 
     def train_from(self, checkpoint: Path | None) -> None:
         """Train, from the start or from a checkpoint on.
@@ -230,28 +234,10 @@ class VoCoTrainer(Trainer):
         if "loss" in logs:
             self.loss_watch.check(self.state.global_step, logs, may_skip=self.args.fp16)
 
-    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
-        folder = super()._get_output_dir(*args, **kwargs)
-        return str(Path(folder) / UNFINISHED) if self._is_saving else folder
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's own, written aside; it gets its name when every process has written its part."""
-        run, is_writer = Path(self.args.output_dir), self.args.should_save
-        if is_writer:
-            discard_unfinished(run)
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-            self.accelerator.wait_for_everyone()
-            if is_writer:
-                publish(run, f"checkpoint-{self.state.global_step}", self.args.save_total_limit)
-        except Exception:
-            discard_unfinished(run)  # a disk that is full needs the room
-            raise
-        finally:
-            self._is_saving = False
-        self.accelerator.wait_for_everyone()
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
+            state_dict = {name: tensor.to(self.model.config.dtype) for name, tensor in state_dict.items()}
+        super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with _reading(checkpoint):
