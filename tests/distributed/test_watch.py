@@ -27,7 +27,7 @@ def test_rows_of_two_processes_are_counted_over_a_kill(overrides, start):
     assert "begins" in (folder / "logs" / "rank_1.log").read_text()
 
 
-@pytest.mark.parametrize("trainer", ["cpu", "zero2", "zero3"])
+@pytest.mark.parametrize("trainer", ["cpu", "zero2", "zero3", "fsdp2"])
 def test_who_is_left_ends_soon_where_a_process_is_lost(overrides, start, trainer):
     settings, folder = overrides(f"lost_{trainer}", 2, f"trainer={trainer}", start=start)
     ended = launch(2, ["train", *settings], ends_all=False, KILL_AT="3")
