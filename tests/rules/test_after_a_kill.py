@@ -24,7 +24,7 @@ from voco_llama import cli
 
 QUICK = ("train", "export")
 """Commands that the quick tests kill."""
-WRITES_NOTHING = ("doctor", "ask")
+WRITES_NOTHING = ("status", "doctor", "ask")
 OF_STARTS = (
     "environment.json", "README.md", "manifest.json", "metrics.jsonl", "rank_0.jsonl", "rank_0.log", "ended.json",
 )  # fmt: skip

@@ -21,8 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from voco_llama.data.records import name_record
 from voco_llama.errors import SettingsError
 from voco_llama.sharding.live import held
-from voco_llama.training.anomalies import ANOMALIES_FILE, note_anomaly
 from voco_llama.training.records_log import RecordsLog
+from voco_llama.training.run_files import ANOMALIES_FILE, note_anomaly
 
 logger = logging.getLogger(__name__)
 

@@ -1,20 +1,6 @@
 """The folder of a run: what it holds, and whether a command begins, goes on with, or has already finished it.
 
-settings.yaml     the resolved settings
-inputs.json       fingerprints of the data files and of the model that it started from
-environment.json  git commit, package versions, command line's start time, seed
-checkpoint-N/     Trainer checkpoints (resume), each with a manifest: what made it, and its files with their hashes
-.unfinished/      what is being written
-.run.lock         held by the process that trains
-runs/             tensorboard
-metrics.jsonl     what the Trainer logs, an entry a line, each with its time; after a resume the last of a step counts
-logs/             what each process logs
-anomalies.jsonl   what went wrong or looks odd (`voco_llama.training.anomalies`)
-ended.json        how the last start ended, its exit status and line; not there while it goes, and after a kill
-records/          which rows each step trained on, as each process wrote it down (`voco_llama.training.records_log`)
-bad_records/      what each process skipped
-final/            the trained model, its processor and its card (README.md)
-result.json       written last: loss curve, table of what trained, skipped records, times
+Its files are those of `voco_llama.training.run_files`.
 """
 
 import json
@@ -30,16 +16,14 @@ import yaml
 
 from voco_llama.composition import difference, flatten, is_free, to_plain
 from voco_llama.errors import SettingsError, one_line, refused_as
-from voco_llama.files import locked, read_json, write_atomically, writing
+from voco_llama.files import json_if_whole, locked, read_json, write_atomically, writing
 from voco_llama.hub import FINAL_FOLDER
 from voco_llama.provenance import fingerprint_data, provenance, versions
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import sharding_of
-from voco_llama.training.anomalies import ANOMALIES_FILE
 from voco_llama.training.batch import GlobalBatch, is_first_process, world_size
 from voco_llama.training.checkpoints import (
     UNFINISHED,
-    by_step,
     damage_inside,
     discard_unfinished,
     last_whole,
@@ -47,17 +31,21 @@ from voco_llama.training.checkpoints import (
 )
 from voco_llama.training.inputs import fingerprints
 from voco_llama.training.manifest import Origin
-from voco_llama.training.seen import RECORDS_FOLDER
+from voco_llama.training.run_files import (
+    ANOMALIES_FILE,
+    ENDED_FILE,
+    ENVIRONMENT_FILE,
+    INPUTS_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    RECORDS_FOLDER,
+    RESULT_FILE,
+    SETTINGS_FILE,
+    by_step,
+    note_end,
+)
 
 logger = logging.getLogger(__name__)
-
-SETTINGS_FILE = "settings.yaml"
-INPUTS_FILE = "inputs.json"
-ENVIRONMENT_FILE = "environment.json"
-RESULT_FILE = "result.json"
-ENDED_FILE = "ended.json"
-METRICS_FILE = "metrics.jsonl"
-LOCK_FILE = ".run.lock"
 
 FREE_KEYS = (
     "resume",
@@ -144,7 +132,7 @@ class RunFolder:
         self._check_same_settings()
         self._check_same_inputs()
         made_it = self.settings.stage.name == "clip" or self.final.is_dir()  # a tower lies in the folder itself
-        return made_it and isinstance(_json(self.path / RESULT_FILE), dict)
+        return made_it and isinstance(json_if_whole(self.path / RESULT_FILE), dict)
 
     def _holds_work(self) -> bool:
         """Whether anything in the folder took training to make."""
@@ -238,19 +226,5 @@ class RunFolder:
 
     def starts(self) -> list[dict[str, Any]]:
         """Environment of each start of the run, the last one's at the end; none if the file is missing or damaged."""
-        there = _json(self.path / ENVIRONMENT_FILE)
+        there = json_if_whole(self.path / ENVIRONMENT_FILE)
         return [start for start in there if isinstance(start, dict)] if isinstance(there, list) else []
-
-
-def note_end(run: Path, status: int, line: str) -> None:
-    """Write how a start of the run ended."""
-    end = {"time": round(time.time(), 3), "status": status, "text": line}
-    write_atomically(run / ENDED_FILE, json.dumps(end) + "\n")
-
-
-def _json(file: Path) -> Any:
-    """What a file holds; None: it is missing or damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None

@@ -26,13 +26,14 @@ from voco_llama.sharding import use_plugin
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
+from voco_llama.training.log_entries import DATA_WAIT
 from voco_llama.training.loss_watch import LossWatch
 from voco_llama.training.losses import LossLog, ScheduledLoss
 from voco_llama.training.progress import Progress
 from voco_llama.training.records_log import RecordsLog
 from voco_llama.training.sampling import EpochSampler
 from voco_llama.training.saving import SavingTrainer
-from voco_llama.training.speed import DATA_WAIT, DataWait, Speed, matrix_peak
+from voco_llama.training.speed import DataWait, Speed, matrix_peak
 from voco_llama.training.stages import give_learning_rate, part_parameters, trained_parts
 from voco_llama.training.watch import Watch
 

@@ -21,9 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from voco_llama.errors import LostError, one_line
 from voco_llama.text import duration
-from voco_llama.training.anomalies import note_anomaly
 from voco_llama.training.batch import is_first_process
-from voco_llama.training.run_folder import note_end
+from voco_llama.training.run_files import note_anomaly, note_end
 from voco_llama.training.run_logs import process_file
 
 SECONDS = 1.0
