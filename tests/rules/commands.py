@@ -226,7 +226,7 @@ def _ask(place: Place, out: Path) -> list[str]:
 
 
 def _status(place: Place, out: Path) -> list[str]:
-    return [f"{place.root}/first/run"]
+    return [f"runs=[{place.root}/first/run]"]
 
 
 def _bench(place: Place, out: Path) -> list[str]:
