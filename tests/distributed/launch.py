@@ -40,17 +40,19 @@ class Ended:
         assert set(self.statuses) == {0}, f"{self.statuses}\n{self.output[-4000:]}"
 
 
-def launch(processes: int, command: list[str], kill_at: int = -1, **variables: str) -> Ended:
-    """Run a command of ours in so many processes; as under torchrun, the first that fails ends the others."""
+def launch(processes: int, command: list[str], kill_at: int = -1, ends_all: bool = True, **variables: str) -> Ended:
+    """Run a command of ours in so many processes; with `ends_all`, as under torchrun, the first that fails ends all."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         forkserver.ensure_running()
     with TemporaryDirectory() as folder:
-        return _launch([variables | rank for rank in _ranks(processes)], command, kill_at, Path(folder))
+        return _launch([variables | rank for rank in _ranks(processes)], command, kill_at, ends_all, Path(folder))
 
 
-def _launch(environments: list[dict[str, str]], command: list[str], kill_at: int, folder: Path) -> Ended:
+def _launch(
+    environments: list[dict[str, str]], command: list[str], kill_at: int, ends_all: bool, folder: Path
+) -> Ended:
     files = [folder / f"{rank}.log" for rank in range(len(environments))]
     workers = [
         FORKS.Process(target=work, args=(environment, file, command, kill_at))
@@ -62,7 +64,8 @@ def _launch(environments: list[dict[str, str]], command: list[str], kill_at: int
     running = {worker.sentinel: worker for worker in workers}
     try:
         while running and (ended := connection.wait(running, max(0, deadline - time.monotonic()))):
-            if any(_status(running.pop(sentinel)) for sentinel in ended):
+            failed = [_status(running.pop(sentinel)) for sentinel in ended]
+            if ends_all and any(failed):
                 break
     finally:
         for worker in running.values():
