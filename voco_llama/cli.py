@@ -40,12 +40,15 @@ class Command:
             the exit status.
         schema: `module:name` of the settings' dataclass.
         config: File of `configs/` that holds the settings' values.
+        words: The setting that words without `=` are for, a list of text; such a command only reads and computes
+            nothing, and starts at once.
     """
 
     run: Callable[..., str | int | None]
     schema: str
     config: str
     wants_overrides: bool = False
+    words: str | None = None
 
     @property
     def help(self) -> str:
@@ -72,6 +75,9 @@ class Command:
 
     def compose_typed(self, overrides: list[str]) -> Any:
         """The settings of what somebody typed, where a list is given once and nothing that is not read."""
+        if self.words is not None and overrides and not any("=" in word for word in overrides):
+            return resolve_name(self.schema)(**{self.words: overrides})
+
         from voco_llama.overrides import check_lists_given_once
         from voco_llama.settings import TrainSettings
 
@@ -88,9 +94,10 @@ class Command:
         return self._run(self.compose(overrides), overrides)
 
     def _run(self, settings: Any, overrides: list[str]) -> int:
-        from voco_llama.sharding import expect_no_accelerator
+        if self.words is None:
+            from voco_llama.sharding import expect_no_accelerator
 
-        expect_no_accelerator()
+            expect_no_accelerator()
         made = self.run(settings, overrides) if self.wants_overrides else self.run(settings)
         if isinstance(made, str):
             sys.stdout.write(made)
@@ -198,6 +205,14 @@ def train(settings: Any) -> str | None:
     return None
 
 
+@_command("voco_llama.training.status:StatusSettings", words="runs")
+def status(settings: Any) -> str:
+    """Say how far runs are, how they go and how they ended: status FOLDER ..."""
+    from voco_llama.training.status import status
+
+    return status(settings)
+
+
 @_command("voco_llama.settings:TrainSettings", config="train", wants_overrides=True)
 def doctor(settings: Any, overrides: list[str]) -> None:
     """Check this machine, and what a training named by experiment=... needs of it; writes nothing.
@@ -302,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = COMMANDS[words.command].typed(words.overrides)
     except VoCoError as error:
         sys.stderr.write(f"error: {own_line(error)}\n")
-        return 2
+        return error.status
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise

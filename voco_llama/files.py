@@ -61,6 +61,19 @@ def locked(file: Path, remains: bool = True) -> Iterator[None]:
                     file.unlink(missing_ok=True)
 
 
+def lock_holder(file: Path) -> str | None:
+    """The text of a lock file that a process holds; None: nobody does."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return opened.read().strip() or "unknown"
+    except OSError:
+        pass
+    return None
+
+
 def _opened_lock(file: Path) -> TextIO:
     while True:
         opened = file.open("a+", encoding="utf-8", errors="replace")
@@ -134,6 +147,14 @@ def read_json(file: Path, error: type[VoCoError] = CheckpointError, advice: str 
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__}, not an object")
     return value
+
+
+def json_if_whole(file: Path) -> Any:
+    """What a file of JSON holds; None: it is missing or damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What each process of a distributed test does: a command of the command line, as torchrun would start it.
 
-A training writes down what the Trainer wrapped the model in, and can die at a given step, or get a SIGTERM in one
-process at the step that the variable `SIGNAL_AT` names.
+A training writes down what the Trainer wrapped the model in, and can die at a given step, or have something happen to
+one process at the step that a variable of `HAPPENS` names.
 """
 
 import gc
@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,26 @@ KILLED = 17
 """Exit status of a process that dies in the midst of a training."""
 
 
+def hang() -> None:
+    time.sleep(1000)
+
+
+HAPPENS = {
+    "SIGNAL_AT": (1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "KILL_AT": (1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "HANG_AT": (1, hang),
+    "FIRST_HANGS_AT": (0, hang),
+}
+"""By variable the process, and what happens to it."""
+
+
 class WatchedTrainer(VoCoTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if str(self.state.global_step) == os.environ["KILL_AT_STEP"]:
             os._exit(KILLED)
-        if self.args.process_index == 1 and str(self.state.global_step) == os.environ.get("SIGNAL_AT"):
-            os.kill(os.getpid(), signal.SIGTERM)
+        for name, (process, happens) in HAPPENS.items():
+            if (self.args.process_index, str(self.state.global_step)) == (process, os.environ.get(name)):
+                happens()
         return super().training_step(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

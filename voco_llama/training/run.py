@@ -36,6 +36,7 @@ from voco_llama.training.stages import set_trainable
 from voco_llama.training.teachers.teacher import build_teacher, check_teacher
 from voco_llama.training.teachers.top_k import open_top_k
 from voco_llama.training.trainer import VoCoTrainer
+from voco_llama.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +63,17 @@ def train(settings: TrainSettings) -> Path:
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.path)
         return run.final
-    with Interrupts() as interrupts, run.taken(), process_log(run.path):
-        _train(settings, run, interrupts)
+    with (
+        Interrupts() as interrupts,
+        run.taken(),
+        process_log(run.path),
+        Watch(run.path, settings.stall_limit) as watch,
+    ):
+        _train(settings, run, interrupts, watch)
     return run.final
 
 
-def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> None:
+def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watch: Watch) -> None:
     arguments = training_arguments(settings)
     checkpoint = run.checkpoint()
     set_seed(settings.seed)
@@ -102,6 +108,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
         elastic=elastic,
         interrupts=interrupts,
+        watch=watch,
         records=RecordsLog(run.path, mixture, batch),
         callbacks=[MetricsLog(run.path)],
         model=model,

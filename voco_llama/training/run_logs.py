@@ -14,9 +14,7 @@ from transformers import TrainerCallback, TrainerState
 
 from voco_llama.files import append_line
 from voco_llama.training.progress import loss_curve
-from voco_llama.training.run_folder import METRICS_FILE
-
-LOGS_FOLDER = "logs"
+from voco_llama.training.run_files import LOGS_FOLDER, METRICS_FILE
 
 
 class MetricsLog(TrainerCallback):
@@ -32,13 +30,18 @@ class MetricsLog(TrainerCallback):
         if state.is_world_process_zero:
             for entry in loss_curve(state.log_history[-1:]):
                 finite = {key: value if math.isfinite(value) else None for key, value in entry.items()}
-                append_line(self.file, finite | {"time": round(time.time(), 3)})
+                append_line(self.file, finite | {"max_steps": state.max_steps, "time": round(time.time(), 3)})
+
+
+def process_file(run: Path) -> Path:
+    """The log of this process."""
+    return run / LOGS_FOLDER / f"rank_{os.environ.get('RANK', '0')}.log"
 
 
 @contextmanager
 def process_log(run: Path) -> Iterator[None]:
     """Within it, what this process logs goes to `logs/rank_N.log` too."""
-    file = run / LOGS_FOLDER / f"rank_{os.environ.get('RANK', '0')}.log"
+    file = process_file(run)
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

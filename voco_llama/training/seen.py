@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.files import read_json_lines
+from voco_llama.training.run_files import RECORDS_FOLDER
 
-RECORDS_FOLDER = "records"
 _STEP = {"step": int, "epoch": int, "records": list}
 _START = dict.fromkeys(("start", "processes", "epoch_rows", "step_rows"), int)
 

@@ -7,7 +7,6 @@ loss by their number, so that a global batch has one gradient however it is divi
 """
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -27,13 +26,16 @@ from voco_llama.sharding import use_plugin
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
+from voco_llama.training.log_entries import DATA_WAIT
+from voco_llama.training.loss_watch import LossWatch
 from voco_llama.training.losses import LossLog, ScheduledLoss
 from voco_llama.training.progress import Progress
 from voco_llama.training.records_log import RecordsLog
 from voco_llama.training.sampling import EpochSampler
 from voco_llama.training.saving import SavingTrainer
-from voco_llama.training.speed import DATA_WAIT, DataWait, Speed, matrix_peak
+from voco_llama.training.speed import DataWait, Speed, matrix_peak
 from voco_llama.training.stages import give_learning_rate, part_parameters, trained_parts
+from voco_llama.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class VoCoTrainer(SavingTrainer):
         scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
         interrupts: End it after a step; None: a signal ends it at once.
         records: Writes down which rows each step trained on; None: nobody does.
+        watch: Ends it where a process is gone or stands still; None: nobody looks.
         kwargs: What `SavingTrainer` takes.
     """
 
@@ -62,6 +65,7 @@ class VoCoTrainer(SavingTrainer):
         scheduled_loss: ScheduledLoss | None = None,
         interrupts: Interrupts | None = None,
         records: RecordsLog | None = None,
+        watch: Watch | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,12 +83,11 @@ class VoCoTrainer(SavingTrainer):
         """None before training, and where what trains is no `VoCoLlama`."""
         self.remove_callback(PrinterCallback)
         self.add_callback(Progress(order, self.measure_from))
-        self.interrupts = interrupts
-        if interrupts is not None:
-            self.add_callback(interrupts)
-        self.records = records
-        if records is not None:
-            self.add_callback(records)  # behind those that decide whether a checkpoint is written
+        self.interrupts, self.records = interrupts, records
+        self.loss_watch = LossWatch(Path(self.args.output_dir), records)
+        for callback in (interrupts, records, self.loss_watch, watch):  # first, who decides to write a checkpoint
+            if callback is not None:
+                self.add_callback(callback)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -178,7 +181,9 @@ class VoCoTrainer(SavingTrainer):
             inputs = {**others, "rows": replace(inputs["rows"], fields=fields), "two_steps": True}
         else:
             inputs = fields
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.loss_watch.add(self.state.global_step, loss)
+        return loss
 
     def _drawn_num_voco(self, num_rows: int) -> Tensor:
         """VoCo tokens of the rows of the next batch, which stands `micro_step`-th in its accumulation."""
@@ -212,7 +217,7 @@ class VoCoTrainer(SavingTrainer):
         """Log, with the single losses and the speed; stop a run whose loss is no number any more.
 
         Raises:
-            SettingsError: The loss is NaN or infinite.
+            SettingsError: The loss, or the norm of the gradient, is NaN or infinite.
         """
         if "loss" in logs:
             step, reduce = self.state.global_step, self.accelerator.reduce
@@ -227,11 +232,8 @@ class VoCoTrainer(SavingTrainer):
                 " voco-llama data check tells",
                 self.state.global_step,
             )
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise SettingsError(
-                f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate, or train in"
-                " bf16 or float32 instead of fp16"
-            )
+        if "loss" in logs:
+            self.loss_watch.check(self.state.global_step, logs, may_skip=self.args.fp16)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
