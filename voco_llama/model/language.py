@@ -23,7 +23,7 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def build_language_model(
-    pretrained: str | None, config: str | None, attention: str, dtype: torch.dtype
+    pretrained: str | None, config: str | None, attention: str, dtype: torch.dtype | str
 ) -> PreTrainedModel:
     """A causal language model with its weights (`pretrained`), or a fresh one from a configuration folder.
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
-from voco_llama.sharding.fsdp import Fsdp
-from voco_llama.sharding.live import num_elements, place_frozen, weights_are_divided, whole
+from voco_llama.sharding.fsdp import Fsdp, use_plugin
+from voco_llama.sharding.live import num_elements, place_frozen, weights_are_divided, whole, whole_head
 from voco_llama.sharding.zero import Zero, expect_no_accelerator, installation
 
 __all__ = [
@@ -28,8 +28,10 @@ __all__ = [
     "place_frozen",
     "sharding_of",
     "undivided",
+    "use_plugin",
     "weights_are_divided",
     "whole",
+    "whole_head",
 ]
 
 
@@ -41,7 +43,7 @@ def sharding_of(trainer: Mapping[str, Any]) -> Sharding:
     """
     if trainer.get("deepspeed") is not None:
         return Zero.of(trainer["deepspeed"])
-    return Fsdp() if trainer.get("fsdp") else Sharding()
+    return Fsdp.of(trainer["fsdp"], trainer.get("fsdp_config")) if trainer.get("fsdp") else Sharding()
 
 
 def undivided(trainer: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
 
 FLOAT32, HALF = 4, 2
 """Bytes of an element."""
@@ -52,6 +57,7 @@ class Sharding:
         cuts_weights: Whether a process holds pieces of them.
         keeps_masters: Whether weights of 16 bits have copies in float32, which are what is updated.
         needs_torchrun: Also for one process.
+        casts: Whether `divide` gives weights their types; until then they are as stored, mapped from disk.
         unmodelled: What the estimate of memory does not know of it; None: nothing.
     """
 
@@ -61,6 +67,7 @@ class Sharding:
     cuts_weights: ClassVar[bool] = False
     keeps_masters: ClassVar[bool] = False
     needs_torchrun: ClassVar[bool] = False
+    casts: ClassVar[bool] = False
     unmodelled: ClassVar[str | None] = None
 
     @property
@@ -73,6 +80,12 @@ class Sharding:
 
     def prepare(self, on_cpu: bool) -> None:
         """Get ready before processes are joined; raise a `SettingsError` if this one was not started as it needs."""
+
+    def divide(self, model: "PreTrainedModel", arguments: "TrainingArguments", dtype: torch.dtype) -> None:
+        """Leave each process its piece of the weights of a model that will train, unless they were built so.
+
+        `dtype` is that of weights that do not train, of a backend that `casts`.
+        """
 
     def lacking(self) -> str | None:
         """What its settings need and this machine has not."""

@@ -1,16 +1,148 @@
-"""PyTorch's FSDP."""
+"""PyTorch's FSDP2 (`torch.distributed.fsdp.fully_shard`): every layer a unit of its own, gathered while it works."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+from torch import nn
+
+from voco_llama.errors import SettingsError, did_you_mean, require
+from voco_llama.files import read_json
 from voco_llama.sharding.base import Sharding
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, TrainingArguments
+
+_CONFIG = "trainer.fsdp_config"
+KEYS = ("version", "reshard_after_forward")
+_INSTEAD = {
+    "cpu_offload": "use trainer=zero3_offload",
+    "activation_checkpointing": "set trainer.gradient_checkpointing, which knows of passes in two steps",
+}
 
 
 @dataclass(frozen=True)
 class Fsdp(Sharding):
-    """PyTorch's FSDP, as transformers runs it."""
+    """FSDP2. What trains is kept in float32; what is gathered to work, in 16 bits if training is.
+
+    Attributes:
+        reshards: Whether the weights of a layer are let go after its forward pass and gathered again for its backward.
+        options: `fsdp_config`, and `fsdp`.
+    """
+
+    reshards: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     name: ClassVar[str] = "FSDP"
     cuts_matrices: ClassVar[bool] = True
     cuts_weights: ClassVar[bool] = True
+    keeps_masters: ClassVar[bool] = True
+    needs_torchrun: ClassVar[bool] = True
+    casts: ClassVar[bool] = True
     unmodelled: ClassVar[str | None] = "FSDP is not modelled: memory is counted as if each GPU held everything"
+
+    @classmethod
+    def of(cls, fsdp: Any, config: Any) -> "Fsdp":
+        """Read `fsdp`, and `fsdp_config`: a dictionary, the path of a JSON file, or None.
+
+        Raises:
+            SettingsError: It cannot be read.
+        """
+        if isinstance(config, str):
+            config = read_json(Path(config), SettingsError, f"{_CONFIG} names a configuration in JSON")
+        options = {"fsdp": fsdp, **(config or {})}
+        return cls(reshards=options.get("reshard_after_forward") is not False, options=options)
+
+    def check(self, random_weights: bool) -> None:
+        options = dict(self.options)
+        fsdp, version = options.pop("fsdp"), options.get("version")
+        require(version == 2, f"{_CONFIG}.version is {version}, and FSDP1 is not supported: use trainer=fsdp2")
+        require(fsdp == "full_shard", f"trainer.fsdp is {fsdp}: give full_shard; {_CONFIG} has what can be chosen")
+        for key, value in options.items():
+            text = f"{_CONFIG}.{key} is not supported: "
+            require(key not in _INSTEAD, text + _INSTEAD.get(key, ""))
+            require(key in KEYS, f"unknown setting '{_CONFIG}.{key}'{did_you_mean(key, KEYS)}")
+            require(key == "version" or isinstance(value, bool), f"{_CONFIG}.{key} is {value}: give true or false")
+        require(
+            not random_weights,
+            "model.language.config (random weights) with FSDP would draw them anew in each process: use trainer=zero2,"
+            " or start from a checkpoint",
+        )
+
+    def prepare(self, on_cpu: bool) -> None:
+        require(
+            "RANK" in os.environ,
+            "trainer.fsdp needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli train ...",
+        )
+
+    def divide(self, model: "PreTrainedModel", arguments: "TrainingArguments", dtype: torch.dtype) -> None:
+        shard(model, arguments, dtype, self.reshards)
+
+
+def shard(
+    model: "PreTrainedModel",
+    arguments: "TrainingArguments",
+    dtype: torch.dtype | None = None,
+    reshards: bool = True,
+) -> None:
+    """Leave each process its piece of a model's weights, unit by unit; no process has held more than a unit before.
+
+    A unit is a module of a class that the model does not let be split (`_no_split_modules`), or the embeddings. All
+    else is one more, with the head, which the losses call chunk by chunk: once whole, it stays so to the end of the
+    backward pass, and where there is none, for good.
+
+    Args:
+        model: On the CPU, its weights mapped from disk or in memory.
+        arguments: Its processes and device, and the type that it computes in.
+        dtype: Of weights that do not train, and of those that will be saved; what trains is kept in float32. None:
+            what it computes in.
+        reshards: Whether units let their weights go after the forward pass.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    computes_in = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=computes_in, reduce_dtype=torch.float32)
+    mesh = init_device_mesh(arguments.device.type, (arguments.world_size,))
+    units = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if embeddings.weight is not head.weight:
+        units.append(embeddings)
+    dtype = dtype or computes_in
+    for unit in reversed(units):  # what is inside comes first
+        _cast(unit.parameters(), dtype)
+        fully_shard(unit, mesh=mesh, reshard_after_forward=reshards, mp_policy=policy)
+    _cast(model.parameters(), dtype)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+    model.config.dtype = dtype
+
+
+def _cast(parameters: Iterable[nn.Parameter], frozen: torch.dtype) -> None:
+    """Give parameters the type that they are kept in; those that are divided have it."""
+    from torch.distributed.tensor import DTensor
+
+    for parameter in parameters:
+        if not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+
+
+def use_plugin(accelerator: "Accelerator", arguments: "TrainingArguments") -> bool:
+    """Have Accelerate know of a model that is divided already; whether it is.
+
+    On a CPU it would know nothing of FSDP.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    if arguments.fsdp_plugin_args is None:
+        return False
+    state = accelerator.state
+    if state.distributed_type is not DistributedType.FSDP:
+        state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
+    state.fsdp_plugin.auto_wrap_policy = None
+    return True

@@ -1,5 +1,7 @@
 """From settings to `transformers.TrainingArguments`, and with them the processes and their device."""
 
+from copy import deepcopy
+
 from transformers import TrainingArguments
 
 from voco_llama.errors import SettingsError, one_line
@@ -24,7 +26,8 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
     """
     known = TrainingArguments.__dataclass_fields__
     values = {
-        new if (new := _NEW_NAMES.get(key, key)) in known else key: value for key, value in settings.trainer.items()
+        new if (new := _NEW_NAMES.get(key, key)) in known else key: deepcopy(value)  # its constructor changes some
+        for key, value in settings.trainer.items()
     }
     if settings.global_batch_size is not None:
         values["gradient_accumulation_steps"] = GlobalBatch.of(settings, world_size() or 1).accumulation

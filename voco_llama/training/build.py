@@ -22,6 +22,7 @@ from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.model.weights import read_weights
 from voco_llama.settings import CompressionSettings, DataSettings, SourceSettings, TrainSettings
+from voco_llama.sharding import sharding_of
 from voco_llama.tokens import add_special_tokens, check_tokenizer, check_vocabulary
 from voco_llama.vision_config import num_patches, read_vision_config
 
@@ -101,7 +102,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     processor = build_processor(settings)
     if settings.model.checkpoint is not None:
         return _load(settings, processor), processor
-    model, dtype = settings.model, getattr(torch, settings.model.dtype)
+    model, dtype = settings.model, _dtype_as_built(settings)
     try:
         language_model = build_language_model(model.language.pretrained, model.language.config, model.attention, dtype)
     except VoCoError:
@@ -130,7 +131,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         projector_weights=projector,
         **compression_config(settings.compression),
     )
-    return built.to(dtype), processor
+    return built if dtype == "auto" else built.to(dtype), processor
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -149,12 +150,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
-    folder = settings.model.checkpoint
-    dtype = getattr(torch, settings.model.dtype)
+    folder, dtype = settings.model.checkpoint, _dtype_as_built(settings)
     model = VoCoLlama.from_pretrained(folder, dtype=dtype, attn_implementation=settings.model.attention)
     rows = entries_of_rows(processor.segment_shape(), processor.tokens, processor.condition)
     _set_compression(model, compression_config(settings.compression) | rows, folder)
-    return model.to(dtype)
+    return model if dtype == "auto" else model.to(dtype)
+
+
+def _dtype_as_built(settings: TrainSettings) -> torch.dtype | str:
+    """`auto`, as stored, where the weights are cast when they are divided: until then they stay mapped from disk."""
+    return "auto" if sharding_of(settings.trainer).casts else getattr(torch, settings.model.dtype)
 
 
 def compression_config(compression: CompressionSettings) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import set_seed
 
@@ -14,6 +15,7 @@ from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
+from voco_llama.sharding import sharding_of
 from voco_llama.training.arguments import training_arguments
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import build_or_load, build_processor, open_mixture
@@ -80,6 +82,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         model.check_two_steps()
     use_liger(model, arguments)
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
+    sharding_of(settings.trainer).divide(model, arguments, getattr(torch, settings.model.dtype))
     batch = GlobalBatch.of(settings, arguments.world_size)
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
     compression = settings.compression

@@ -23,6 +23,7 @@ from transformers import PrinterCallback
 from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.layout import HostRows, truncate_voco
 from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.sharding import use_plugin
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
@@ -78,6 +79,10 @@ class VoCoTrainer(SavingTrainer):
         self.interrupts = interrupts
         if interrupts is not None:
             self.add_callback(interrupts)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = use_plugin(self.accelerator, self.args)
 
     def train_from(self, checkpoint: Path | None) -> None:
         """Train, from the start or from a checkpoint on.
@@ -214,6 +219,11 @@ class VoCoTrainer(SavingTrainer):
                 f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate, or train in"
                 " bf16 or float32 instead of fp16"
             )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
+            state_dict = {name: tensor.to(self.model.config.dtype) for name, tensor in state_dict.items()}
+        super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with _reading(checkpoint):

@@ -22,7 +22,7 @@ from voco_llama.training.teachers.teacher import (
 )
 
 TEXTS = ("<image>\nWhat is it?", "Why?", "Left <image> or right <image>?")
-CPU = SimpleNamespace(device=torch.device("cpu"))
+CPU = SimpleNamespace(device=torch.device("cpu"), fsdp=None)
 
 
 @pytest.fixture(scope="module")

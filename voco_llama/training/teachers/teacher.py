@@ -10,7 +10,6 @@ that; and no more than the rows have, as after an elastic draw. VoCo tokens are 
 token of the teacher's rows is the i-th of the student's.
 """
 
-import functools
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import TrainingArguments
 
 from voco_llama.configuration import VoCoLlamaConfig
@@ -30,7 +28,7 @@ from voco_llama.model.losses import TeacherStates, TeacherTokens, TeacherTopK
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.packing import cannot_pack
 from voco_llama.settings import TrainSettings
-from voco_llama.sharding import place_frozen, weights_are_divided, whole
+from voco_llama.sharding import place_frozen, sharding_of, weights_are_divided, whole_head
 from voco_llama.tokens import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -69,11 +67,7 @@ class CheckpointTeacher(Teacher):
         with suppress(SettingsError):  # now, and not at its first batch: ZeRO-3 would take it for a part of every pass
             self.model.check_two_steps()
         self.model = place_frozen(self.model, accelerator, arguments)
-        if weights_are_divided():
-            # The head runs once a chunk, in the backward pass too: whole, so that no call has to gather it.
-            with whole(list(self.head.parameters())):
-                copies = {name: parameter.detach().clone() for name, parameter in self.head.named_parameters()}
-            self.head = functools.partial(linear, **copies)
+        self.head = whole_head(self.head)  # it runs once a chunk, in the backward pass too
 
     @torch.no_grad()
     def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherStates:
@@ -139,7 +133,7 @@ def read_uncompressed(model: Any, batch: dict[str, Tensor], num_voco: int, pad_t
     fields["position"] = contiguous_positions(fields["document"])
     trained = next_tokens(fields.pop("labels")) != IGNORE_INDEX
     # Of divided weights every process must ask for the same ones in the same order, whatever its rows are like.
-    in_two_steps = "rows" in batch and not weights_are_divided() and cannot_pack(fields, "full") is None
+    in_two_steps = "rows" in batch and not weights_are_divided(model) and cannot_pack(fields, "full") is None
     return model(
         rows=replace(whose, fields=fields),
         pixel_values=batch.get("pixel_values"),
@@ -192,7 +186,7 @@ def check_teacher(folder: str, processor: VoCoProcessor) -> VoCoLlamaConfig:
 
 
 def load_teacher(settings: TrainSettings, vocab_size: int | None = None) -> VoCoLlama:
-    """The model that `loss.teacher_checkpoint` names, with the student's attention and dtype.
+    """The model that `loss.teacher_checkpoint` names, with the student's attention, and dtype unless it is yet cast.
 
     `vocab_size` are the rows of the student's table of words; None does not compare them.
 
@@ -206,7 +200,7 @@ def load_teacher(settings: TrainSettings, vocab_size: int | None = None) -> VoCo
             f"teacher {folder} predicts {theirs} words, the student {vocab_size}: choose a teacher of the same language"
             " model"
         )
-    dtype = getattr(torch, settings.model.dtype)
+    dtype = "auto" if sharding_of(settings.trainer).casts else getattr(torch, settings.model.dtype)
     return VoCoLlama.from_pretrained(folder, dtype=dtype, attn_implementation=settings.model.attention)
 
 
