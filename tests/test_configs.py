@@ -6,7 +6,7 @@ import functools
 import pytest
 
 from voco_llama.choices import PARTS
-from voco_llama.composition import compose, to_plain
+from voco_llama.composition import compose, flatten, to_plain
 from voco_llama.config_files import CONFIG_DIR
 from voco_llama.settings import TeacherSettings, TrainSettings
 from voco_llama.sharding import undivided
@@ -22,6 +22,7 @@ NUMBERED = {
     "average_pool": (1,),
     "q_former": (1,),
     "voco_{}_llava": (1,),
+    **{f"{model}/voco": (1,) for model in ("vicuna_13b", "llama3_70b", "qwen3_8b", "mistral_7b")},
     "toy/voco": (1, 2, 4, 8, 16),
     "toy/voco_{}_kl": (1, 4),
     "toy/voco_{}_bidirectional": (1, 4),
@@ -134,6 +135,25 @@ def test_the_paper_recipe(name):
     assert settings.global_batch_size == 128  # on any hardware: tests/dry_run/test_run.py
     assert (trainer["bf16"], trainer["gradient_checkpointing"]) == (True, True)
     assert trainer["deepspeed"]["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize("model", ["vicuna_13b", "llama3_70b", "qwen3_8b", "mistral_7b"])
+@pytest.mark.parametrize(("stage", "of_7b"), [("align", "align_7b"), ("instruct", "instruct_7b"), ("voco_1", "voco_1")])
+def test_other_language_models_have_the_recipe_of_7b(model, stage, of_7b):
+    """But for places, and how a step is divided."""
+    own, of_7b = (flatten_settings(composed(name)) for name in (f"{model}/{stage}", of_7b))
+    changed = {key for key in own.keys() | of_7b.keys() if own.get(key) != of_7b.get(key)}
+    by_size = ("hardware.", "trainer.per_device_train_batch_size", "trainer.deepspeed.")
+    assert {key for key in changed if not key.startswith(by_size)} <= {
+        "model.language.pretrained",
+        "model.checkpoint",
+        "output_dir",
+    }
+    assert composed(f"{model}/{stage}").model.checkpoint in (None, f"runs/{model}/align/final")
+
+
+def flatten_settings(settings):
+    return dict(flatten(to_plain(settings)))
 
 
 def test_upper_bound_and_compression_train_for_as_long():

@@ -276,10 +276,18 @@ class HardwareSettings:
     Attributes:
         num_processes: GPUs; under torchrun its number of processes goes before. null: 1.
         gpu_memory_gb: Of each, in 10^9 bytes; null: of the GPU that is here, if one is.
+        scales: Where `num_processes` is set, a dry run sets these numbers of GPUs beside it.
+        gpu_tflops: Of each, in 10^12 a second, for products of bf16 matrices: 312 of an A100, 989 of an H100.
+        utilization: Part of it that a training is taken to reach.
+        disk_gb_per_second: What the disk takes of checkpoints, from all processes together.
     """
 
     num_processes: int | None = None
     gpu_memory_gb: float | None = None
+    scales: list[int] = field(default_factory=lambda: [8, 64, 512])
+    gpu_tflops: float = 312.0
+    utilization: float = 0.4
+    disk_gb_per_second: float = 1.0
 
 
 @dataclass

@@ -17,10 +17,10 @@ from voco_llama.config_files import CONFIG_DIR
 from voco_llama.data import kept_tables
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.preflight import plan as plan_module
-from voco_llama.preflight.dry_run import dry_run, format_dry_run, verdict
+from voco_llama.preflight.dry_run import dry_run, format_dry_run
 from voco_llama.preflight.finding import run_checks
 from voco_llama.preflight.memory import estimate
-from voco_llama.preflight.plan import memory_plan, what_fits
+from voco_llama.preflight.plan import memory_plan, verdict, what_fits
 from voco_llama.preflight.shapes import meta_model
 from voco_llama.preflight.training import training_checks
 from voco_llama.training.batch import GlobalBatch, world_size
@@ -32,7 +32,10 @@ from voco_llama.training.stages import count_parameters, set_trainable
 
 ALIGNMENTS = ("align_7b", "align_lcs_7b")
 EXPERIMENTS = [*sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml")), "voco_128"]
+OTHER_MODELS = ("vicuna_13b", "llama3_70b", "qwen3_8b", "mistral_7b")
+OF_OTHER_MODELS = [f"{model}/{stage}" for model in OTHER_MODELS for stage in ("align", "instruct", "voco_4")]
 HARDWARE = sorted(file.stem for file in (CONFIG_DIR / "hardware").glob("*.yaml"))
+RAISES_THE_BATCH = "gpus_512x80gb"
 
 WRITTEN_FOR = "gpus_8x80gb"
 
@@ -40,6 +43,11 @@ WRITTEN_FOR = "gpus_8x80gb"
 def is_for(hardware: str, experiment: str) -> bool:
     """Adapters are for trained language models, a whole model on one GPU is for alignment."""
     return not hardware.startswith("gpu_1") or hardware.endswith("_lora") == (experiment not in ALIGNMENTS)
+
+
+def rows_of(experiment: str, hardware: str | None) -> int:
+    """Of a step: the recipe's, or a row for each GPU where these are more."""
+    return 512 if hardware == RAISES_THE_BATCH else 256 if experiment in ALIGNMENTS else 128
 
 
 RUNS_7B = [
@@ -67,13 +75,40 @@ def test_every_7b_run_on_all_hardware_fits_and_keeps_its_recipe(monkeypatch, tmp
         started = time.perf_counter()
         run = dry_run(composed(experiment, hardware))
         slowest = max(slowest, time.perf_counter() - started)
-        assert run.batch.size == (256 if experiment in ALIGNMENTS else 128), (experiment, hardware)
+        assert run.batch.size == rows_of(experiment, hardware), (experiment, hardware)
         assert run.memory.fits, (experiment, hardware, verdict(run.memory))
         assert run.shapes["loss"] == ()
         assert len(run.shapes["logits of a chunk"]) == 2
         assert run.epoch.rows is not None or experiment == "video_7b"
         assert format_dry_run(run)
     assert slowest < 60  # the promise is two minutes on a laptop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", OF_OTHER_MODELS)
+def test_other_language_models_fit_where_they_are_planned(experiment):
+    run = dry_run(composed(experiment))
+    assert run.batch.size == (256 if experiment.endswith("align") else 128)
+    assert run.memory.fits, verdict(run.memory)
+    assert run.epoch.rows is not None
+    assert sum("published shape" in note for note in run.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "language", "head_dim"),
+    [
+        ("vicuna_13b/voco_4", 13_015_864_320 + 2 * 2 * 5120, 128),
+        ("llama3_70b/voco_4", 70_553_706_496 + 2 * 2 * 8192, 128),
+        ("qwen3_8b/voco_4", 8_190_735_360 + 2 * 2 * 4096, 128),
+        ("mistral_7b/voco_4", 7_241_732_096 + 2 * 2 * 4096, 128),
+    ],
+)
+def test_other_language_models_have_their_published_parameters(experiment, language, head_dim):
+    """And two words in two tables; nothing of their size is built."""
+    meta = meta_model(composed(experiment))
+    assert {count.module: count.trained for count in meta.table}["language_model"] == language
+    assert (meta.decoder.head_dim, meta.decoder.norms_heads) == (head_dim, "qwen3" in experiment)
+    assert all(parameter.is_meta for parameter in meta.model.parameters())
 
 
 def test_the_hardware_that_experiments_are_written_for():
@@ -87,7 +122,7 @@ def test_the_hardware_that_experiments_are_written_for():
 def test_the_global_batch_is_the_recipes(experiment, hardware):
     settings = composed(experiment, hardware)
     assert GlobalBatch.of(settings).size == settings.global_batch_size
-    assert settings.global_batch_size == (256 if experiment in ALIGNMENTS else 128)
+    assert settings.global_batch_size == rows_of(experiment, hardware)
 
 
 def test_numbers_of_the_papers_row():

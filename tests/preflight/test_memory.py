@@ -8,7 +8,7 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from tests.tiny import tiny_model, tiny_processor, tiny_text_config
 from voco_llama.preflight.memory import (
@@ -94,6 +94,20 @@ def test_a_layer_keeps_just_what_is_counted(attention, train, kv_heads):
     )
     work = Pass(ROWS, LENGTH, 0, 0, FLOAT32, attention, weights_train=train)
     assert kept == kept_by_layer(plan_of(decoder=decoder_of(tiny_text_config(**shape)), work=work))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_layer_that_norms_its_heads_keeps_just_what_is_counted(train):
+    """Qwen3, whose heads are wider than the hidden size has room for."""
+    shape = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+
+    def make(layers):
+        config = Qwen3Config(vocab_size=64, num_hidden_layers=layers, **shape)
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train().requires_grad_(train)
+
+    decoder = Decoder(32, 48, 2, 4, 2, 16, 64, norms_heads=True)
+    work = Pass(ROWS, LENGTH, 0, 0, FLOAT32, weights_train=train)
+    assert bytes_of_one_layer(make) == kept_by_layer(plan_of(decoder=decoder, work=work))
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "down_proj"), ("v_proj", "o_proj")])

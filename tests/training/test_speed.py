@@ -61,14 +61,15 @@ def test_places_are_those_of_the_packed_batch(condition, order):
     assert found.read == len(packing.read_places)
 
 
-def test_shared_images_are_work_once():
-    processor = tiny_processor()
+@pytest.mark.parametrize("condition", ["voco", "full"])
+def test_shared_images_are_work_once(condition):
+    processor = tiny_processor(condition=condition)
     config = tiny_model(processor).config
     rows = batch_of(
         processor, [processor.lay_out(answered(t)) for t in ("<image>\nWhat?", "<image>\nIs it?")], "right", True
     )
     text = ((rows["segment"] == 0) & (rows["document"] >= 0)).sum(dim=1).tolist()
-    found = counted(rows, 1, "voco", True)
+    found = counted(rows, 1, condition, True)
     assert flops_of_work(config, found.work()) == training_flops(config, text, [1, 1], 1, found.trained)
     assert (found.shown, found.shared) == (2, 0.5)
 

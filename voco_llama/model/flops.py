@@ -67,7 +67,7 @@ def training_flops(
     trains: Collection[str] = ("projector", "language"),
     causal: float = HALF,
 ) -> int:
-    """Forward and backward of one batch under `voco`.
+    """Forward and backward of one batch whose text reads the VoCo tokens or, under condition `full`, whole segments.
 
     Args:
         config: Of the model.
@@ -80,13 +80,14 @@ def training_flops(
     """
     shape = config.segment_shape()
     tokens = shape.num_compressed + shape.num_voco
+    read = config.num_voco if config.condition == "voco" else tokens
     work = Work(
         text=sum(texts),
         text_pairs=causal * sum(text**2 for text in texts),
-        read_pairs=sum(text * read * config.num_voco for text, read in zip(texts, segments, strict=True)),
+        read_pairs=sum(text * number * read for text, number in zip(texts, segments, strict=True)),
         segment_tokens=images * tokens,
         segment_pairs=causal * images * tokens**2,
-        kept=images * config.num_voco,
+        kept=images * read,
         trained=trained,
         images=images,
     )

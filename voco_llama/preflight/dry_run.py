@@ -3,69 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from voco_llama.configuration import max_positions
 from voco_llama.errors import SettingsError
 from voco_llama.preflight.epoch import Epoch, Length, count_epoch, count_steps
-from voco_llama.preflight.memory import Estimate, Plan, estimate
-from voco_llama.preflight.plan import Remedy, memory_plan, uncounted, what_fits
-from voco_llama.preflight.shapes import MetaModel, meta_model, walk
+from voco_llama.preflight.finding import GB
+from voco_llama.preflight.plan import Memory, Saved, count_saved, memory_lines, plan_memory, uncounted
+from voco_llama.preflight.scale import Scales, scale_lines, scales_of
+from voco_llama.preflight.shapes import meta_model, walk
 from voco_llama.settings import TrainSettings
-from voco_llama.sharding import MOMENTS
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import build_processor
 from voco_llama.training.checks import check_settings, segments_a_row, tokens_for_text
 from voco_llama.training.inputs import list_inputs
 from voco_llama.training.passes import uses_two_steps
-from voco_llama.training.position_checks import check_positions
 from voco_llama.training.stages import ModuleCount, format_table
 from voco_llama.training.teachers.teacher import check_teacher
 from voco_llama.training.trackers import check_trackers
-
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Bytes that a run writes.
-
-    Attributes:
-        final: The trained model.
-        checkpoint: One to go on from: weights and optimizer.
-        kept: Checkpoints at the same time, the one at hand included; 0 if none are written.
-    """
-
-    final: int
-    checkpoint: int
-    kept: int
-
-    @property
-    def total(self) -> int:
-        """At most, on the disk."""
-        return self.final + self.checkpoint * self.kept
-
-
-@dataclass(frozen=True)
-class Memory:
-    """On a GPU.
-
-    Attributes:
-        plan: What the estimate is of.
-        estimate: In bytes.
-        capacity: Of the GPU, bytes; None: not known.
-        remedy: Without overrides if it fits; None: nothing of ours does, or the capacity is not known.
-    """
-
-    plan: Plan
-    estimate: Estimate
-    capacity: int | None
-    remedy: Remedy | None
-
-    @property
-    def fits(self) -> bool | None:
-        """None: not known."""
-        return None if self.capacity is None else self.estimate.peak <= self.capacity
 
 
 @dataclass(frozen=True)
@@ -77,6 +29,7 @@ class DryRun:
         shapes: Of one forward pass of a process, in its order.
         parameters: What trains.
         batch: The rows of a step.
+        scales: The training on other numbers of GPUs; None where none is planned for.
     """
 
     settings: TrainSettings
@@ -88,6 +41,7 @@ class DryRun:
     length: Length
     saved: Saved
     memory: Memory
+    scales: Scales | None
     notes: tuple[str, ...]
 
     @property
@@ -123,6 +77,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
     memory = plan_memory(settings, meta)
     text = tokens_for_text(settings, sum(segment))
     epoch = count_epoch(settings, sum(segment))
+    length, saved = count_steps(settings, epoch), count_saved(settings, memory.plan)
     return DryRun(
         settings=settings,
         segment=segment,
@@ -130,9 +85,10 @@ def dry_run(settings: TrainSettings) -> DryRun:
         parameters=tuple(meta.table),
         batch=batch,
         epoch=epoch,
-        length=count_steps(settings, epoch),
-        saved=count_saved(settings, memory.plan),
+        length=length,
+        saved=saved,
         memory=memory,
+        scales=scales_of(settings, meta.model.config, memory, epoch, length.steps, saved),
         notes=(*meta.notes, *uncounted(settings), *_missing(settings)),
     )
 
@@ -149,33 +105,6 @@ def _check_parts(settings: TrainSettings) -> None:
     processor = build_processor(settings)
     if settings.loss.teacher == "checkpoint":
         check_teacher(settings.loss.teacher_checkpoint, processor)
-
-
-def plan_memory(settings: TrainSettings, meta: MetaModel) -> Memory:
-    """The estimate, and what fits if it does not.
-
-    Raises:
-        SettingsError: The rows are too short for their segments, or too long for the language model.
-    """
-    config = meta.model.config
-    check_positions(settings, segments_a_row(settings), max_positions(config.text_config), config.num_vision_tokens)
-    plan, capacity = memory_plan(settings, meta), None
-    if settings.hardware.gpu_memory_gb is not None:
-        capacity = int(settings.hardware.gpu_memory_gb * GB)
-    elif torch.cuda.is_available():
-        capacity = torch.cuda.get_device_properties(0).total_memory
-    remedy = None if capacity is None else what_fits(settings, plan, capacity)
-    return Memory(plan, estimate(plan), capacity, remedy)
-
-
-def count_saved(settings: TrainSettings, plan: Plan) -> Saved:
-    """Bytes on disk."""
-    groups = [group for group in plan.groups if group.is_saved]
-    final, checkpoint = plan.sharding.saved(groups, plan.half)
-    trainer = settings.trainer
-    limit = trainer.get("save_total_limit")
-    kept = 0 if str(trainer.get("save_strategy", "steps")) == "no" else (limit or 1) + 1
-    return Saved(final, checkpoint, kept)
 
 
 def _missing(settings: TrainSettings) -> list[str]:
@@ -213,6 +142,8 @@ def _lines(run: DryRun) -> Iterator[str]:
         f" most; {saved.total / GB:.1f} GB together"
     )
     yield from memory_lines(run.memory)
+    if run.scales is not None:
+        yield from scale_lines(run.scales)
     yield from (f"note: {note}" for note in run.notes)
 
 
@@ -239,32 +170,3 @@ def _length(run: DryRun) -> Iterator[str]:
     yield f"steps: {length.steps:,}{epoch_steps}, the first {length.warmup:,} of them warm-up"
     rates = ", ".join(f"{rate:.2g} at {step:,}" for step, rate in length.learning_rates)
     yield f"learning rate: {rates or 'follows the training'}"
-
-
-def memory_lines(memory: Memory) -> Iterator[str]:
-    """The memory estimate, line by line, and what fits."""
-    estimate, work = memory.estimate, memory.plan.work
-    yield f"memory of a GPU, {work.rows} rows of {work.length} tokens (GB = 10^9 bytes):"
-    width = max(len(name) for name in (*(term.name for term in estimate.terms), "together"))
-    yield f"  {'':<{width}}  " + "  ".join(f"{moment:>6}" for moment in MOMENTS)
-    for term in estimate.terms:
-        cells = (f"{term.bytes / GB:6.2f}" if moment in term.moments else " " * 6 for moment in MOMENTS)
-        yield f"  {term.name:<{width}}  {'  '.join(cells)}  {term.formula}"
-    yield f"  {'together':<{width}}  " + "  ".join(f"{estimate.at(moment) / GB:6.2f}" for moment in MOMENTS)
-    if estimate.host_bytes:
-        yield f"  in the machine's memory: {estimate.host_bytes / GB:.1f} GB for each process"
-    yield f"peak: {verdict(memory)}"
-
-
-def verdict(memory: Memory) -> str:
-    """One line: the peak, whether it fits, and the overrides that make it fit."""
-    peak = f"{memory.estimate.peak / GB:.1f} GB"
-    if memory.capacity is None:
-        return f"{peak}; set hardware.gpu_memory_gb to hear whether that fits"
-    room = f"{memory.capacity / GB:.0f} GB"
-    if memory.fits:
-        return f"{peak} of {room}: fits"
-    if memory.remedy is None:
-        return f"{peak} of {room}: does not fit, nor do fewer rows, ZeRO-3, adapters or offloading: use more GPUs"
-    remedy = memory.remedy
-    return f"{peak} of {room}: does not fit; {remedy.peak / GB:.1f} GB with: {' '.join(remedy.overrides)}"

@@ -27,7 +27,7 @@ CONTEXT_BYTES = int(1.5 * 2**30)
 
 @dataclass(frozen=True)
 class Decoder:
-    """Shape of the language model."""
+    """Shape of the language model; `norms_heads`: queries and keys of each head have a norm of their own (Qwen3)."""
 
     hidden: int
     intermediate: int
@@ -36,6 +36,7 @@ class Decoder:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    norms_heads: bool = False
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of each of a layer's linear maps."""
@@ -196,7 +197,8 @@ def kept_by_layer(plan: Plan) -> int:
     A token: two RMS norms keep their input in float32 and a root; attention keeps q, k and v (repeated to all heads),
     and a fused kernel its output and a float32 sum for each head besides; the MLP keeps gate, silu(gate) and up. Where
     the weights train, norms keep what they scale and linear maps what they read. SDPA keeps the mask as a bias of the
-    activations' type, eager attention its probabilities in float32 and in that type.
+    activations' type, eager attention its probabilities in float32 and in that type. Norms of queries and keys keep as
+    those of the layer do.
     """
     work, decoder, s = plan.work, plan.decoder, plan.work.element
     h, m, wide = decoder.hidden, decoder.intermediate, decoder.heads * decoder.head_dim
@@ -206,6 +208,9 @@ def kept_by_layer(plan: Plan) -> int:
         token += FLOAT32 * decoder.heads
     if is_fused or work.weights_train:
         token += s * wide
+    if decoder.norms_heads:
+        heads = decoder.heads + decoder.kv_heads
+        token += heads * (FLOAT32 * (decoder.head_dim + 1) + s * decoder.head_dim * work.weights_train)
     probabilities = FLOAT32 if s == FLOAT32 else FLOAT32 + s
     a_pair = {"sdpa": s, "eager": decoder.heads * probabilities}.get(work.attention, 0)
     if work.weights_train:

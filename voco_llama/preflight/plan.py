@@ -8,14 +8,18 @@ them again with fewer and fewer rows.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
-from voco_llama.preflight.memory import Adapters, Pass, Plan, adapter_parameters, estimate, with_rows
+from voco_llama.configuration import max_positions
+from voco_llama.preflight.finding import GB
+from voco_llama.preflight.memory import Adapters, Estimate, Pass, Plan, adapter_parameters, estimate, with_rows
 from voco_llama.preflight.shapes import MetaModel
 from voco_llama.settings import TrainSettings
-from voco_llama.sharding import FLOAT32, HALF, Group, Sharding, Zero, sharding_of
+from voco_llama.sharding import FLOAT32, HALF, MOMENTS, Group, Sharding, Zero, sharding_of
 from voco_llama.training.batch import GlobalBatch, num_processes
 from voco_llama.training.checks import segments_a_row, tokens_for_text
+from voco_llama.training.position_checks import check_positions
 from voco_llama.training.stages import MODULES
 
 LORA_RANK, LORA_ALPHA = 128, 256
@@ -88,12 +92,81 @@ class Remedy:
     peak: int
 
 
+@dataclass(frozen=True)
+class Memory:
+    """On a GPU.
+
+    Attributes:
+        plan: What the estimate is of.
+        estimate: In bytes.
+        capacity: Of the GPU, bytes; None: not known.
+        remedy: Without overrides if it fits; None: nothing of ours does, or the capacity is not known.
+    """
+
+    plan: Plan
+    estimate: Estimate
+    capacity: int | None
+    remedy: Remedy | None
+
+    @property
+    def fits(self) -> bool | None:
+        """None: not known."""
+        return None if self.capacity is None else self.estimate.peak <= self.capacity
+
+
+def plan_memory(settings: TrainSettings, meta: MetaModel) -> Memory:
+    """The estimate, and what fits if it does not.
+
+    Raises:
+        SettingsError: The rows are too short for their segments, or too long for the language model.
+    """
+    config = meta.model.config
+    check_positions(settings, segments_a_row(settings), max_positions(config.text_config), config.num_vision_tokens)
+    plan, capacity = memory_plan(settings, meta), None
+    if settings.hardware.gpu_memory_gb is not None:
+        capacity = int(settings.hardware.gpu_memory_gb * GB)
+    elif torch.cuda.is_available():
+        capacity = torch.cuda.get_device_properties(0).total_memory
+    remedy = None if capacity is None else what_fits(settings, plan, capacity)
+    return Memory(plan, estimate(plan), capacity, remedy)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Bytes that a run writes.
+
+    Attributes:
+        final: The trained model.
+        checkpoint: One to go on from: weights and optimizer.
+        kept: Checkpoints at the same time, the one at hand included; 0 if none are written.
+    """
+
+    final: int
+    checkpoint: int
+    kept: int
+
+    @property
+    def total(self) -> int:
+        """At most, on the disk."""
+        return self.final + self.checkpoint * self.kept
+
+
+def count_saved(settings: TrainSettings, plan: Plan) -> Saved:
+    """Bytes on disk."""
+    groups = [group for group in plan.groups if group.is_saved]
+    final, checkpoint = plan.sharding.saved(groups, plan.half)
+    trainer = settings.trainer
+    limit = trainer.get("save_total_limit")
+    kept = 0 if str(trainer.get("save_strategy", "steps")) == "no" else (limit or 1) + 1
+    return Saved(final, checkpoint, kept)
+
+
 def what_fits(settings: TrainSettings, plan: Plan, capacity: int) -> Remedy | None:
     """The first remedy that fits into `capacity` bytes, without overrides if the plan does already; None: none does.
 
     The rows of a pass are halved as long as they divide what a process has of the global batch.
     """
-    batch = GlobalBatch.of(settings)
+    batch = GlobalBatch.of(settings, plan.processes)
     factors = [2**power for power in range(batch.rows.bit_length()) if batch.rows % 2**power == 0]
     for overrides, changed in _variants(settings, plan):
         for factor in factors:
@@ -152,3 +225,32 @@ def _with_adapters(plan: Plan, targets: Sequence[str]) -> Plan:
         work=replace(plan.work, weights_train=False),
         adapters=Adapters(LORA_RANK, 0.0, tuple(targets), HALF),
     )
+
+
+def memory_lines(memory: Memory) -> Iterator[str]:
+    """The memory estimate, line by line, and what fits."""
+    estimate, work = memory.estimate, memory.plan.work
+    yield f"memory of a GPU, {work.rows} rows of {work.length} tokens (GB = 10^9 bytes):"
+    width = max(len(name) for name in (*(term.name for term in estimate.terms), "together"))
+    yield f"  {'':<{width}}  " + "  ".join(f"{moment:>6}" for moment in MOMENTS)
+    for term in estimate.terms:
+        cells = (f"{term.bytes / GB:6.2f}" if moment in term.moments else " " * 6 for moment in MOMENTS)
+        yield f"  {term.name:<{width}}  {'  '.join(cells)}  {term.formula}"
+    yield f"  {'together':<{width}}  " + "  ".join(f"{estimate.at(moment) / GB:6.2f}" for moment in MOMENTS)
+    if estimate.host_bytes:
+        yield f"  in the machine's memory: {estimate.host_bytes / GB:.1f} GB for each process"
+    yield f"peak: {verdict(memory)}"
+
+
+def verdict(memory: Memory) -> str:
+    """One line: the peak, whether it fits, and the overrides that make it fit."""
+    peak = f"{memory.estimate.peak / GB:.1f} GB"
+    if memory.capacity is None:
+        return f"{peak}; set hardware.gpu_memory_gb to hear whether that fits"
+    room = f"{memory.capacity / GB:.0f} GB"
+    if memory.fits:
+        return f"{peak} of {room}: fits"
+    if memory.remedy is None:
+        return f"{peak} of {room}: does not fit, nor do fewer rows, ZeRO-3, adapters or offloading: use more GPUs"
+    remedy = memory.remedy
+    return f"{peak} of {room}: does not fit; {remedy.peak / GB:.1f} GB with: {' '.join(remedy.overrides)}"

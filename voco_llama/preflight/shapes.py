@@ -47,7 +47,8 @@ class MetaModel:
         """Shape of the language model."""
         text = self.model.language_model.config
         layers, heads = text.num_hidden_layers, Heads.of(text)
-        return Decoder(text.hidden_size, text.intermediate_size, layers, *heads, text.vocab_size)
+        norms_heads = any(name.endswith("q_norm.weight") for name, _ in self.model.decoder.named_parameters())
+        return Decoder(text.hidden_size, text.intermediate_size, layers, *heads, text.vocab_size, norms_heads)
 
     @property
     def tower(self) -> Tower:

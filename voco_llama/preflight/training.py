@@ -13,9 +13,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from voco_llama.errors import one_line
 from voco_llama.files import check_writable
-from voco_llama.preflight.dry_run import Memory, count_saved, plan_memory, verdict
 from voco_llama.preflight.finding import GB, SECONDS, SHARED_MEMORY, Check, Finding, judged, num_cores
-from voco_llama.preflight.plan import uncounted
+from voco_llama.preflight.plan import Memory, count_saved, plan_memory, uncounted, verdict
 from voco_llama.preflight.shapes import meta_model
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import sharding_of
