@@ -67,7 +67,7 @@ def measured(trainer_class: type[SavingTrainer], options: argparse.Namespace, fo
         logging_strategy="no",
         use_cpu=options.cpu,
     )
-    origin = Origin("PyTorch", GlobalBatch(arguments.world_size, options.rows), 1 << 20, 0, "", {})
+    origin = Origin("PyTorch", GlobalBatch(arguments.world_size, options.rows), 1 << 12, 1 << 12, 0, "", {})
     rows = [{"x": torch.zeros(WIDTH)}] * (1 << 12)
     trainer = trainer_class(origin=origin, model=Layers(options.millions), args=arguments, train_dataset=rows)
     began = time.perf_counter()

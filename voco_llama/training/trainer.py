@@ -9,7 +9,6 @@ loss by their number, so that a global batch has one gradient however it is divi
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 
-from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.errors import SettingsError, refused_as
 from voco_llama.layout import HostRows, truncate_voco
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.sharding import use_plugin
@@ -29,15 +28,15 @@ from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
 from voco_llama.training.losses import LossLog, ScheduledLoss
 from voco_llama.training.progress import Progress
+from voco_llama.training.resuming import ResumingTrainer
 from voco_llama.training.sampling import EpochSampler
-from voco_llama.training.saving import SavingTrainer
 from voco_llama.training.speed import DATA_WAIT, DataWait, Speed, matrix_peak
 from voco_llama.training.stages import give_learning_rate, part_parameters, trained_parts
 
 logger = logging.getLogger(__name__)
 
 
-class VoCoTrainer(SavingTrainer):
+class VoCoTrainer(ResumingTrainer):
     """See the module.
 
     Args:
@@ -47,7 +46,7 @@ class VoCoTrainer(SavingTrainer):
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
         interrupts: End it after a step; None: a signal ends it at once.
-        kwargs: What `SavingTrainer` takes.
+        kwargs: What `ResumingTrainer` takes.
     """
 
     def __init__(
@@ -219,24 +218,3 @@ class VoCoTrainer(SavingTrainer):
                 f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate, or train in"
                 " bf16 or float32 instead of fp16"
             )
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
-            state_dict = {name: tensor.to(self.model.config.dtype) for name, tensor in state_dict.items()}
-        super()._save(output_dir, state_dict)
-
-    def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        with _reading(checkpoint):
-            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-
-def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
-    return refused_as(CheckpointError, checkpoint, "remove it, and the same command goes on from the one before")
