@@ -4,6 +4,7 @@ A training writes down what the Trainer wrapped the model in, and can die at a g
 process at the step that the variable `SIGNAL_AT` names.
 """
 
+import gc
 import json
 import os
 import signal
@@ -11,7 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.distributed.tensor import DTensor
+
 from voco_llama import cli
+from voco_llama.sharding import weights_are_divided
 from voco_llama.training import run
 from voco_llama.training.trainer import VoCoTrainer
 
@@ -34,14 +39,24 @@ class WatchedTrainer(VoCoTrainer):
         engine = self.model_wrapped
         stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else None
         seen = {"engine": type(engine).__name__, "zero_stage": stage, "processes": self.args.world_size}
+        if os.environ.get("COUNT_BYTES"):
+            seen["bytes"] = held_bytes()
         (Path(self.args.output_dir) / f"engine_{self.args.process_index}.json").write_text(json.dumps(seen))
         teacher = getattr(self.scheduled_loss, "teacher", None)
         if teacher is not None:
-            is_divided = all(hasattr(parameter, "ds_id") for parameter in teacher.model.parameters())
+            is_divided = weights_are_divided(teacher.model)
             trains = any(parameter.requires_grad for parameter in teacher.model.parameters())
             seen = {"engine": type(teacher.model).__name__, "divided": is_divided, "trains": trains}
             (Path(self.args.output_dir) / f"teacher_{self.args.process_index}.json").write_text(json.dumps(seen))
         return output
+
+
+def held_bytes() -> int:
+    """Of all tensors of this process, each storage once."""
+    gc.collect()
+    tensors = (found for found in gc.get_objects() if issubclass(type(found), torch.Tensor))
+    storages = (tensor.untyped_storage() for tensor in tensors if type(tensor) is not DTensor and not tensor.is_meta)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def work(environment: dict[str, str], log: Path, command: list[str], kill_at: int) -> None:

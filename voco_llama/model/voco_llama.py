@@ -56,7 +56,11 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
-    _no_split_modules = ("VisionTower", "ResidualAttentionBlock", "Blip2QFormerLayer")  # and the language model's layers
+    _no_split_modules = (
+        "VisionTower",
+        "ResidualAttentionBlock",
+        "Blip2QFormerLayer",
+    )  # besides layers
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True

@@ -13,7 +13,7 @@ import torch
 
 from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.files import read_json
-from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
+from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 
 _ZERO = "trainer.deepspeed.zero_optimization"
 OFFLOADED = ("optimizer", "param")
@@ -110,9 +110,7 @@ class Zero(Sharding):
         level = () if is_there else (f"trainer=zero{self.level}",)
         return (*level, *(f"{_ZERO}.offload_{part}.device=cpu" for part in self.offloads))
 
-    def states(
-        self, groups: Sequence[Group], processes: int, half: bool, bucket: int, largest: int
-    ) -> tuple[list[Term], int]:
+    def states(self, groups: Sequence[Group], processes: int, half: bool, units: Units) -> tuple[list[Term], int]:
         """16-bit weights and gradients, and of what trains float32 masters and moments, divided."""
         n, element = processes, HALF if half else FLOAT32
         trained, everything = sum(group.trained for group in groups), sum(group.all for group in groups)
@@ -125,7 +123,7 @@ class Zero(Sharding):
             host, optimizer, update, gradients = host + optimizer + update + gradients, 0, 0, 0
         if "param" in self.offloads and self.level == 3:
             host, weights = host + weights, 0
-        buckets = element * (2 * bucket + largest)  # both `auto` in our settings
+        buckets = element * (2 * units.bucket + units.largest)  # both `auto` in our settings
         terms = [
             Term("weights", weights, MOMENTS, f"{element} x all / {cut_weights}"),
             Term("gradients", gradients, MOMENTS, f"{element} x trained / {cut_gradients}"),
