@@ -20,11 +20,15 @@ from voco_llama.training.checkpoints import damage, damage_inside
 from voco_llama.training.manifest import Origin
 from voco_llama.training.saving import SavingTrainer
 
+logger = logging.getLogger("checkpoint_cost")
+
 WIDTH = 2048
 LINE = re.compile(r"stood still for ([\d.]+) s; it was whole ([\d.]+) s later")
 
 
 class Layers(nn.Module):
+    """About so many million weights, all of which train."""
+
     def __init__(self, millions: int) -> None:
         super().__init__()
         count = max(1, millions * 10**6 // WIDTH**2)
@@ -47,6 +51,8 @@ class Lines(logging.Handler):
 
 
 class WaitingTrainer(SavingTrainer):
+    """As if there was no room for a copy."""
+
     _stager = None
 
 
@@ -94,6 +100,7 @@ def measured(trainer_class: type[SavingTrainer], options: argparse.Namespace, fo
 
 
 def main() -> None:
+    """Log a line of JSON each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--millions", type=int, default=100, help="parameters")
     parser.add_argument("--checkpoints", type=int, default=4)
@@ -102,11 +109,11 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written; they are removed")
     options = parser.parse_args()
-    logging.getLogger("voco_llama.training.saving").setLevel("INFO")
+    logging.basicConfig(level="INFO", format="%(message)s")
     for name, trainer_class in (("waiting", WaitingTrainer), ("thread", SavingTrainer)):
         with TemporaryDirectory(dir=options.folder) as folder:
             if found := measured(trainer_class, options, Path(folder)):
-                print(json.dumps({"name": name} | {key: round(value, 3) for key, value in found.items()}))
+                logger.info(json.dumps({"name": name} | {key: round(value, 3) for key, value in found.items()}))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """What each process of a distributed test does: a command of the command line, as torchrun would start it.
 
 A training writes down what the Trainer wrapped the model in, and can die at a given step, or get a SIGTERM in one
-process at the step that the variable `SIGNAL_AT` names.
+process at the step that the variable `SIGNAL_AT` names. The first process dies while its thread writes the checkpoint
+of the step `WRITER_DIES_AT`; no process writes a file of more than `LARGEST_FILE` bytes.
 """
 
 import gc
 import json
 import os
+import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from voco_llama import cli
 from voco_llama.sharding import weights_are_divided
 from voco_llama.training import run
+from voco_llama.training.manifest import Manifest
 from voco_llama.training.trainer import VoCoTrainer
 
 KILLED = 17
@@ -33,6 +37,12 @@ class WatchedTrainer(VoCoTrainer):
         if self.args.process_index == 1 and str(self.state.global_step) == os.environ.get("SIGNAL_AT"):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().training_step(*args, **kwargs)
+
+    def _finish(self, left: list[Callable[[], None]], manifest: Manifest, *times: float) -> None:
+        if str(manifest.step) == os.environ.get("WRITER_DIES_AT") and self.args.should_save:
+            left[0]()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._finish(left, manifest, *times)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         output = super().train(*args, **kwargs)
@@ -65,6 +75,8 @@ def work(environment: dict[str, str], log: Path, command: list[str], kill_at: in
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    if "LARGEST_FILE" in environment:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["LARGEST_FILE"]), resource.RLIM_INFINITY))
     run.VoCoTrainer = WatchedTrainer
     WatchedTrainer.kill_at = kill_at
     sys.exit(cli.main(command))
