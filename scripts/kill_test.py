@@ -162,9 +162,9 @@ class Trainings:
             "trainer.bf16=false",
         ]
 
-    def start(self, name: str, steps: int, most_bytes: int | None = None) -> Ranks:
+    def start(self, name: str, steps: int, **variables: str) -> Ranks:
         """Begin it, or go on with it."""
-        return start(self.processes, self.command(name, steps), self.folder / f"{name}_logs", most_bytes=most_bytes)
+        return start(self.processes, self.command(name, steps), self.folder / f"{name}_logs", **variables)
 
     def finish(self, name: str, steps: int) -> None:
         """Train it to its end.
@@ -181,9 +181,9 @@ class Trainings:
     def disturb(self, name: str, steps: int, fault: Fault, drawn: random.Random) -> None:
         """Start it, wait for the moment of a fault, and have it come."""
         run = self.folder / name
-        limit = _limit(run) if fault.kind == "full" else None
+        limit = {"LARGEST_FILE": str(_limit(run))} if fault.kind == "full" else {}
         done = steps_done(run)
-        ranks = self.start(name, steps, limit)
+        ranks = self.start(name, steps, **limit)
         began = time.monotonic()
         if fault.kind != "full":
             self._wait_for(fault, done, ranks, run, drawn)

@@ -1,7 +1,8 @@
 """What each process of a distributed test does: a command of the command line, as torchrun would start it.
 
 A training writes down what the Trainer wrapped the model in, and can die at a given step, or have something happen to
-one process at the step that a variable of `HAPPENS` names.
+one process at the step that a variable of `HAPPENS` names. The first process dies while its
+thread writes the checkpoint of the step `WRITER_DIES_AT`.
 """
 
 import gc
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from scripts.forked import become
 from voco_llama import cli
 from voco_llama.sharding import weights_are_divided
 from voco_llama.training import run
+from voco_llama.training.manifest import Manifest
 from voco_llama.training.trainer import VoCoTrainer
 
 KILLED = 17
@@ -48,6 +51,12 @@ class WatchedTrainer(VoCoTrainer):
                 happens()
         return super().training_step(*args, **kwargs)
 
+    def _finish(self, left: list[Callable[[], None]], manifest: Manifest, *times: float) -> None:
+        if str(manifest.step) == os.environ.get("WRITER_DIES_AT") and self.args.should_save:
+            left[0]()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._finish(left, manifest, *times)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         output = super().train(*args, **kwargs)
         engine = self.model_wrapped
@@ -73,8 +82,8 @@ def held_bytes() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def work(environment: dict[str, str], log: Path, command: list[str], most_bytes: int | None) -> None:
+def work(environment: dict[str, str], log: Path, command: list[str]) -> None:
     """Ends the process with the command's exit status; both outputs go to the log."""
-    become(environment, log, most_bytes)
+    become(environment, log)
     run.VoCoTrainer = WatchedTrainer
     sys.exit(cli.main(command))
