@@ -99,6 +99,7 @@ class SavingTrainer(Trainer):
             self.writer.join()
             raise
         self.writer.wait()
+        self.accelerator.wait_for_everyone()  # what starts processes ends all when one has left
         return output
 
     def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
