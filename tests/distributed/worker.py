@@ -42,11 +42,10 @@ class WatchedTrainer(VoCoTrainer):
         if os.environ.get("COUNT_BYTES"):
             seen["bytes"] = held_bytes()
         (Path(self.args.output_dir) / f"engine_{self.args.process_index}.json").write_text(json.dumps(seen))
-        teacher = getattr(self.scheduled_loss, "teacher", None)
+        teacher = getattr(getattr(self.scheduled_loss, "teacher", None), "model", None)
         if teacher is not None:
-            is_divided = weights_are_divided(teacher.model)
-            trains = any(parameter.requires_grad for parameter in teacher.model.parameters())
-            seen = {"engine": type(teacher.model).__name__, "divided": is_divided, "trains": trains}
+            trains = any(parameter.requires_grad for parameter in teacher.parameters())
+            seen = {"engine": type(teacher).__name__, "divided": weights_are_divided(teacher), "trains": trains}
             (Path(self.args.output_dir) / f"teacher_{self.args.process_index}.json").write_text(json.dumps(seen))
         return output
 

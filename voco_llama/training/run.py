@@ -82,7 +82,8 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         model.check_two_steps()
     use_liger(model, arguments)
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
-    sharding_of(settings.trainer).divide(model, arguments, getattr(torch, settings.model.dtype))
+    dtype = getattr(torch, settings.model.dtype)
+    sharding_of(settings.trainer).divide(model, arguments, dtype)
     batch = GlobalBatch.of(settings, arguments.world_size)
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
     compression = settings.compression
@@ -99,6 +100,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
         elastic=elastic,
         interrupts=interrupts,
+        dtype=dtype,
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,

@@ -47,6 +47,7 @@ class VoCoTrainer(Trainer):
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
         interrupts: End it after a step; None: a signal ends it at once.
+        dtype: Of a saved model's weights, where those that train are kept in another.
         kwargs: What `transformers.Trainer` takes.
     """
 
@@ -59,10 +60,12 @@ class VoCoTrainer(Trainer):
         elastic: ElasticDraw | None = None,
         scheduled_loss: ScheduledLoss | None = None,
         interrupts: Interrupts | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._is_saving = False
+        self.dtype = dtype
         self.scheduled_loss = scheduled_loss
         self.loss_log = LossLog()
         if scheduled_loss is not None and scheduled_loss.teacher is not None:
@@ -223,7 +226,7 @@ class VoCoTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
-            state_dict = {name: tensor.to(self.model.config.dtype) for name, tensor in state_dict.items()}
+            state_dict = {name: tensor.to(self.dtype) for name, tensor in state_dict.items()}
         super()._save(output_dir, state_dict)
 
     def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
