@@ -1,5 +1,5 @@
-"""What a process holds of a model that is frozen but for its projector: its piece where weights are divided, and never
-gradients, moments or float32 copies of what does not train.
+"""What a process holds, when all is built, of a model that is frozen but for its projector: its piece where weights are
+divided, and never gradients, moments or float32 copies of what does not train.
 """
 
 import json
@@ -51,5 +51,5 @@ def test_what_is_frozen_is_held_once_or_in_pieces(overrides, large, group):
     launch(2, ["train", *settings], COUNT_BYTES="1").check()
     least, most = HELD[group]
     for rank in range(2):
-        held = json.loads((folder / f"engine_{rank}.json").read_text())["bytes"]
+        held = json.loads((folder / f"bytes_{rank}.json").read_text())
         assert least < held / (2 * count) < most

@@ -28,6 +28,9 @@ class WatchedTrainer(VoCoTrainer):
     kill_at = -1
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if os.environ.get("COUNT_BYTES"):
+            Path(self.args.output_dir, f"bytes_{self.args.process_index}.json").write_text(str(held_bytes()))
+            os._exit(0)
         if self.state.global_step == self.kill_at:
             os._exit(KILLED)
         if self.args.process_index == 1 and str(self.state.global_step) == os.environ.get("SIGNAL_AT"):
@@ -39,8 +42,6 @@ class WatchedTrainer(VoCoTrainer):
         engine = self.model_wrapped
         stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else None
         seen = {"engine": type(engine).__name__, "zero_stage": stage, "processes": self.args.world_size}
-        if os.environ.get("COUNT_BYTES"):
-            seen["bytes"] = held_bytes()
         (Path(self.args.output_dir) / f"engine_{self.args.process_index}.json").write_text(json.dumps(seen))
         teacher = getattr(getattr(self.scheduled_loss, "teacher", None), "model", None)
         if teacher is not None:
