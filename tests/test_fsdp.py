@@ -83,7 +83,7 @@ def test_what_trains_is_float32_and_what_does_not_as_asked(processor):
     model = divided(tiny_model(processor).to(torch.float16), torch.bfloat16, trains=["projector"])
     types = {parameter.dtype for parameter in model.projector.parameters()}
     frozen = {p.dtype for part in (model.vision, model.language_model) for p in part.parameters()}
-    assert (types, frozen) == ({torch.float32}, {torch.bfloat16})
+    assert (types, frozen, model.config.dtype) == ({torch.float32}, {torch.bfloat16}, torch.bfloat16)
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # 5.17 knows no other name

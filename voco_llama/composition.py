@@ -174,8 +174,13 @@ def difference(
     return Difference(
         (key, (before.get(key), now.get(key)))
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(fnmatchcase(key, f"{beginning}*") for beginning in free)
+        if before.get(key) != now.get(key) and not is_free(key, free)
     )
+
+
+def is_free(key: str, free: Sequence[str]) -> bool:
+    """Whether a dotted key begins as one of those that may differ; `*` in them stands for anything."""
+    return any(fnmatchcase(key, f"{beginning}*") for beginning in free)
 
 
 def _younger(schema: type, before: Collection[str], now: Collection[str], at: str = "") -> Iterator[tuple[str, Any]]:

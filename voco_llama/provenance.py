@@ -40,9 +40,14 @@ def provenance() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
+        "versions": versions(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "accelerator": device},
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, and of the packages that results depend on (None: not installed)."""
+    return {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}}
 
 
 def git_commit() -> str | None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from voco_llama.errors import SettingsError
 from voco_llama.files import locked
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.training import run as run_module
-from voco_llama.training.checkpoints import SIZES_FILE, UNFINISHED, damage, publish
+from voco_llama.training.checkpoints import UNFINISHED, damage, publish
+from voco_llama.training.manifest import MANIFEST_FILE, SIZES_FILE, Manifest
 from voco_llama.training.run import train
 from voco_llama.training.run_folder import LOCK_FILE, RunFolder
 from voco_llama.training.trainer import VoCoTrainer
@@ -94,21 +96,29 @@ TORN = {
     "scheduler.pt": Path.unlink,
     "rng_state.pth": Path.unlink,
     "trainer_state.json": shorten,
-    "config.json": None,  # without the list of sizes nobody misses it
+    "config.json": None,  # without a list of files nobody misses it
 }
 
 
-@pytest.mark.parametrize("is_older", [False, True], ids=["with sizes", "older"])
+def age(checkpoint: Path, has_sizes: bool) -> None:
+    """As it was before there were manifests, or even sizes."""
+    files = json.loads((checkpoint / MANIFEST_FILE).read_text())["files"]
+    (checkpoint / MANIFEST_FILE).unlink()
+    if has_sizes:
+        (checkpoint / SIZES_FILE).write_text(json.dumps({name: entry["bytes"] for name, entry in files.items()}))
+
+
+@pytest.mark.parametrize("listed", ["manifest", "sizes", "nothing"])
 @pytest.mark.parametrize("name", TORN)
-def test_a_torn_checkpoint_is_passed_over_for_the_one_before(folder, settings, name, is_older, caplog):
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(folder, settings, name, listed, caplog):
     last = folder / "checkpoint-4"
     assert damage(last) is None
-    if is_older:
+    if listed != "manifest":
         for checkpoint in folder.glob("checkpoint-*"):
-            (checkpoint / SIZES_FILE).unlink()
+            age(checkpoint, has_sizes=listed == "sizes")
     assert RunFolder(settings).checkpoint() == last
     (TORN[name] or Path.unlink)(last / name)
-    if is_older and TORN[name] is None:
+    if listed == "nothing" and TORN[name] is None:
         return
     assert RunFolder(settings).checkpoint() == folder / "checkpoint-2"
     assert "checkpoint-4 was not written to its end, or is damaged (" in caplog.text
@@ -122,7 +132,52 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(folder, settings, n
     assert "has no whole checkpoint: the training starts anew" in caplog.text
 
 
-@pytest.mark.parametrize("name", [*TORN, "sizes.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_a_flipped_bit_is_found_and_passed_over(folder, settings, name, caplog, whole):
+    """Nothing but its hash tells it: the file has its size and opens."""
+    file = folder / "checkpoint-4" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert damage(folder / "checkpoint-4") is None
+    assert RunFolder(settings).checkpoint() == folder / "checkpoint-2"
+    (line,) = caplog.messages
+    assert line.endswith(
+        f"checkpoint-4 was not written to its end, or is damaged ({name} is not what was written): passed over"
+    )
+    settings.resume = str(folder / "checkpoint-4")
+    with pytest.raises(SettingsError, match=rf"^resume=\S+checkpoint-4 is damaged \({name} is not what was written\)"):
+        RunFolder(settings).checkpoint()
+    settings.resume = "auto"
+    train(settings)
+    assert same_end(folder, whole)
+
+
+def test_a_manifest_says_what_made_a_checkpoint_and_where_it_stands(cut):
+    """42 rows make 5 steps of 8, the last two rows dropped: step 4 is in the first epoch."""
+    text = json.loads((cut / "checkpoint-4" / MANIFEST_FILE).read_text())
+    assert (text["version"], text["step"], text["position"]) == (1, 4, {"epoch": 0, "rows": 32})
+    origin = text["origin"]
+    assert (origin["backend"], origin["rows_an_epoch"], origin["seed"]) == ("PyTorch", 40, 0)
+    assert origin["batch"] == {"processes": 1, "rows": 8, "accumulation": 1, "drop_last": True}
+    assert origin["versions"]["torch"]
+    assert len(origin["settings"]) == 64
+    there = {path.relative_to(cut / "checkpoint-4").as_posix() for path in (cut / "checkpoint-4").rglob("*")}
+    assert there == text["files"].keys() | {MANIFEST_FILE}
+    assert Manifest.read(cut / "checkpoint-4").position() == text["position"]
+
+
+MANIFESTS = ["{}", "[]", '{"version": 2}', '{"version": 1, "origin": 3}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", MANIFESTS)
+def test_a_manifest_that_is_none_is_passed_over(folder, settings, content, caplog):
+    (folder / "checkpoint-4" / MANIFEST_FILE).write_text(content)
+    assert RunFolder(settings).checkpoint() == folder / "checkpoint-2"
+    assert MANIFEST_FILE in caplog.text
+
+
+@pytest.mark.parametrize("name", [*TORN, "manifest.json"])
 def test_a_checkpoint_of_zeros_is_passed_over(folder, settings, name, caplog):
     file = folder / "checkpoint-4" / name
     file.write_bytes(bytes(file.stat().st_size))
@@ -133,7 +188,7 @@ def test_a_checkpoint_of_zeros_is_passed_over(folder, settings, name, caplog):
 
 @pytest.mark.parametrize("state", ["{}", '{"global_step": "4"}', '{"global_step": 2}', "[" * 100_000])
 def test_a_state_that_is_not_of_its_step_is_passed_over(folder, settings, state):
-    (folder / "checkpoint-4" / SIZES_FILE).unlink()
+    age(folder / "checkpoint-4", has_sizes=False)
     (folder / "checkpoint-4" / "trainer_state.json").write_text(state)
     assert RunFolder(settings).checkpoint() == folder / "checkpoint-2"
 
@@ -147,9 +202,9 @@ def test_the_run_goes_on_from_the_one_before_to_the_same_weights(folder, setting
 
 
 MOMENTS = {
-    "in a checkpoint, weights written": (Trainer, "save_model", 2),
+    "in a checkpoint, weights written": (Trainer, "_save", 2),
     "in a checkpoint, all but its state": (Trainer, "_save_rng_state", 2),
-    "before a checkpoint gets its name": (Trainer, "_save_checkpoint", 2),
+    "before a checkpoint gets its name": (Manifest, "write", 2),
     "in the model that is trained": (VoCoLlama, "save_pretrained", 4),
     "before the model gets its name": (run_module, "write_card", 1),
     "before the result": (RunFolder, "place_final", 1),
@@ -209,25 +264,26 @@ def test_a_folder_in_which_nothing_was_trained_is_no_run(settings, settings_for)
     assert not RunFolder(settings_for("toy/voco_1", *STEPS, "resume=never")).is_finished()
 
 
-def test_as_many_whole_checkpoints_stay_as_are_wanted(folder):
-    def written(step: int) -> None:
-        shutil.copytree(folder / "checkpoint-2", folder / UNFINISHED / f"checkpoint-{step}")
-        (folder / UNFINISHED / f"checkpoint-{step}" / SIZES_FILE).unlink()
-        state = folder / UNFINISHED / f"checkpoint-{step}" / "trainer_state.json"
-        state.write_text(json.dumps(json.loads(state.read_text()) | {"global_step": step}))
+def test_as_many_whole_checkpoints_stay_as_are_wanted(folder, cut):
+    manifest = Manifest.read(cut / "checkpoint-2")
 
-    def there() -> list[str]:
+    def published(step: int, keep: int | None) -> list[str]:
+        """The checkpoints that are there then."""
+        aside = folder / UNFINISHED / f"checkpoint-{step}"
+        shutil.copytree(cut / "checkpoint-2", aside, ignore=shutil.ignore_patterns(MANIFEST_FILE))
+        state = aside / "trainer_state.json"
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"global_step": step}))
+        publish(folder, aside.name, replace(manifest, step=step), keep)
         return sorted(path.name for path in folder.glob("checkpoint-*"))
 
     shorten(folder / "checkpoint-4" / "optimizer.pt")
-    written(3)
-    publish(folder, "checkpoint-3", 2)  # below a torn one, whose time of writing is later
-    assert there() == ["checkpoint-2", "checkpoint-3"]
-    written(3)
-    publish(folder, "checkpoint-3", None)
-    written(5)
-    publish(folder, "checkpoint-5", 1)
-    assert there() == ["checkpoint-5"]
+    assert published(3, 2) == ["checkpoint-2", "checkpoint-3"]  # below a torn one, whose time of writing is later
+    assert published(3, None) == ["checkpoint-2", "checkpoint-3"]
+    assert published(9, 3) == ["checkpoint-2", "checkpoint-3", "checkpoint-9"]
+    assert published(5, 3) == ["checkpoint-2", "checkpoint-3", "checkpoint-5"]  # the training that wrote 9 is left
+    shorten(folder / "checkpoint-5" / "optimizer.pt")
+    assert published(6, 2) == ["checkpoint-3", "checkpoint-6"]
+    assert published(7, 1) == ["checkpoint-7"]
 
 
 def test_a_folder_is_trained_in_by_one_process(settings):

@@ -85,6 +85,11 @@ class Sharding:
     needs_torchrun: ClassVar[bool] = False
     casts: ClassVar[bool] = False
 
+    @property
+    def label(self) -> str:
+        """Its name and level, as a checkpoint says what wrote it."""
+        return f"{self.name} {self.level}" if self.level else self.name
+
     def check(self, random_weights: bool) -> None:
         """Raise a `SettingsError` if its settings contradict each other, or it cannot begin with random weights."""
 

@@ -138,7 +138,8 @@ def shard(
     Args:
         model: On the CPU, its weights mapped from disk or in memory.
         arguments: Its processes and device, and the type that it computes in.
-        dtype: Of weights that do not train; what trains is kept in float32. None: what it computes in.
+        dtype: Of weights that do not train, and of all that are saved; what trains is kept in float32. None: what it
+            computes in.
         reshards: Whether units let their weights go after the forward pass.
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -157,6 +158,7 @@ def shard(
         fully_shard(unit, mesh=mesh, reshard_after_forward=reshards, mp_policy=policy)
     _cast(model.parameters(), dtype)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+    model.config.dtype = dtype
 
 
 def _cast(parameters: Iterable[nn.Parameter], frozen: torch.dtype) -> None:

@@ -27,14 +27,17 @@ from voco_llama.files import write_atomically, written_aside
 from voco_llama.model.weights import OPEN_CLIP_WEIGHTS_FILE
 from voco_llama.settings import TrainSettings
 from voco_llama.training.arguments import training_arguments
+from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import load_tokenizer, open_mixture
 from voco_llama.training.checks import check_settings
 from voco_llama.training.interrupts import Interrupts
 from voco_llama.training.progress import loss_curve
 from voco_llama.training.run_folder import RunFolder
+from voco_llama.training.run_logs import MetricsLog, process_log
 from voco_llama.training.sampling import GroupedSampler
 from voco_llama.training.stages import count_parameters, format_table
 from voco_llama.training.trainer import VoCoTrainer
+from voco_llama.training.watch import Watch
 from voco_llama.vision_config import OPEN_CLIP_CONFIG_FILE, read_vision_config
 
 logger = logging.getLogger(__name__)
@@ -76,14 +79,19 @@ def train_clip(settings: TrainSettings) -> Path:
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.path)
         return run.path
-    with Interrupts() as interrupts, run.taken():
-        _train_clip(settings, run, interrupts)
+    with (
+        Interrupts() as interrupts,
+        run.taken(),
+        process_log(run.path),
+        Watch(run.path, settings.stall_limit) as watch,
+    ):
+        _train_clip(settings, run, interrupts, watch)
     return run.path
 
 
-def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> None:
-    checkpoint = run.checkpoint()
+def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watch: Watch) -> None:
     arguments = training_arguments(settings)
+    checkpoint = run.checkpoint()
     if arguments.world_size > 1 or arguments.gradient_accumulation_steps > 1:
         raise SettingsError("stage clip contrasts the samples of one batch: use one process and no accumulation")
     set_seed(settings.seed)
@@ -102,7 +110,16 @@ def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts)
     order = GroupedSampler(
         "none", torch.ones(len(trained)), torch.zeros(len(trained)), arguments.train_batch_size, settings.seed
     )
-    trainer = VoCoTrainer(order=order, model=model, args=arguments, train_dataset=trained, interrupts=interrupts)
+    trainer = VoCoTrainer(
+        origin=run.origin(GlobalBatch.of(settings, processes=1), len(trained)),
+        order=order,
+        model=model,
+        args=arguments,
+        train_dataset=trained,
+        interrupts=interrupts,
+        watch=watch,
+        callbacks=[MetricsLog(run.path)],
+    )
     started = time.perf_counter()
     trainer.train_from(checkpoint)
     accuracy = retrieval_accuracy(model, held_out)

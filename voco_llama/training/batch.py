@@ -22,6 +22,11 @@ def world_size() -> int | None:
     return int(text)
 
 
+def is_first_process() -> bool:
+    """Of torchrun's, which writes what only one may."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def num_processes(settings: TrainSettings) -> int:
     """Of torchrun, else what the settings plan for (`hardware.num_processes`), else 1."""
     return world_size() or settings.hardware.num_processes or 1
@@ -101,9 +106,16 @@ class GlobalBatch:
         Raises:
             DataError: There is not even one batch.
         """
+        return math.ceil(self.rows_an_epoch(records) / self.size)
+
+    def rows_an_epoch(self, records: int) -> int:
+        """Rows that an epoch over so many records shows: passes are whole, by dropping the last or by repeating some.
+
+        Raises:
+            DataError: There is not even one batch.
+        """
         self.check_enough(records)
-        passes = records // self.a_pass if self.drop_last else math.ceil(records / self.a_pass)
-        return math.ceil(passes / self.accumulation)
+        return self.a_pass * (records // self.a_pass if self.drop_last else math.ceil(records / self.a_pass))
 
     def check_enough(self, records: int) -> None:
         """Refuse a data set that fills no batch.

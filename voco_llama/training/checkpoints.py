@@ -1,28 +1,28 @@
 """Checkpoints that a run goes on from: which are whole, and how one takes its place.
 
-The Trainer writes a checkpoint below `UNFINISHED`; what it wrote is listed there with its size, and then it is renamed
-(`publish`). So a kill leaves none half written under its name; what else may be torn (a disk, a copy) is seen by the
-sizes, which older ones lack, and by opening its files.
+A checkpoint is written below `UNFINISHED`; what was written is listed there (`voco_llama.training.manifest`), and then
+it is renamed (`publish`). So a kill leaves none half written under its name. What else may be torn (a disk, a copy) is
+seen by the sizes and by opening its files, at every start; the hashes are of the one that a training goes on from.
 """
 
-import json
 import logging
 import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 from voco_llama.errors import CheckpointError, refused_as, shown
-from voco_llama.files import read_json, write_atomically
+from voco_llama.files import read_json, settle
+from voco_llama.training.manifest import Manifest, content_fault, size_faults
+from voco_llama.training.run_files import by_step
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
 """Below the folder of a run: what is being written."""
-SIZES_FILE = "sizes.json"
-"""Of a checkpoint: file -> bytes, of all others."""
 
 NEEDED = {
     "weights": ("model*.safetensors", "pytorch_model*"),
@@ -34,21 +34,36 @@ NEEDED = {
 
 
 def damage(folder: Path) -> str | None:
-    """Why a training could not go on from a checkpoint; None: it is whole."""
+    """Why a training could not go on from a checkpoint, as far as is seen without reading it; None: it is whole."""
     try:
         return next(_faults(folder), None)
     except CheckpointError as error:
         return str(error)
 
 
+def damage_inside(folder: Path) -> str | None:
+    """The same, its files read and compared with their hashes: all processes of a training read a part each."""
+    part, parts = 0, 1
+    if torch.distributed.is_initialized():
+        part, parts = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if (why := damage(folder)) is None:
+        try:
+            why = content_fault(folder, part, parts)
+        except CheckpointError as error:
+            why = str(error)
+    return why if parts == 1 else _first_told(why, parts)
+
+
+def _first_told(why: str | None, parts: int) -> str | None:
+    """By the first process that says anything, so that all pass over the same checkpoints."""
+    told: list[str | None] = [None] * parts
+    torch.distributed.all_gather_object(told, why)
+    return next((each for each in told if each is not None), None)
+
+
 def _faults(folder: Path) -> Iterator[str]:
-    if (folder / SIZES_FILE).exists():
-        for name, size in read_json(folder / SIZES_FILE).items():
-            file = folder / name
-            if not file.is_file():
-                yield f"{name} is missing"
-            elif file.stat().st_size != size:
-                yield f"{name} has {file.stat().st_size} of {size} bytes"
+    Manifest.read(folder)
+    yield from size_faults(folder)
     for file in sorted(folder.rglob("*")):  # a power failure may leave zeros
         _check_opens(file)
     for what, patterns in NEEDED.items():
@@ -87,17 +102,14 @@ def _check_state(file: Path) -> None:
         raise ValueError(f"it is of step {shown(state.global_step)}")
 
 
-def by_step(run: Path) -> Iterator[Path]:
-    """The checkpoints below a run's folder, the last first."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    yield from sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-
-
 def last_whole(run: Path) -> Path | None:
-    """The last checkpoint that is whole; None: there is none. Those after it are named in a warning."""
+    """The last checkpoint that is whole; None: there is none. Those after it are named in a warning.
+
+    All processes of a training call it together.
+    """
     is_torn = False
     for folder in by_step(run):
-        if (why := damage(folder)) is None:
+        if (why := damage_inside(folder)) is None:
             return folder
         logger.warning("%s was not written to its end, or is damaged (%s): passed over", folder, why)
         is_torn = True
@@ -111,29 +123,34 @@ def discard_unfinished(run: Path) -> None:
     shutil.rmtree(run / UNFINISHED, ignore_errors=True)
 
 
-def publish(run: Path, name: str, keep: int | None) -> None:
-    """Give a checkpoint that was written below `UNFINISHED` its place.
+def publish(run: Path, name: str, manifest: Manifest, keep: int | None) -> None:
+    """Give a checkpoint that was written below `UNFINISHED` its place, with the list of its files.
 
-    Of the others, the last `keep - 1` whole ones stay; `keep` below 1, or None, removes none.
+    Of those of earlier steps the last `keep - 1` whole ones stay, and none of later steps: the training that wrote them
+    is left. `keep` below 1, or None, removes none.
     """
-    written = run / UNFINISHED / name
-    sizes = {path.relative_to(written).as_posix(): path.stat().st_size for path in written.rglob("*") if path.is_file()}
-    write_atomically(written / SIZES_FILE, json.dumps(sizes, indent=2) + "\n")
+    manifest.write(run / UNFINISHED / name)
     take_place(run, name)
     if keep is None or keep < 1:
         return
-    others = [folder for folder in by_step(run) if folder.name != name]
-    whole = [folder for folder in others if damage(folder) is None]
+    others = list(by_step(run))
+    earlier = others[others.index(run / name) + 1 :]
+    whole = [folder for folder in earlier if damage(folder) is None]
     for folder in others:
-        if folder not in whole[: keep - 1]:
+        if folder.name != name and folder not in whole[: keep - 1]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def take_place(run: Path, name: str) -> None:
-    """Move a folder from `UNFINISHED` to the run's folder, in place of what has its name there."""
+    """Move a folder from `UNFINISHED` to the run's folder, in place of what has its name there.
+
+    What it holds is on the disk before, so that a power failure leaves none half under its name.
+    """
+    settle(run / UNFINISHED / name, recursively=True)
     old = run / name
     if old.exists():
         replaced = run / UNFINISHED / f"{name}.replaced"
         old.rename(replaced)  # so that no half of it is left under its name
     (run / UNFINISHED / name).rename(old)
+    settle(run)
     discard_unfinished(run)

@@ -7,9 +7,7 @@ loss by their number, so that a global batch has one gradient however it is divi
 """
 
 import logging
-import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,26 +16,30 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 
-from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.errors import SettingsError, refused_as
 from voco_llama.layout import HostRows, truncate_voco
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.sharding import use_plugin
 from voco_llama.training.batch import GlobalBatch
-from voco_llama.training.checkpoints import UNFINISHED, discard_unfinished, publish
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
+from voco_llama.training.log_entries import DATA_WAIT
+from voco_llama.training.loss_watch import LossWatch
 from voco_llama.training.losses import LossLog, ScheduledLoss
 from voco_llama.training.progress import Progress
+from voco_llama.training.records_log import RecordsLog
+from voco_llama.training.resuming import ResumingTrainer
 from voco_llama.training.sampling import EpochSampler
-from voco_llama.training.speed import DATA_WAIT, DataWait, Speed, matrix_peak
+from voco_llama.training.speed import DataWait, Speed, matrix_peak
 from voco_llama.training.stages import give_learning_rate, part_parameters, trained_parts
+from voco_llama.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 
-class VoCoTrainer(Trainer):
+class VoCoTrainer(ResumingTrainer):
     """See the module.
 
     Args:
@@ -47,8 +49,9 @@ class VoCoTrainer(Trainer):
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
         interrupts: End it after a step; None: a signal ends it at once.
-        dtype: Of a saved model's weights, where those that train are kept in another.
-        kwargs: What `transformers.Trainer` takes.
+        records: Writes down which rows each step trained on; None: nobody does.
+        watch: Ends it where a process is gone or stands still; None: nobody looks.
+        kwargs: What `ResumingTrainer` takes.
     """
 
     def __init__(
@@ -60,12 +63,11 @@ class VoCoTrainer(Trainer):
         elastic: ElasticDraw | None = None,
         scheduled_loss: ScheduledLoss | None = None,
         interrupts: Interrupts | None = None,
-        dtype: torch.dtype | None = None,
+        records: RecordsLog | None = None,
+        watch: Watch | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._is_saving = False
-        self.dtype = dtype
         self.scheduled_loss = scheduled_loss
         self.loss_log = LossLog()
         if scheduled_loss is not None and scheduled_loss.teacher is not None:
@@ -80,9 +82,11 @@ class VoCoTrainer(Trainer):
         """None before training, and where what trains is no `VoCoLlama`."""
         self.remove_callback(PrinterCallback)
         self.add_callback(Progress(order, self.measure_from))
-        self.interrupts = interrupts
-        if interrupts is not None:
-            self.add_callback(interrupts)
+        self.interrupts, self.records = interrupts, records
+        self.loss_watch = LossWatch(Path(self.args.output_dir), records)
+        for callback in (interrupts, records, self.loss_watch, watch):  # first, who decides to write a checkpoint
+            if callback is not None:
+                self.add_callback(callback)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -99,7 +103,11 @@ class VoCoTrainer(Trainer):
             logger.info("going on from %s", checkpoint)
         if self.interrupts is not None:
             self.interrupts.takes_steps = True
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            if self.records is not None:
+                self.records.close()
         if self.interrupts is not None:
             self.interrupts.check(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
 
@@ -152,7 +160,10 @@ class VoCoTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
-        return super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
+        batches, num_items = super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
+        if self.records is not None:
+            self.records.take(batches)
+        return batches, num_items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass, of fewer VoCo tokens if training is elastic; its work is counted."""
@@ -169,7 +180,9 @@ class VoCoTrainer(Trainer):
             inputs = {**others, "rows": replace(inputs["rows"], fields=fields), "two_steps": True}
         else:
             inputs = fields
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.loss_watch.add(self.state.global_step, loss)
+        return loss
 
     def _drawn_num_voco(self, num_rows: int) -> Tensor:
         """VoCo tokens of the rows of the next batch, which stands `micro_step`-th in its accumulation."""
@@ -203,7 +216,7 @@ class VoCoTrainer(Trainer):
         """Log, with the single losses and the speed; stop a run whose loss is no number any more.
 
         Raises:
-            SettingsError: The loss is NaN or infinite.
+            SettingsError: The loss, or the norm of the gradient, is NaN or infinite.
         """
         if "loss" in logs:
             step, reduce = self.state.global_step, self.accelerator.reduce
@@ -218,52 +231,5 @@ class VoCoTrainer(Trainer):
                 " voco-llama data check tells",
                 self.state.global_step,
             )
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise SettingsError(
-                f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate, or train in"
-                " bf16 or float32 instead of fp16"
-            )
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
-            state_dict = {name: tensor.to(self.dtype) for name, tensor in state_dict.items()}
-        super()._save(output_dir, state_dict)
-
-    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
-        folder = super()._get_output_dir(*args, **kwargs)
-        return str(Path(folder) / UNFINISHED) if self._is_saving else folder
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's own, written aside; it gets its name when every process has written its part."""
-        run, is_writer = Path(self.args.output_dir), self.args.should_save
-        if is_writer:
-            discard_unfinished(run)
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-            self.accelerator.wait_for_everyone()
-            if is_writer:
-                publish(run, f"checkpoint-{self.state.global_step}", self.args.save_total_limit)
-        except Exception:
-            discard_unfinished(run)  # a disk that is full needs the room
-            raise
-        finally:
-            self._is_saving = False
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        with _reading(checkpoint):
-            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-
-def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
-    return refused_as(CheckpointError, checkpoint, "remove it, and the same command goes on from the one before")
+        if "loss" in logs:
+            self.loss_watch.check(self.state.global_step, logs, may_skip=self.args.fp16)
