@@ -48,6 +48,7 @@ NEEDS = {
     ("loss", "kl"): ["stage=voco", "loss.teacher_checkpoint=somewhere"],
     ("loss", "lm_kl"): ["stage=voco", "loss.teacher_checkpoint=somewhere"],
     ("trainer", "zero3"): ["model.checkpoint=somewhere"],
+    ("hardware", "gpus_8x80gb_offload"): ["model.checkpoint=somewhere"],
 }
 """What a choice demands of others, beside the defaults."""
 

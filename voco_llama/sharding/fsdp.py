@@ -112,6 +112,12 @@ class Fsdp(Sharding):
         ]
         return terms, 0
 
+    def exchanged(self, groups: Sequence[Group], half: bool, passes: int) -> int:
+        """Weights are gathered for each pass in its type, and gradients summed after it in float32."""
+        element = HALF if half else FLOAT32
+        gathered = sum((group.gathers if self.reshards else 1) * group.all for group in groups)
+        return passes * (element * gathered + FLOAT32 * sum(group.trained for group in groups))
+
     def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
         """The weights as loaded, and besides them its own, in float32 where they train, and two moments."""
         final = sum(group.all * group.element for group in groups)
