@@ -136,6 +136,17 @@ class Zero(Sharding):
             terms.append(Term("gathered weights", live, MOMENTS[:3], "stage3_max_live_parameters at most"))
         return terms, host
 
+    def exchanged(self, groups: Sequence[Group], half: bool, passes: int) -> int:
+        """Level 3 gathers weights for each pass. Gradients that are divided are summed after each, else once a step.
+
+        Below level 3 what trained comes back once a step.
+        """
+        element = HALF if half else FLOAT32
+        trained = element * sum(group.trained for group in groups)
+        if self.level == 3:
+            return passes * (element * sum(group.gathers * group.all for group in groups) + trained)
+        return trained * (passes if self.level == 2 else 1) + trained
+
     def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
         """The weights twice (whole, for loading, and its own, for going on), and 12 bytes of each trained parameter."""
         final = (HALF if half else FLOAT32) * sum(group.all for group in groups)
