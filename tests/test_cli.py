@@ -145,7 +145,7 @@ def test_help_and_mistakes_do_not_load_transformers():
 
 
 @pytest.mark.parametrize(
-    "command", ["toyworld", "data-prepare", "evaluate", "evaluate-clips", "report", "ask", "export", "sweep"]
+    "command", ["toyworld", "data-prepare", "evaluate", "evaluate-clips", "report", "ask", "export", "sweep", "status"]
 )
 def test_no_setting_has_the_name_of_a_folder_of_configs(command, monkeypatch):
     """Hydra would take `shapes=4` for the choice of a file in `configs/shapes/`."""

@@ -5,8 +5,8 @@
     voco-llama train --config-dir FOLDER experiment=mine    # FOLDER/experiment/mine.yaml; or experiment=./mine.yaml
 
 Each command is a function here, of its settings: what is slow to import it imports by itself, so that other commands
-and mistakes do without. A user's mistake ends in one line and status 2, an interrupt in status 130; anything else keeps
-its traceback. A command that looks for problems ends in status 1 where it found some.
+and mistakes do without. A user's mistake ends in one line and status 2, a signal in 128 and its number; anything else
+keeps its traceback. A command that looks for problems ends in status 1 where it found some.
 """
 
 import dataclasses
@@ -40,12 +40,15 @@ class Command:
             the exit status.
         schema: `module:name` of the settings' dataclass.
         config: File of `configs/` that holds the settings' values.
+        words: The setting that words without `=` are for, a list of text; such a command only reads and computes
+            nothing, and starts at once.
     """
 
     run: Callable[..., str | int | None]
     schema: str
     config: str
     wants_overrides: bool = False
+    words: str | None = None
 
     @property
     def help(self) -> str:
@@ -72,6 +75,9 @@ class Command:
 
     def compose_typed(self, overrides: list[str]) -> Any:
         """The settings of what somebody typed, where a list is given once and nothing that is not read."""
+        if self.words is not None and overrides and not any("=" in word for word in overrides):
+            return resolve_name(self.schema)(**{self.words: overrides})
+
         from voco_llama.overrides import check_lists_given_once
         from voco_llama.settings import TrainSettings
 
@@ -88,9 +94,10 @@ class Command:
         return self._run(self.compose(overrides), overrides)
 
     def _run(self, settings: Any, overrides: list[str]) -> int:
-        from voco_llama.sharding import expect_no_accelerator
+        if self.words is None:
+            from voco_llama.sharding import expect_no_accelerator
 
-        expect_no_accelerator()
+            expect_no_accelerator()
         made = self.run(settings, overrides) if self.wants_overrides else self.run(settings)
         if isinstance(made, str):
             sys.stdout.write(made)
@@ -198,6 +205,14 @@ def train(settings: Any) -> str | None:
     return None
 
 
+@_command("voco_llama.training.status:StatusSettings", words="runs")
+def status(settings: Any) -> str:
+    """Say how far runs are, how they go and how they ended: status FOLDER ..."""
+    from voco_llama.training.status import status
+
+    return status(settings)
+
+
 @_command("voco_llama.settings:TrainSettings", config="train", wants_overrides=True)
 def doctor(settings: Any, overrides: list[str]) -> None:
     """Check this machine, and what a training named by experiment=... needs of it; writes nothing.
@@ -292,7 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with these arguments, by default those of the process.
 
     Returns:
-        The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt, 143 for SIGTERM.
+        The exit status: 0, 1 where a check found errors, 2 for a user's mistake, 130 for an interrupt, 143 for SIGTERM,
+            138 for SIGUSR1.
     """
     _set_up_logging()
     try:
@@ -301,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = COMMANDS[words.command].typed(words.overrides)
     except VoCoError as error:
         sys.stderr.write(f"error: {own_line(error)}\n")
-        return 2
+        return error.status
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise
@@ -326,12 +342,18 @@ def _leave_process_group() -> None:
 
 
 def _set_up_logging() -> None:
-    """Our own progress from the first process; from the others, and from libraries, warnings."""
+    """Our own progress from the first process; from the others, and from libraries, warnings.
+
+    Everything of ours is logged: a training keeps a file of it for each process.
+    """
     if not sys.stderr.isatty():  # progress bars fill a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    logger.setLevel(logging.INFO)
+    if os.environ.get("RANK", "0") != "0":
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

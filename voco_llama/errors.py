@@ -1,10 +1,11 @@
-"""The errors that a user's input or settings can cause.
+"""The errors that a user's input or settings can cause, and those of machines.
 
-Each carries one line: what is wrong, where, and what to do. The command line prints that line and exits with
-status 2; anything else that escapes is a bug and keeps its traceback.
+Each carries one line: what is wrong, where, and what to do. The command line prints that line and exits with the
+error's status; anything else that escapes is a bug and keeps its traceback.
 """
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -103,7 +104,13 @@ def own_line(error: "VoCoError") -> str:
 
 
 class VoCoError(ValueError):
-    """A mistake in what the user gave us; its text is one line fit to be shown."""
+    """A mistake in what the user gave us; its text is one line fit to be shown.
+
+    Attributes:
+        status: The exit status.
+    """
+
+    status = 2
 
 
 class SettingsError(VoCoError):
@@ -124,6 +131,12 @@ class DataError(VoCoError):
 
 class CheckpointError(VoCoError):
     """A checkpoint or a cache cannot be loaded here, or does not fit the model."""
+
+
+class LostError(VoCoError):
+    """A process of a training is gone, or stands still: no mistake, and the same command may go on after it."""
+
+    status = os.EX_TEMPFAIL
 
 
 @contextmanager
@@ -151,7 +164,7 @@ def require(holds: bool, message: str) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; its text is one line fit to be shown.
+    """Ctrl-C, SIGTERM or SIGUSR1; its text is one line fit to be shown.
 
     Attributes:
         status: The exit status.

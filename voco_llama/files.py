@@ -24,7 +24,9 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 NO_FOLDER = (errno.ENOENT, errno.EEXIST)
 """Of a folder that cannot be made, or a link to nothing in its place."""
 _NO_ROOM_TEXTS = re.compile(
-    "|".join([*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed", "unexpected pos"])
+    "|".join(
+        [*(os.strerror(number) for number in NO_ROOM), "PytorchStreamWriter failed", "unexpected pos", "iostream error"]
+    )
 )
 """How safetensors, torch, and a `DataLoader` of its workers say it, in errors without a number."""
 
@@ -57,6 +59,19 @@ def locked(file: Path, remains: bool = True) -> Iterator[None]:
                 _held.remove(opened)
                 if not remains:
                     file.unlink(missing_ok=True)
+
+
+def lock_holder(file: Path) -> str | None:
+    """The text of a lock file that a process holds; None: nobody does."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return opened.read().strip() or "unknown"
+    except OSError:
+        pass
+    return None
 
 
 def _opened_lock(file: Path) -> TextIO:
@@ -134,6 +149,14 @@ def read_json(file: Path, error: type[VoCoError] = CheckpointError, advice: str 
     return value
 
 
+def json_if_whole(file: Path) -> Any:
+    """What a file of JSON holds; None: it is missing or damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a log, one a line; half a line that a kill left is passed over."""
     for line in file.read_bytes().splitlines():
@@ -143,6 +166,14 @@ def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(value, dict):
             yield value
+
+
+def append_line(file: Path, entry: dict[str, Any]) -> None:
+    """Add an object to a log of JSON lines, on a line of its own also after half a line that a kill left."""
+    with file.open("ab+") as stream:
+        stream.seek(max(stream.seek(0, os.SEEK_END) - 1, 0))
+        torn = stream.read(1) not in (b"", b"\n")
+        stream.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
 
 
 @contextmanager

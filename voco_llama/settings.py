@@ -306,6 +306,8 @@ class TrainSettings:
         projector_learning_rate: Of the projector (or compressor), scheduled as `trainer.learning_rate`; null: that one.
         resume: `auto` goes on from the last checkpoint in `output_dir`, `never` refuses a folder already in use, a
             path names a checkpoint.
+        stall_limit: Seconds: where no step ends for so long, a training ends, in status 75; the first step and writing
+            checkpoints are not counted. Less than `trainer.ddp_timeout`, or that ends it first; null: it stands on.
         dry_run: Count what the training would be, without weights, data, GPU or network, and write nothing.
     """
 
@@ -325,6 +327,7 @@ class TrainSettings:
     seed: int = 0
     output_dir: str = MISSING
     resume: str = "auto"
+    stall_limit: float | None = 1200.0
     dry_run: bool = False
 
 

@@ -1,16 +1,16 @@
 """What each process of a distributed test does: a command of the command line, as torchrun would start it.
 
-A training writes down what the Trainer wrapped the model in, and can die at a given step, or get a SIGTERM in one
-process at the step that the variable `SIGNAL_AT` names. The first process dies while its thread writes the checkpoint
-of the step `WRITER_DIES_AT`; no process writes a file of more than `LARGEST_FILE` bytes.
+A training writes down what the Trainer wrapped the model in, and can die at a given step, or have something happen to
+one process at the step that a variable of `HAPPENS` names. The first process dies while its
+thread writes the checkpoint of the step `WRITER_DIES_AT`.
 """
 
 import gc
 import json
 import os
-import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from scripts.forked import become
 from voco_llama import cli
 from voco_llama.sharding import weights_are_divided
 from voco_llama.training import run
@@ -28,14 +29,26 @@ KILLED = 17
 """Exit status of a process that dies in the midst of a training."""
 
 
-class WatchedTrainer(VoCoTrainer):
-    kill_at = -1
+def hang() -> None:
+    time.sleep(1000)
 
+
+HAPPENS = {
+    "SIGNAL_AT": (1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "KILL_AT": (1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "HANG_AT": (1, hang),
+    "FIRST_HANGS_AT": (0, hang),
+}
+"""By variable the process, and what happens to it."""
+
+
+class WatchedTrainer(VoCoTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == self.kill_at:
+        if str(self.state.global_step) == os.environ["KILL_AT_STEP"]:
             os._exit(KILLED)
-        if self.args.process_index == 1 and str(self.state.global_step) == os.environ.get("SIGNAL_AT"):
-            os.kill(os.getpid(), signal.SIGTERM)
+        for name, (process, happens) in HAPPENS.items():
+            if (self.args.process_index, str(self.state.global_step)) == (process, os.environ.get(name)):
+                happens()
         return super().training_step(*args, **kwargs)
 
     def _finish(self, left: list[Callable[[], None]], manifest: Manifest, *times: float) -> None:
@@ -69,14 +82,8 @@ def held_bytes() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def work(environment: dict[str, str], log: Path, command: list[str], kill_at: int) -> None:
+def work(environment: dict[str, str], log: Path, command: list[str]) -> None:
     """Ends the process with the command's exit status; both outputs go to the log."""
-    os.environ.update(environment)
-    with log.open("w") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    if "LARGEST_FILE" in environment:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["LARGEST_FILE"]), resource.RLIM_INFINITY))
+    become(environment, log)
     run.VoCoTrainer = WatchedTrainer
-    WatchedTrainer.kill_at = kill_at
     sys.exit(cli.main(command))

@@ -225,6 +225,10 @@ def _ask(place: Place, out: Path) -> list[str]:
     return [f"checkpoint={place.checkpoint}", f"image={image}", "questions=['What?']", "max_new_tokens=2", "device=cpu"]
 
 
+def _status(place: Place, out: Path) -> list[str]:
+    return [f"runs=[{place.root}/first/run]"]
+
+
 def _bench(place: Place, out: Path) -> list[str]:
     steps = ["train.workloads=[two_each]", "train.lengths=[]", "train.frames=[]", "train.rows=2"]
     return ["shape=tiny", *steps, "rounds=1", "device=cpu", "peak_memory=false", f"output={out}/bench"]
@@ -237,6 +241,7 @@ LINES: dict[str, Callable[[Place, Path], list[str]]] = {
     "data-stats": _data_stats,
     "data-preview": _data_preview,
     "train": _train,
+    "status": _status,
     "doctor": _train,
     "teacher": _teacher,
     "evaluate": _evaluate,

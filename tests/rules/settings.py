@@ -90,6 +90,7 @@ PATHS: dict[str, dict[str, PathSetting]] = {
     "data-stats": {**_OF_A_TRAINING, "output": PathSetting(OUTPUT_FILE)},
     "data-preview": {**_OF_A_TRAINING, "output": PathSetting(OUTPUT)},
     "train": _OF_A_TRAINING,
+    "status": {"runs": PathSetting(FOLDER, _in("first", "run")), **_ROOTS},
     "doctor": _OF_A_TRAINING,
     "teacher": _OF_A_TRAINING | {"loss.top_k_folder": PathSetting(OUTPUT)},
     "evaluate": {

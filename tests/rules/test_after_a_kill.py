@@ -24,9 +24,11 @@ from voco_llama import cli
 
 QUICK = ("train", "export")
 """Commands that the quick tests kill."""
-WRITES_NOTHING = ("doctor", "ask")
-OF_STARTS = ("environment.json", "README.md", "manifest.json")
-"""Files that say how often a run was started, and what hashes files have that say when."""
+WRITES_NOTHING = ("status", "doctor", "ask")
+OF_STARTS = (
+    "environment.json", "README.md", "manifest.json", "metrics.jsonl", "rank_0.jsonl", "rank_0.log", "ended.json",
+)  # fmt: skip
+"""Files that say how often a run was started and what each start did, and what hashes files have that say when."""
 TIMES = (
     "seconds", "date", "started", "per_second", "share", "wait", "host", "time",
     "num_answers", "num_visuals", "num_compressed",

@@ -146,4 +146,4 @@ def test_no_temporary_file_is_left(ran):
 
 
 def test_what_is_written_is_seen(ran):
-    assert set(cli.COMMANDS) - ran.wrote == {"doctor", "ask"}
+    assert set(cli.COMMANDS) - ran.wrote == {"status", "doctor", "ask"}

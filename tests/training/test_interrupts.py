@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM: the checkpoint that is written first, and what the run becomes when it goes on."""
+"""Ctrl-C, SIGTERM and SIGUSR1: the checkpoint that is written first, and what the run becomes when it goes on."""
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -37,7 +38,7 @@ def signalled(monkeypatch):
     return at
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_checkpoint_is_written_first_and_the_run_ends_as_if_nothing_was(
     settings_for, signalled, tmp_path, number, status, capfd, monkeypatch
 ):
@@ -88,14 +89,33 @@ def test_ctrl_c_again_leaves_at_once_and_a_launchers_second_does_not(settings_fo
     assert not list(Path(settings.output_dir).glob("checkpoint-3"))
 
 
-def test_before_the_first_step_a_signal_ends_it_at_once(settings_for, monkeypatch):
+@pytest.mark.parametrize("moment", ["open_mixture", "build_or_load"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_before_the_first_step_a_signal_ends_it_at_once(settings_for, monkeypatch, moment, number, status):
     def loads(*args):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("voco_llama.training.run.build_or_load", loads)
-    with pytest.raises(Interrupted, match="^SIGTERM: the same command again goes on from what is finished") as caught:
+    monkeypatch.setattr(f"voco_llama.training.run.{moment}", loads)
+    text = f"^{signal.Signals(number).name}: the same command again goes on from what is finished"
+    with pytest.raises(Interrupted, match=text) as caught:
         train(settings_for("toy/voco_1", *STEPS))
-    assert caught.value.status == 143
+    assert caught.value.status == status
+
+
+def test_data_workers_live_on_after_signals_that_all_processes_get(settings_for, monkeypatch):
+    method = VoCoTrainer.training_step
+
+    def signals_workers(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            for worker in multiprocessing.active_children():
+                for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+                    os.kill(worker.pid, number)
+                assert worker.is_alive()
+        return method(self, *args, **kwargs)
+
+    monkeypatch.setattr(VoCoTrainer, "training_step", signals_workers)
+    more = ("trainer.dataloader_num_workers=1", "data.keep_in_memory=false")
+    train(settings_for("toy/voco_1", *STEPS, *more))
 
 
 def test_the_clip_stage_too(settings_for, signalled):

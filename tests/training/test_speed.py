@@ -15,9 +15,10 @@ from voco_llama.model.flops import flops_of_work, training_flops
 from voco_llama.packing import images_of_rows, pack
 from voco_llama.training import speed
 from voco_llama.training.arguments import training_arguments
-from voco_llama.training.progress import Progress, speed_in_words
+from voco_llama.training.log_entries import SPEED, speed_in_words
+from voco_llama.training.progress import Progress
 from voco_llama.training.run import train
-from voco_llama.training.speed import SPEED, Counts, Speed, count, matrix_peak
+from voco_llama.training.speed import Counts, Speed, count, matrix_peak
 from voco_llama.training.stages import set_trainable, trained_parts
 from voco_llama.training.trainer import VoCoTrainer
 from voco_llama.visibility import TokenFacts, dense_mask

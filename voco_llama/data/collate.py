@@ -12,6 +12,13 @@ from voco_llama.tokens import TokenIds
 
 
 @dataclass(frozen=True)
+class Origins:
+    """Which rows a batch has, in order: (entry of the mixture, record of its source). As `HostRows` it stays here."""
+
+    rows: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Collator:
     """Pads rows to the longest, finds which look at the same images, and joins what else they bring in row order.
 
@@ -36,8 +43,10 @@ class Collator:
         rows = pad_rows(
             [Row(**{name: sample[name] for name in ROW_FIELDS}) for sample in samples], self.tokens, self.side
         )
-        besides = [name for name in samples[0] if name not in (*ROW_FIELDS, "pixel_values", "image_keys")]
-        batch = {name: torch.cat([sample[name] for sample in samples]) for name in besides}
+        besides = [name for name in samples[0] if name not in (*ROW_FIELDS, "pixel_values", "image_keys", "origin")]
+        batch: dict[str, Any] = {name: torch.cat([sample[name] for sample in samples]) for name in besides}
+        if "origin" in samples[0]:
+            batch["origins"] = Origins(tuple(sample["origin"] for sample in samples))
         batch["pixel_values"], media, medium = _distinct(samples)
         if self.two_steps:
             return {"labels": rows["labels"], "rows": HostRows(rows, media, medium)} | batch

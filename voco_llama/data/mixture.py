@@ -157,6 +157,10 @@ class Mixture(Sequence[Record]):
         return gathered
 
     def try_load(self, index: int, load: Callable[[Record], T]) -> T:
+        """Loads an entry, as `load_numbered` does."""
+        return self.load_numbered(index, load)[0]
+
+    def load_numbered(self, index: int, load: Callable[[Record], T]) -> tuple[T, int]:
         """Loads an entry; a bad record gives way to the next good one of its source, if the settings say so.
 
         The replacement is the next record in the file's order, from its end back to its start, that is part of the
@@ -166,19 +170,22 @@ class Mixture(Sequence[Record]):
         Whatever reading it or `load` raises makes the record a bad one, but for other errors of ours: those are of
         settings.
 
+        Returns:
+            What `load` makes of it, and which record of its source that was.
+
         Raises:
             DataError: The record is bad and bad records are not skipped; or no good one was found among the next
                 `MAX_REPLACEMENTS`.
         """
         source, first = self.origin(index)
         if not self.skip_bad_records:
-            return self._load(source, first, load)
+            return self._load(source, first, load), first
         tried = 0
         for record in self._candidates(source, first):
             tried += 1
             if (source, record) not in self._bad:
                 try:
-                    return self._load(source, record, load)
+                    return self._load(source, record, load), record
                 except DataError as error:
                     self._note(source, record, str(error))
         raise DataError(
@@ -225,6 +232,14 @@ class LoadedMixture(Sequence[T], Generic[T]):
 
     def __getitem__(self, index: int) -> T:
         return self.mixture.try_load(index, self.load)
+
+
+class NumberedRows(LoadedMixture[dict[str, Any]]):
+    """Rows of a mixture that say which they are: `origin`, the entry and the record of its source that was read."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row, record = self.mixture.load_numbered(index, self.load)
+        return row | {"origin": (index, record)}
 
 
 def summarize_bad_records(folder: str | Path) -> list[dict[str, Any]]:

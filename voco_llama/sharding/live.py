@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
 from voco_llama.sharding.fsdp import shard
@@ -33,6 +34,12 @@ def _builds_divided() -> bool:
 def num_elements(parameter: nn.Parameter) -> int:
     """Of the whole parameter, also where this process holds a piece of it."""
     return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def held(parameter: nn.Parameter) -> torch.Tensor:
+    """What this process holds of a parameter: all of it, or its piece."""
+    piece = getattr(parameter, "ds_tensor", parameter).detach()
+    return piece.to_local() if isinstance(piece, DTensor) else piece
 
 
 @contextmanager

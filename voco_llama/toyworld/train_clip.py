@@ -33,9 +33,11 @@ from voco_llama.training.checks import check_settings
 from voco_llama.training.interrupts import Interrupts
 from voco_llama.training.progress import loss_curve
 from voco_llama.training.run_folder import RunFolder
+from voco_llama.training.run_logs import MetricsLog, process_log
 from voco_llama.training.sampling import GroupedSampler
 from voco_llama.training.stages import count_parameters, format_table
 from voco_llama.training.trainer import VoCoTrainer
+from voco_llama.training.watch import Watch
 from voco_llama.vision_config import OPEN_CLIP_CONFIG_FILE, read_vision_config
 
 logger = logging.getLogger(__name__)
@@ -77,12 +79,17 @@ def train_clip(settings: TrainSettings) -> Path:
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.path)
         return run.path
-    with Interrupts() as interrupts, run.taken():
-        _train_clip(settings, run, interrupts)
+    with (
+        Interrupts() as interrupts,
+        run.taken(),
+        process_log(run.path),
+        Watch(run.path, settings.stall_limit) as watch,
+    ):
+        _train_clip(settings, run, interrupts, watch)
     return run.path
 
 
-def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> None:
+def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watch: Watch) -> None:
     arguments = training_arguments(settings)
     checkpoint = run.checkpoint()
     if arguments.world_size > 1 or arguments.gradient_accumulation_steps > 1:
@@ -110,6 +117,8 @@ def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts)
         args=arguments,
         train_dataset=trained,
         interrupts=interrupts,
+        watch=watch,
+        callbacks=[MetricsLog(run.path)],
     )
     started = time.perf_counter()
     trainer.train_from(checkpoint)

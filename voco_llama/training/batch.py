@@ -22,6 +22,11 @@ def world_size() -> int | None:
     return int(text)
 
 
+def is_first_process() -> bool:
+    """Of torchrun's, which writes what only one may."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def num_processes(settings: TrainSettings) -> int:
     """Of torchrun, else what the settings plan for (`hardware.num_processes`), else 1."""
     return world_size() or settings.hardware.num_processes or 1

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from voco_llama.errors import CheckpointError, refused_as, shown
 from voco_llama.files import read_json, settle
 from voco_llama.training.manifest import Manifest, content_fault, size_faults
+from voco_llama.training.run_files import by_step
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +100,6 @@ def _check_state(file: Path) -> None:
     of_step = int(named) if named.isdecimal() else state.global_step
     if type(state.global_step) is not int or state.global_step != of_step or not isinstance(state.log_history, list):
         raise ValueError(f"it is of step {shown(state.global_step)}")
-
-
-def by_step(run: Path) -> Iterator[Path]:
-    """The checkpoints below a run's folder, the last first."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    yield from sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def last_whole(run: Path) -> Path | None:

@@ -58,6 +58,7 @@ POSITIVE = (
     "model.lora.alpha",
     "hardware.*",
     "projector_learning_rate",
+    "stall_limit",
     "k",
     "records_per_file",
 )

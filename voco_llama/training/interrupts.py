@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a training: a checkpoint is written at the end of the step, and only then it ends.
+"""Ctrl-C, SIGTERM and SIGUSR1 in a training: a checkpoint is written at the end of the step, and only then it ends.
 
 All processes of a training must end at the same step, and a signal may reach one of them or all: they agree after each
 step. Schedulers and launchers send a signal more than once, so only a second Ctrl-C by hand leaves at once.
@@ -20,7 +20,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from voco_llama.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""SIGUSR1 is what Slurm can be told to send some time before it takes a job away."""
 SAME_SECONDS = 1.0
 """A launcher hands on the Ctrl-C that reached its processes already, so within this time it is the same."""
 GOES_ON = "the same command again goes on"
@@ -97,9 +98,9 @@ class Interrupts(TrainerCallback):
 
 
 def outlives_one_sigterm(loader: DataLoader) -> DataLoader:
-    """The same loader, whose workers do not end with the first SIGTERM: schedulers send it to all processes at once.
+    """The same loader, whose workers live on after signals that schedulers send to all processes at once.
 
-    The second, as the loader itself sends to a worker that hangs, ends them.
+    A second SIGTERM, as the loader itself sends to a worker that hangs, ends them.
     """
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper
     inner.worker_init_fn = functools.partial(_begin_worker, inner.worker_init_fn)

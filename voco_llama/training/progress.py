@@ -3,7 +3,7 @@
     step 40/700  loss 3.2140  lr 9.8e-04  12,300 text + 45,000 segment tokens/s  MFU 41 %  60 of 128 images  padding 3 %
     data 2 %  3m12s left
 
-in one line. The names that the log has for these are those of `voco_llama.training.speed`.
+in one line. The names that the log has for these are those of `voco_llama.training.log_entries`.
 """
 
 import logging
@@ -14,18 +14,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from voco_llama.text import duration
+from voco_llama.training.log_entries import SPEED, speed_in_words
 from voco_llama.training.losses import LOGGED
 from voco_llama.training.sampling import EpochSampler
-from voco_llama.training.speed import (
-    DATA_WAIT,
-    IMAGES,
-    IMAGES_SHOWN,
-    PADDING,
-    SEGMENT_SPEED,
-    SPEED,
-    TEXT_SPEED,
-    UTILIZATION,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -73,24 +64,6 @@ class Progress(TrainerCallback):
         left = seconds / max(step - self.first_step, 1) * (state.max_steps - step)
         parts.append(f"{duration(left)} left" if step < state.max_steps else f"took {duration(seconds)}")
         logger.info("  ".join(parts))
-
-
-def speed_in_words(logs: dict[str, float]) -> list[str]:
-    """What a line says of the speed in a log entry, as far as it has any; images only where some are shared."""
-    parts = []
-    if TEXT_SPEED in logs:
-        parts += [
-            f"{logs[TEXT_SPEED]:,.0f} text + {logs[SEGMENT_SPEED]:,.0f} segment tokens/s",
-            f"MFU {_percent(logs[UTILIZATION])}",
-        ]
-        if logs[IMAGES] < logs[IMAGES_SHOWN]:
-            parts.append(f"{logs[IMAGES]:,.0f} of {logs[IMAGES_SHOWN]:,.0f} images")
-        parts.append(f"padding {_percent(logs[PADDING])}")
-    return [*parts, f"data {_percent(logs[DATA_WAIT])}"]
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}".replace("%", " %")
 
 
 def loss_curve(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:

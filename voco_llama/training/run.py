@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from voco_llama.data.collate import Collator
-from voco_llama.data.mixture import LoadedMixture, Mixture, summarize_bad_records
+from voco_llama.data.mixture import Mixture, NumberedRows, summarize_bad_records
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import sharding_of
@@ -28,13 +28,16 @@ from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
 from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.passes import uses_two_steps
 from voco_llama.training.progress import loss_curve
+from voco_llama.training.records_log import RecordsLog
 from voco_llama.training.resuming import going_on
 from voco_llama.training.run_folder import RunFolder
+from voco_llama.training.run_logs import MetricsLog, process_log
 from voco_llama.training.sampling import EpochSampler, GroupedSampler, StreamSampler
 from voco_llama.training.stages import set_trainable
 from voco_llama.training.teachers.teacher import build_teacher, check_teacher
 from voco_llama.training.teachers.top_k import open_top_k
 from voco_llama.training.trainer import VoCoTrainer
+from voco_llama.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +64,17 @@ def train(settings: TrainSettings) -> Path:
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.path)
         return run.final
-    with Interrupts() as interrupts, run.taken():
-        _train(settings, run, interrupts)
+    with (
+        Interrupts() as interrupts,
+        run.taken(),
+        process_log(run.path),
+        Watch(run.path, settings.stall_limit) as watch,
+    ):
+        _train(settings, run, interrupts, watch)
     return run.final
 
 
-def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> None:
+def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watch: Watch) -> None:
     arguments = training_arguments(settings)
     checkpoint = run.checkpoint()
     set_seed(settings.seed)
@@ -76,7 +84,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
     if settings.loss.teacher == "checkpoint":
         check_teacher(settings.loss.teacher_checkpoint, build_processor(settings))
     model, processor = build_or_load(settings)
-    rows = LoadedMixture(mixture, processor.row)
+    rows = NumberedRows(mixture, processor.row)
     if settings.loss.teacher == "top_k":
         rows = open_top_k(settings, mixture, processor, rows)
     adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
@@ -103,6 +111,9 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts) -> N
         scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
         elastic=elastic,
         interrupts=interrupts,
+        watch=watch,
+        records=RecordsLog(run.path, mixture, batch),
+        callbacks=[MetricsLog(run.path)],
         model=model,
         args=arguments,
         train_dataset=KeptRows(rows) if settings.data.keep_in_memory else rows,

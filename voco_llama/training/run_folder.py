@@ -1,40 +1,29 @@
 """The folder of a run: what it holds, and whether a command begins, goes on with, or has already finished it.
 
-settings.yaml     the resolved settings
-inputs.json       fingerprints of the data files and of the model that it started from
-environment.json  git commit, package versions, command line's start time, seed
-checkpoint-N/     Trainer checkpoints (resume), each with a manifest: what made it, and its files with their hashes
-.unfinished/      what is being written
-.run.lock         held by the process that trains
-runs/             tensorboard
-bad_records/      what each process skipped
-final/            the trained model, its processor and its card (README.md)
-result.json       written last: loss curve, table of what trained, skipped records, times
+Its files are those of `voco_llama.training.run_files`.
 """
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from voco_llama.composition import difference, flatten, is_free, to_plain
-from voco_llama.errors import SettingsError, refused_as
-from voco_llama.files import locked, read_json, write_atomically, writing
+from voco_llama.errors import SettingsError, one_line, refused_as
+from voco_llama.files import json_if_whole, locked, read_json, write_atomically, writing
 from voco_llama.hub import FINAL_FOLDER
 from voco_llama.provenance import fingerprint_data, provenance, versions
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import sharding_of
-from voco_llama.training.batch import GlobalBatch, world_size
+from voco_llama.training.batch import GlobalBatch, is_first_process, world_size
 from voco_llama.training.checkpoints import (
     UNFINISHED,
-    by_step,
     damage_inside,
     discard_unfinished,
     last_whole,
@@ -42,20 +31,28 @@ from voco_llama.training.checkpoints import (
 )
 from voco_llama.training.inputs import fingerprints
 from voco_llama.training.manifest import Origin
+from voco_llama.training.run_files import (
+    ANOMALIES_FILE,
+    ENDED_FILE,
+    ENVIRONMENT_FILE,
+    INPUTS_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    RECORDS_FOLDER,
+    RESULT_FILE,
+    SETTINGS_FILE,
+    by_step,
+    note_end,
+)
 
 logger = logging.getLogger(__name__)
-
-SETTINGS_FILE = "settings.yaml"
-INPUTS_FILE = "inputs.json"
-ENVIRONMENT_FILE = "environment.json"
-RESULT_FILE = "result.json"
-LOCK_FILE = ".run.lock"
 
 FREE_KEYS = (
     "resume",
     "output_dir",
     "paths",
     "hardware",
+    "stall_limit",
     "dry_run",
     "data.index_folder",
     "data.sources.*.published_records",
@@ -113,11 +110,23 @@ class RunFolder:
             SettingsError: Another process works in it, or has finished it meanwhile, or it cannot be written to.
         """
         advice = "make room, or choose another output_dir; the same command goes on from what is whole"
-        is_first = os.environ.get("RANK", "0") == "0"
+        is_first = is_first_process()
         with writing(self.path, advice), locked(self.path / LOCK_FILE, remains=False) if is_first else nullcontext():
             if self.is_finished():
                 raise SettingsError(f"{self.path} was finished by another process just now: there is nothing to do")
+            with self._noting_end() if is_first else nullcontext():
+                yield
+
+    @contextmanager
+    def _noting_end(self) -> Iterator[None]:
+        (self.path / ENDED_FILE).unlink(missing_ok=True)
+        try:
             yield
+        except BaseException as error:
+            with suppress(OSError):  # a disk that is full is what ended it
+                note_end(self.path, getattr(error, "status", 1), one_line(error))
+            raise
+        note_end(self.path, 0, "finished")
 
     def is_finished(self) -> bool:
         """Whether the run already ended, by these very settings and from these very inputs.
@@ -134,7 +143,7 @@ class RunFolder:
         self._check_same_settings()
         self._check_same_inputs()
         made_it = self.settings.stage.name == "clip" or self.final.is_dir()  # a tower lies in the folder itself
-        return made_it and isinstance(_json(self.path / RESULT_FILE), dict)
+        return made_it and isinstance(json_if_whole(self.path / RESULT_FILE), dict)
 
     def _holds_work(self) -> bool:
         """Whether anything in the folder took training to make."""
@@ -219,7 +228,10 @@ class RunFolder:
         discard_unfinished(self.path)
         before = self.starts() if self._holds_work() else []
         if not before:
-            shutil.rmtree(self.bad_records, ignore_errors=True)  # maybe of other data
+            for name in (self.bad_records.name, RECORDS_FOLDER):  # maybe of other data
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            for name in (METRICS_FILE, ANOMALIES_FILE):
+                (self.path / name).unlink(missing_ok=True)
         write_atomically(self.path / INPUTS_FILE, json.dumps(fingerprints(self.settings), indent=2) + "\n")
         write_atomically(self.path / SETTINGS_FILE, yaml.safe_dump(to_plain(self.settings), sort_keys=False))
         here = {
@@ -246,13 +258,5 @@ class RunFolder:
 
     def starts(self) -> list[dict[str, Any]]:
         """Environment of each start of the run, the last one's at the end; none if the file is missing or damaged."""
-        there = _json(self.path / ENVIRONMENT_FILE)
+        there = json_if_whole(self.path / ENVIRONMENT_FILE)
         return [start for start in there if isinstance(start, dict)] if isinstance(there, list) else []
-
-
-def _json(file: Path) -> Any:
-    """What a file holds; None: it is missing or damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None

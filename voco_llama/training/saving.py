@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import torch
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
@@ -99,6 +100,7 @@ class SavingTrainer(Trainer):
             self.writer.join()
             raise
         self.writer.wait()
+        self.accelerator.wait_for_everyone()  # what starts processes ends all when one has left
         return output
 
     def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
@@ -168,7 +170,7 @@ class SavingTrainer(Trainer):
         state = fsdp_states(self.model, self.optimizer) if self.is_fsdp_enabled else self.optimizer.state_dict()
         state = self._stager.stage({"optimizer": state})["optimizer"] if self._writes_later else state
         if self.is_fsdp_enabled:
-            self._do(partial(dcp.save, state, checkpoint_id=folder / OPTIMIZER_FOLDER, process_group=self._hosts))
+            self._do(partial(_save_pieces, state, folder / OPTIMIZER_FOLDER, self._hosts))
         else:
             self._do(partial(torch.save, state, folder / OPTIMIZER_FILE))
         if self.args.should_save:
@@ -208,3 +210,15 @@ class SavingTrainer(Trainer):
             logger.info(text, size / 1e9, room / 1e9)
             return None
         return DefaultStager(StagingOptions(torch.cuda.is_available(), False, False, False))
+
+
+def _save_pieces(state: dict[str, Any], folder: Path, processes: torch.distributed.ProcessGroup) -> None:
+    """Every process writes its own.
+
+    Raises:
+        RuntimeError: One of them could not; PyTorch says it by what is no `Exception`.
+    """
+    try:
+        dcp.save(state, checkpoint_id=folder, process_group=processes)
+    except CheckpointException as error:
+        raise RuntimeError(str(error)) from error

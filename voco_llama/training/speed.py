@@ -18,27 +18,9 @@ from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.layout import PADDING_DOCUMENT
 from voco_llama.model.flops import HALF, Work, flops_of_work
 from voco_llama.tokens import IGNORE_INDEX
+from voco_llama.training.log_entries import IMAGES, IMAGES_SHOWN, PADDING, SEGMENT_SPEED, TEXT_SPEED, UTILIZATION
 
 T = TypeVar("T")
-
-TEXT_SPEED, SEGMENT_SPEED = "text_tokens_per_second", "segment_tokens_per_second"
-"""Tokens that the language model computed, of all processes: those of text, without padding, and those of segments (an
-image's and its VoCo tokens), in two steps once for all rows of a pass that look at an image, else for each row."""
-
-UTILIZATION = "model_flops_utilization"
-"""FLOPs that the method needs (`voco_llama.model.flops`) a second, of those of the device's matrix products."""
-
-PADDING = "padding_share"
-"""Of the places of padded rows, those that hold nothing; in two steps these rows are there in attention alone."""
-
-IMAGES, IMAGES_SHOWN = "images_a_step", "images_shown_a_step"
-"""Images that a step computed, of all processes, and that its rows show: the more are shown, the more sharing saved."""
-
-DATA_WAIT = "data_wait_share"
-"""Of the time since the log entry before, what this process waited for batches; the device may have had work still."""
-
-SPEED = (TEXT_SPEED, SEGMENT_SPEED, UTILIZATION, PADDING, IMAGES, IMAGES_SHOWN, DATA_WAIT)
-"""What a log entry says of a training's speed."""
 
 PEAK_SIZES = {"cuda": 8192, "cpu": 1024}
 """Side of the square matrices whose product shows what a device can do."""

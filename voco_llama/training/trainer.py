@@ -7,7 +7,6 @@ loss by their number, so that a global batch has one gradient however it is divi
 """
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +25,16 @@ from voco_llama.sharding import use_plugin
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
+from voco_llama.training.log_entries import DATA_WAIT
+from voco_llama.training.loss_watch import LossWatch
 from voco_llama.training.losses import LossLog, ScheduledLoss
 from voco_llama.training.progress import Progress
+from voco_llama.training.records_log import RecordsLog
 from voco_llama.training.resuming import ResumingTrainer
 from voco_llama.training.sampling import EpochSampler
-from voco_llama.training.speed import DATA_WAIT, DataWait, Speed, matrix_peak
+from voco_llama.training.speed import DataWait, Speed, matrix_peak
 from voco_llama.training.stages import give_learning_rate, part_parameters, trained_parts
+from voco_llama.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class VoCoTrainer(ResumingTrainer):
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
         interrupts: End it after a step; None: a signal ends it at once.
+        records: Writes down which rows each step trained on; None: nobody does.
+        watch: Ends it where a process is gone or stands still; None: nobody looks.
         kwargs: What `ResumingTrainer` takes.
     """
 
@@ -58,6 +63,8 @@ class VoCoTrainer(ResumingTrainer):
         elastic: ElasticDraw | None = None,
         scheduled_loss: ScheduledLoss | None = None,
         interrupts: Interrupts | None = None,
+        records: RecordsLog | None = None,
+        watch: Watch | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -75,9 +82,11 @@ class VoCoTrainer(ResumingTrainer):
         """None before training, and where what trains is no `VoCoLlama`."""
         self.remove_callback(PrinterCallback)
         self.add_callback(Progress(order, self.measure_from))
-        self.interrupts = interrupts
-        if interrupts is not None:
-            self.add_callback(interrupts)
+        self.interrupts, self.records = interrupts, records
+        self.loss_watch = LossWatch(Path(self.args.output_dir), records)
+        for callback in (interrupts, records, self.loss_watch, watch):  # first, who decides to write a checkpoint
+            if callback is not None:
+                self.add_callback(callback)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -94,7 +103,11 @@ class VoCoTrainer(ResumingTrainer):
             logger.info("going on from %s", checkpoint)
         if self.interrupts is not None:
             self.interrupts.takes_steps = True
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            if self.records is not None:
+                self.records.close()
         if self.interrupts is not None:
             self.interrupts.check(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
 
@@ -147,7 +160,10 @@ class VoCoTrainer(ResumingTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
-        return super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
+        batches, num_items = super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
+        if self.records is not None:
+            self.records.take(batches)
+        return batches, num_items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass, of fewer VoCo tokens if training is elastic; its work is counted."""
@@ -164,7 +180,9 @@ class VoCoTrainer(ResumingTrainer):
             inputs = {**others, "rows": replace(inputs["rows"], fields=fields), "two_steps": True}
         else:
             inputs = fields
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.loss_watch.add(self.state.global_step, loss)
+        return loss
 
     def _drawn_num_voco(self, num_rows: int) -> Tensor:
         """VoCo tokens of the rows of the next batch, which stands `micro_step`-th in its accumulation."""
@@ -198,7 +216,7 @@ class VoCoTrainer(ResumingTrainer):
         """Log, with the single losses and the speed; stop a run whose loss is no number any more.
 
         Raises:
-            SettingsError: The loss is NaN or infinite.
+            SettingsError: The loss, or the norm of the gradient, is NaN or infinite.
         """
         if "loss" in logs:
             step, reduce = self.state.global_step, self.accelerator.reduce
@@ -213,8 +231,5 @@ class VoCoTrainer(ResumingTrainer):
                 " voco-llama data check tells",
                 self.state.global_step,
             )
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise SettingsError(
-                f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate, or train in"
-                " bf16 or float32 instead of fp16"
-            )
+        if "loss" in logs:
+            self.loss_watch.check(self.state.global_step, logs, may_skip=self.args.fp16)

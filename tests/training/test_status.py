@@ -1,0 +1,138 @@
+"""What `status` says of runs: that go, that ended, that were killed, and of files that are torn."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rules.commands import seen as seen_command
+from tests.training.conftest import settings_in
+from voco_llama import cli
+from voco_llama.errors import SettingsError
+from voco_llama.files import append_line, locked
+from voco_llama.training.run import train
+from voco_llama.training.run_files import ANOMALIES_FILE, ENDED_FILE, LOCK_FILE, METRICS_FILE, RESULT_FILE, note_anomaly
+from voco_llama.training.seen import records_file
+from voco_llama.training.status import StatusSettings, runs_in, status, status_of
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """A run of seven steps with checkpoints after each second one."""
+    run = tmp_path_factory.mktemp("status") / "finished"
+    more = ("trainer.max_steps=7", "trainer.save_strategy=steps", "trainer.save_steps=2")
+    train(settings_in(world, run, "toy/voco_1", *more))
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it, which may be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
+
+
+def test_a_finished_run(run):
+    found = status_of(run)
+    assert (found.state, found.starts, found.step, found.steps, found.left) == ("finished", 1, 7, 7, 0)
+    assert (found.rows, found.lost, found.repeated, found.anomalies) == (56, 0, 0, [])
+    assert found.checkpoint[0] == "checkpoint-7"
+    assert 0 < found.seconds < 60
+    text = status(StatusSettings([str(run)]))
+    assert f"{run}: finished; 1 start\n" in text
+    assert "7 of 7 (100%), epoch 1.40" in text
+    assert "checkpoint-7, written " in text
+    assert "56 trained on, 0 lost, 0 repeated" in text
+    assert "text + " in text
+
+
+def test_a_run_at_work_a_killed_one_and_one_that_failed(run):
+    (run / RESULT_FILE).unlink()
+    with locked(run / LOCK_FILE):
+        code = f"import sys; from voco_llama.cli import main; sys.exit(main(['status', {str(run)!r}]))"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ": running (process " in other.stdout
+    (run / ENDED_FILE).unlink()
+    assert status_of(run).state == "killed"
+    (run / ENDED_FILE).write_text(json.dumps({"time": 1.0, "status": 138, "text": "SIGUSR1: written"}))
+    assert status_of(run).state == "ended with status 138: SIGUSR1: written"
+
+
+def test_what_is_lost_and_odd_is_told(run):
+    file = records_file(run, 0)
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if '"step": 3,' not in line))
+    for number in range(4):
+        note_anomaly(run, "spike", number, f"the loss jumps {number}")
+    found = status_of(run)
+    assert (found.lost, found.repeated) == (8, 0)
+    text = status(StatusSettings([str(run)]))
+    assert "48 trained on, 8 lost, 0 repeated" in text
+    assert "4 spike" in text
+    assert "the loss jumps 0" not in text
+    assert "step 3: the loss jumps 3" in text
+
+
+def test_the_checkpoint_is_the_last_whole_one(run):
+    (run / "checkpoint-7" / "optimizer.pt").write_bytes(b"")
+    assert status_of(run).checkpoint[0] == "checkpoint-6"
+    (run / "checkpoint-6" / "manifest.json").write_text("{")
+    assert status_of(run).checkpoint is None
+
+
+def test_time_between_two_starts_is_no_speed(tmp_path):
+    (tmp_path / "settings.yaml").write_text("{}")
+    for step, seconds in enumerate([10, 20, 30, 5000, 5010, 5020], 1):
+        append_line(tmp_path / METRICS_FILE, {"step": step, "max_steps": 8, "time": seconds, "loss": 1.0})
+    found = status_of(tmp_path)
+    assert (found.seconds, found.left) == (10, 20)
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", '{"step": "x"}', '{"time": "x", "step": 1}\n{"ste'])
+def test_torn_files_are_passed_over(run, text):
+    for file in (METRICS_FILE, ANOMALIES_FILE, ENDED_FILE, RESULT_FILE, "environment.json", "records/rank_0.jsonl"):
+        (run / file).write_text(text)
+    assert status(StatusSettings([str(run)])).startswith(f"{run}: ")
+    assert status(StatusSettings([str(run), str(run)])).count("\n") == 3
+
+
+def test_several_runs_are_a_table(run, finished):
+    text = status(StatusSettings([str(run.parent), str(finished)]))
+    assert [line.split()[-1] for line in text.splitlines()] == ["state", "finished", "finished"]
+    assert runs_in(run.parent) == [run]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="^.* is no folder of a run, nor of runs: it has no settings.yaml$"):
+        status(StatusSettings([str(tmp_path)]))
+    with pytest.raises(SettingsError, match="name the folder of a run"):
+        status(StatusSettings([]))
+
+
+def test_folders_are_words_and_settings_too(run):
+    for words in ([str(run)], [f"runs=[{run}]"], [f"paths.runs={run.parent}"]):
+        assert f"{run}: finished" in seen_command(["status", *words]).out
+    assert seen_command(["status", str(run / "nothing")]).is_refused
+    assert seen_command(["status", str(run), "runs=[x]"]).is_refused
+
+
+def test_nothing_slow_is_imported(run):
+    code = (
+        f"import sys; from voco_llama.cli import main; main(['status', {str(run)!r}]);"
+        " sys.exit(len({'torch', 'transformers', 'numpy', 'hydra'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_nothing_is_written(run):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    status(StatusSettings([str(run)]))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_the_settings_are_a_list_of_folders():
+    (field,) = dataclasses.fields(StatusSettings)
+    assert cli.COMMANDS["status"].words == field.name
