@@ -15,6 +15,8 @@ from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.files import read_json
 from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 
+OFFLOAD = " with offloading"
+"""End of its label."""
 _ZERO = "trainer.deepspeed.zero_optimization"
 OFFLOADED = ("optimizer", "param")
 """What ZeRO can leave to the machine's memory: gradients, masters and moments; with level 3 the weights too."""
@@ -60,6 +62,10 @@ class Zero(Sharding):
         offloads = tuple(part for part, device in devices.items() if device != "none")
         live = options.get("stage3_max_live_parameters", MAX_LIVE)
         return cls(level, offloads, live if isinstance(live, int) else MAX_LIVE, options)
+
+    @property
+    def label(self) -> str:
+        return super().label + (OFFLOAD if self.offloads else "")
 
     @property
     def cuts_weights(self) -> bool:
