@@ -56,7 +56,11 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
-    _no_split_modules = ("VisionTower", "ResidualAttentionBlock", "Blip2QFormerLayer")  # and the language model's layers
+    _no_split_modules = (
+        "VisionTower",
+        "ResidualAttentionBlock",
+        "Blip2QFormerLayer",
+    )  # and the language model's layers
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -69,7 +73,9 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
     ) -> None:
         super().__init__(config)
         self.vision = vision or VisionTower(config.vision_config, config.vision_layer)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(
+            config.text_config, trust_remote_code=False
+        )
         hidden_size = self.language_model.get_input_embeddings().embedding_dim
         self.projector = build_projector(config.projector_type, self.vision.width, hidden_size)
         self.compressor: nn.Module | None = None
