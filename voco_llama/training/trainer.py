@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 
-from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.errors import CheckpointError, SettingsError, one_line, refused_as
 from voco_llama.layout import HostRows, truncate_voco
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.sharding import use_plugin
@@ -239,6 +240,16 @@ class VoCoTrainer(SavingTrainer):
         if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
             state_dict = {name: tensor.to(self.model.config.dtype) for name, tensor in state_dict.items()}
         super()._save(output_dir, state_dict)
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        """The Trainer's own, which has DeepSpeed open its states; a pickle that names code is not run."""
+        try:
+            return super()._prepare_for_training(*args)
+        except UnpicklingError as error:
+            raise CheckpointError(
+                f"{args[-1]}: a file of it holds more than data ({one_line(error)}): remove it, and the same command"
+                " goes on from the one before"
+            ) from error
 
     def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with _reading(checkpoint):
