@@ -71,8 +71,7 @@ def start(
     processes: int,
     command: list[str],
     folder: Path,
-    work: Callable[..., None] | None = None,
-    most_bytes: int | None = None,
+    work: Callable[[Mapping[str, str], Path, list[str]], None] | None = None,
     **variables: str,
 ) -> Ranks:
     """Start a command of the command line in so many processes, with the variables that torchrun sets.
@@ -81,16 +80,18 @@ def start(
         processes: One has no such variables.
         command: As somebody types it after `voco-llama`.
         folder: Of the files of outputs.
-        work: In place of `run`; gets what that gets.
-        most_bytes: Of a file that they write, as on a disk that is full.
-        variables: Of the environment.
+        work: In place of `run`.
+        variables: Of the environment; `LARGEST_FILE` are bytes beyond which no file grows, as on a disk that is full.
     """
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ |= ENVIRONMENT
     forkserver.ensure_running()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"{rank}.log" for rank in range(processes)]
     workers = [
-        FORKS.Process(target=work or run, args=(variables | environment, log, command, most_bytes))
+        FORKS.Process(target=work or run, args=(variables | environment, log, command))
         for environment, log in zip(_ranks(processes), logs, strict=True)
     ]
     for worker in workers:
@@ -98,23 +99,22 @@ def start(
     return Ranks(workers, logs)
 
 
-def run(environment: Mapping[str, str], log: Path, command: list[str], most_bytes: int | None) -> None:
+def run(environment: Mapping[str, str], log: Path, command: list[str]) -> None:
     """What each process does: it ends with the command's exit status."""
     from voco_llama import cli
 
-    become(environment, log, most_bytes)
+    become(environment, log)
     sys.exit(cli.main(command))
 
 
-def become(environment: Mapping[str, str], log: Path, most_bytes: int | None) -> None:
-    """Have this process's variables, its outputs in a file, and no file larger than it may write."""
+def become(environment: Mapping[str, str], log: Path) -> None:
+    """Have this process's variables, and its outputs in a file."""
     os.environ.update(environment)
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    if most_bytes is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+    if "LARGEST_FILE" in environment:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["LARGEST_FILE"]), resource.RLIM_INFINITY))
 
 
 def _ranks(processes: int) -> list[dict[str, str]]:

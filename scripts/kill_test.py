@@ -52,9 +52,9 @@ BACKENDS = {
 
 KILLS, SIGNALS, OTHERS = ("kill", "kill", "all", "saving", "torn"), ("term", "usr1"), ("full",)
 """Faults in the proportions in which they are drawn."""
-STATUSES = {"term": {143}, "usr1": {138}, "full": {2}}
+STATUSES = {"term": {143}, "usr1": {138}, "full": {2, 75}}
 """With which processes leave by themselves."""
-REMAINING = {75, -signal.SIGKILL, -signal.SIGTERM}
+REMAINING = {75, -signal.SIGKILL}
 """The same, where another was killed."""
 
 GLOBAL_BATCH = 8
@@ -64,8 +64,10 @@ KILLS_A_RUN = 10
 START_SECONDS = 4.0
 """Of a start, about: within them falls a fault whose step is done already."""
 STEP_SECONDS = 0.15
-PATIENCE = 90.0
-"""Seconds in which processes must come to the step of a fault, and those in which they must leave after it."""
+LONGEST = 120.0
+"""Seconds in which processes must come to the step of a fault, or to a full disk."""
+PATIENCE = 20.0
+"""Seconds after a fault in which processes are to leave by themselves."""
 POLL = 0.003
 
 WORLD = {
@@ -101,14 +103,16 @@ class Fault:
     Attributes:
         step: At which it was to come.
         came_at: Steps that were done when it came; None: processes were still starting.
-        waited: Seconds until all processes had left.
-        statuses: Theirs.
+        waited: Seconds until all processes had left, or were ended.
+        ended: Processes that were ended after `PATIENCE`, as a launcher does: they waited for one that was gone.
+        statuses: Of all.
     """
 
     kind: str
     step: int
     came_at: int | None = None
     waited: float = 0.0
+    ended: int = 0
     statuses: list[int | None] = field(default_factory=list)
 
     @property
@@ -162,9 +166,9 @@ class Trainings:
             "trainer.bf16=false",
         ]
 
-    def start(self, name: str, steps: int, most_bytes: int | None = None) -> Ranks:
+    def start(self, name: str, steps: int, **variables: str) -> Ranks:
         """Begin it, or go on with it."""
-        return start(self.processes, self.command(name, steps), self.folder / f"{name}_logs", most_bytes=most_bytes)
+        return start(self.processes, self.command(name, steps), self.folder / f"{name}_logs", **variables)
 
     def finish(self, name: str, steps: int) -> None:
         """Train it to its end.
@@ -181,21 +185,21 @@ class Trainings:
     def disturb(self, name: str, steps: int, fault: Fault, drawn: random.Random) -> None:
         """Start it, wait for the moment of a fault, and have it come."""
         run = self.folder / name
-        limit = _limit(run) if fault.kind == "full" else None
+        limit = {"LARGEST_FILE": str(_limit(run))} if fault.kind == "full" else {}
         done = steps_done(run)
-        ranks = self.start(name, steps, limit)
+        ranks = self.start(name, steps, **limit)
+        if fault.kind == "full":
+            ranks.wait(LONGEST, until_failure=True)
+        else:
+            self._wait_for(fault, done, ranks, run, drawn)
+        fault.came_at = steps_done(run) if steps_done(run) > done else None
         began = time.monotonic()
         if fault.kind != "full":
-            self._wait_for(fault, done, ranks, run, drawn)
-            fault.came_at = steps_done(run) if steps_done(run) > done else None
             self._strike(fault, ranks, drawn)
-            began = time.monotonic()
         ranks.wait(PATIENCE)
-        fault.waited = round(time.monotonic() - began, 2)
+        fault.waited, fault.ended = round(time.monotonic() - began, 2), len(ranks.running)
         ranks.end()
         fault.statuses = ranks.statuses
-        if fault.kind == "full":
-            fault.came_at = steps_done(run)
         if fault.kind == "torn":
             tear(run, drawn)
         if not fault.left_well:
@@ -205,7 +209,7 @@ class Trainings:
         if fault.step <= done:
             ranks.wait(drawn.uniform(0, START_SECONDS), until_failure=True)
             return
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LONGEST
         while steps_done(run) < fault.step and ranks.running and time.monotonic() < deadline:
             time.sleep(POLL)
         if fault.kind == "saving":
@@ -331,12 +335,13 @@ def table(results: list[dict[str, Any]]) -> str:
                 sum(one["repeated"] for one in runs),
                 "equal" if all(one["bitwise"] for one in runs) else _largest(runs, "weight_difference"),
                 _largest(runs, "loss_difference"),
-                f"{max(fault['waited'] for fault in faults):.0f} s",
+                sum(fault["ended"] for fault in faults),
+                f"{max(fault['waited'] for fault in faults if not fault['ended']):.1f} s",
                 sum(not fault["left_well"] for fault in faults),
             )
         )
     head = ("backend", "processes", "kills", "signals", "full disks", "records", "lost", "repeated", "weights",
-            "largest loss difference", "longest until all had left", "left otherwise")  # fmt: skip
+            "largest loss difference", "had to be ended", "others left within", "other statuses")  # fmt: skip
     return markdown(head, rows)
 
 

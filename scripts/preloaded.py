@@ -9,6 +9,8 @@ import deepspeed.module_inject
 import functorch.compile
 import open_clip
 import torch._inductor.kernel
+import torch.distributed.fsdp
+import torch.distributed.tensor
 import wandb
 from transformers.models.llama import modeling_llama
 

@@ -8,7 +8,17 @@ from torch import nn
 
 from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
-from voco_llama.sharding import Fsdp, Sharding, Zero, num_elements, sharding_of, undivided, weights_are_divided, whole
+from voco_llama.sharding import (
+    Fsdp,
+    Sharding,
+    Zero,
+    num_elements,
+    sharding_of,
+    undivided,
+    weights_are_divided,
+    whole,
+    whole_head,
+)
 
 
 def trainer_of(*overrides: str) -> dict:
@@ -17,7 +27,8 @@ def trainer_of(*overrides: str) -> dict:
 
 def test_the_settings_choose():
     assert sharding_of(trainer_of()) == Sharding()
-    assert sharding_of({"fsdp": "full_shard"}) == Fsdp()
+    fsdp = sharding_of(trainer_of("trainer=fsdp2", "trainer.fsdp_config.reshard_after_forward=false"))
+    assert (type(fsdp), fsdp.reshards, fsdp.cuts_weights) == (Fsdp, False, True)
     two, three = (sharding_of(trainer_of(f"trainer=zero{level}")) for level in (2, 3))
     assert (two.level, two.offloads, two.cuts_weights) == (2, (), False)
     assert (three.level, three.max_live, three.cuts_weights) == (3, 10**9, True)
@@ -53,12 +64,26 @@ def test_without_torchrun(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(SettingsError, match="needs torchrun, also for one process"):
         Zero(2).prepare(on_cpu=True)
+    with pytest.raises(SettingsError, match="trainer.fsdp needs torchrun, also for one process"):
+        Fsdp().prepare(on_cpu=True)
     Sharding().prepare(on_cpu=True)
 
 
 def test_where_nothing_is_divided_everything_is_whole():
     layer = nn.Linear(2, 3)
-    assert not weights_are_divided()
+    assert not weights_are_divided(layer)
+    assert whole_head(layer) is layer
     assert num_elements(layer.weight) == 6
     with whole(list(layer.parameters()), changed=True) as writes:
         assert writes
+
+
+def test_fsdp_sums_gradients_after_each_pass():
+    """Else each process would keep those of the whole model until the last pass of a step."""
+    given = {"fsdp": "full_shard", "accelerator_config": {"non_blocking": True}}
+    there = Fsdp().completed(given)
+    assert there["accelerator_config"] == {
+        "non_blocking": True,
+        "gradient_accumulation_kwargs": {"sync_each_batch": True},
+    }
+    assert given["accelerator_config"] == {"non_blocking": True}

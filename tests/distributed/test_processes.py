@@ -1,4 +1,4 @@
-"""Two processes give the loss curve of one with the same global batch: DDP, ZeRO-2, ZeRO-3, and after a kill.
+"""Two processes give the loss curve of one with the same global batch, under every backend, and after a kill.
 
 The data has text-only rows: there are batches in which one process has images and the other has none.
 """
@@ -14,11 +14,23 @@ from voco_llama.training.checkpoints import damage
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
+DDP, ZERO, FSDP = "DistributedDataParallel", "DeepSpeedEngine", "FSDPVoCoLlama"
+TORCH_ADAMW = "trainer.deepspeed.zero_force_ds_cpu_optimizer=false"
+"""DeepSpeed's own would be compiled."""
+ACCUMULATED = ["trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2"]
+KEPT, AGAIN = (f"trainer.gradient_checkpointing={again}" for again in ("false", "true"))
+"""Activations are kept, or computed again."""
 ENGINES = {
-    "ddp": (["trainer=cpu"], {"engine": "DistributedDataParallel", "zero_stage": None, "processes": 2}),
-    "zero2": (["trainer=zero2"], {"engine": "DeepSpeedEngine", "zero_stage": 2, "processes": 2}),
-    "zero3": (["trainer=zero3"], {"engine": "DeepSpeedEngine", "zero_stage": 3, "processes": 2}),
+    "ddp": (["trainer=cpu"], [KEPT], DDP, None),
+    "ddp_accumulated": (["trainer=cpu"], [AGAIN, *ACCUMULATED], DDP, None),
+    "zero1": (["trainer=zero1"], [AGAIN, *ACCUMULATED], ZERO, 1),
+    "zero2": (["trainer=zero2"], [KEPT], ZERO, 2),
+    "zero3": (["trainer=zero3"], [AGAIN], ZERO, 3),
+    "zero3_offload": (["trainer=zero3_offload", TORCH_ADAMW], [KEPT, *ACCUMULATED], ZERO, 3),
+    "fsdp2": (["trainer=fsdp2"], [AGAIN], FSDP, None),
+    "fsdp2_accumulated": (["trainer=fsdp2"], [KEPT, *ACCUMULATED], FSDP, None),
 }
+"""Group and overrides, then what the Trainer wraps the model in, and ZeRO's level."""
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +45,12 @@ def one_process(overrides, start):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_give_the_curve_of_one(overrides, start, one_process, engine):
-    group, expected = ENGINES[engine]
+    group, more, name, level = ENGINES[engine]
     settings, folder = overrides(engine, 2, *group, start=start)
-    run(2, settings)
+    run(2, [*settings, *more])
     for rank in range(2):
-        assert json.loads((folder / f"engine_{rank}.json").read_text()) == expected
+        seen = json.loads((folder / f"engine_{rank}.json").read_text())
+        assert seen == {"engine": name, "zero_stage": level, "processes": 2}
     np.testing.assert_allclose(losses(folder), one_process, rtol=1e-4)
 
     from voco_llama.model.voco_llama import VoCoLlama
@@ -87,14 +100,14 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(overrides, start, one
     np.testing.assert_allclose(losses(folder), one_process, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["llava", "llava_hf"])
-def test_zero_3_starts_from_a_llava(overrides, tmp_path, layout):
+@pytest.mark.parametrize(("layout", "divided"), [("llava", "zero3"), ("llava_hf", "zero3"), ("llava_hf", "fsdp2")])
+def test_divided_weights_start_from_a_llava(overrides, tmp_path, layout, divided):
     """Its language model is filled from tensors at hand, which divided parameters must take over too."""
     llava = tiny_llava()
     folder = write_own(llava, tmp_path / "llava") if layout == "llava" else write_hub(llava, tmp_path / "llava", "old")
     curves = {}
-    for processes, group in ((1, "trainer=cpu"), (2, "trainer=zero3")):
-        settings, output = overrides(f"{layout}_{processes}", processes, group, start=folder)
+    for processes, group in ((1, "trainer=cpu"), (2, f"trainer={divided}")):
+        settings, output = overrides(f"{layout}_{divided}_{processes}", processes, group, start=folder)
         run(processes, settings)
         curves[processes] = losses(output)
     assert len(curves[1]) == STEPS

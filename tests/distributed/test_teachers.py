@@ -1,7 +1,7 @@
-"""A student with a frozen teacher: two processes give the loss curves of one, and ZeRO-3 divides the teacher too.
+"""A student with a frozen teacher: two processes give the loss curves of one; what divides weights divides its too.
 
-Chunks are small, so that the processes have unequal numbers of them. Under ZeRO-3 every weight is gathered when it is
-needed, and batches are of one row, so that one process has an image and the other none.
+Chunks are small, so that the processes have unequal numbers of them. Where they are divided, every weight is gathered
+when it is needed, and batches are of one row, so that one process has an image and the other none.
 """
 
 import json
@@ -23,6 +23,7 @@ TEACHERS = {
         [*ONE_ROW, ALL_GATHERED],
         {"engine": "DeepSpeedEngine", "divided": True, "trains": False},
     ),
+    "fsdp2": (["trainer=fsdp2"], ONE_ROW, {"engine": "FSDPVoCoLlama", "divided": True, "trains": False}),
 }
 
 

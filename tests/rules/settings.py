@@ -60,6 +60,7 @@ _OF_A_TRAINING = {
     "loss.teacher_checkpoint": PathSetting(CHECKPOINT, _checkpoint, ("loss=kl", "loss.teacher=checkpoint")),
     "loss.top_k_folder": PathSetting(FOLDER, None, ("loss=kl", "loss.teacher=top_k")),
     "trainer.deepspeed": PathSetting(FILE),
+    "trainer.fsdp_config": PathSetting(FILE, with_it=("trainer.fsdp=full_shard",)),
     "paths.data": PathSetting(FOLDER),
     "paths.toyworld": PathSetting(FOLDER),
     "paths.runs": PathSetting(OUTPUT),

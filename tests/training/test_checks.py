@@ -12,6 +12,7 @@ from voco_llama.training.checks import check_settings
 from voco_llama.training.stages import MODULES
 
 ZERO = "trainer.deepspeed.zero_optimization"
+FSDP = "trainer.fsdp_config"
 TABLE = "data.sources=[{format: hf_dataset, file: rows.parquet}]"
 STREAM = ("data.streaming=true", "data.grouping=none")
 RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/folder")
@@ -105,7 +106,16 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         ),
         (["trainer=zero3", *RANDOM_WEIGHTS], "random weights"),
         (["trainer=zero2", "optimizer=muon"], "optimizer=muon needs whole matrices"),
-        (["trainer.fsdp=full_shard", "optimizer=muon"], "optimizer=muon needs whole matrices"),
+        (["trainer=fsdp2", "optimizer=muon"], "optimizer=muon needs whole matrices"),
+        (["trainer.fsdp=full_shard"], "version is None, and FSDP1 is not supported: use trainer=fsdp2"),
+        (["trainer=fsdp2", f"{FSDP}.version=1"], "version is 1, and FSDP1 is not supported: use trainer=fsdp2"),
+        (["trainer=fsdp2", "trainer.fsdp=full_shard offload"], "trainer.fsdp is full_shard offload: give full_shard"),
+        (["trainer=fsdp2", f"{FSDP}.cpu_offload=true"], "cpu_offload is not supported: use trainer=zero3_offload"),
+        (["trainer=fsdp2", f"{FSDP}.activation_checkpointing=true"], "set trainer.gradient_checkpointing"),
+        (["trainer=fsdp2", f"{FSDP}.reshard_after_forwards=true"], "did you mean 'reshard_after_forward'"),
+        (["trainer=fsdp2", f"{FSDP}.reshard_after_forward=no"], "reshard_after_forward is no: give true or false"),
+        (["trainer=fsdp2", *RANDOM_WEIGHTS], "random weights"),
+        (["stage=clip", "model.vision.name=tiny.json", "trainer=fsdp2"], "FSDP would cut its weights: set trainer=cpu"),
         (
             ["stage=clip", "model.vision.name=tiny.json", "optimizer=muon"],
             "optimizer=muon is for language models: set optimizer=trainer",

@@ -136,9 +136,9 @@ class VoCoPasses:
     def _image_features(self, pixel_values: Tensor | None, embeddings: Tensor) -> Tensor | None:
         """What the language model is given of images, `[images, tokens, hidden]`, in the dtype of the embeddings.
 
-        In training, and always where weights are divided, tower and projector run even without an image, on a blank one (whose
-        features are to enter with weight 0): every process must touch the same parameters in the same order, or ZeRO-3,
-        FSDP and DDP wait for each other forever. Else None without an image.
+        In training, and always where weights are divided, tower and projector run even without an image, on a blank
+        one (whose features are to enter with weight 0): every process must touch the same parameters in the same order,
+        or ZeRO-3, FSDP and DDP wait for each other forever. Else None without an image.
         """
         if pixel_values is None or not len(pixel_values):
             if not (self.training or weights_are_divided(self)):

@@ -60,7 +60,7 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
         "VisionTower",
         "ResidualAttentionBlock",
         "Blip2QFormerLayer",
-    )  # and the language model's layers
+    )  # besides layers
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True

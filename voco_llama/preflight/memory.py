@@ -16,7 +16,7 @@ A step has moments, and its peak is the largest of them:
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from voco_llama.sharding import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
+from voco_llama.sharding import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 
 BOOL = 1
 """Bytes of an element."""
@@ -158,7 +158,9 @@ def estimate(plan: Plan) -> Estimate:
     decoder = plan.decoder
     bucket = decoder.hidden**2 if any(group.trained for group in plan.groups) else 0
     largest = decoder.hidden * decoder.vocabulary if plan.work.weights_train else 0  # a table of words
-    terms, host_bytes = plan.sharding.states(plan.groups, plan.processes, plan.half, bucket, largest)
+    layer = sum(rows * columns for rows, columns in decoder.linear().values()) + 2 * decoder.hidden
+    units = Units(bucket, largest, decoder.hidden * decoder.vocabulary, layer)
+    terms, host_bytes = plan.sharding.states(plan.groups, plan.processes, plan.half, units)
     terms += _activations(plan)
     terms.append(Term("CUDA context", CONTEXT_BYTES, MOMENTS, "context, cuBLAS, NCCL: about"))
     return Estimate(tuple(term for term in terms if term.bytes), host_bytes)

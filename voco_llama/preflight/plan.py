@@ -76,12 +76,10 @@ def parameter_groups(model: nn.Module) -> tuple[Group, ...]:
 
 def uncounted(settings: TrainSettings) -> list[str]:
     """What the estimate takes for something else."""
-    unmodelled = sharding_of(settings.trainer).unmodelled
-    notes = [] if unmodelled is None else [unmodelled]
     optimizer = "muon" if settings.optimizer == "muon" else str(settings.trainer.get("optim") or COUNTED_OPTIMIZER)
-    if not optimizer.startswith(COUNTED_OPTIMIZER):
-        notes.append(f"optimizer {optimizer} is not modelled: memory is counted as AdamW's")
-    return notes
+    if optimizer.startswith(COUNTED_OPTIMIZER):
+        return []
+    return [f"optimizer {optimizer} is not modelled: memory is counted as AdamW's"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ its own here.
 from collections.abc import Mapping
 from typing import Any
 
-from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
+from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 from voco_llama.sharding.fsdp import Fsdp, use_plugin
 from voco_llama.sharding.live import num_elements, place_frozen, weights_are_divided, whole, whole_head
 from voco_llama.sharding.zero import Zero, expect_no_accelerator, installation
@@ -21,6 +21,7 @@ __all__ = [
     "Group",
     "Sharding",
     "Term",
+    "Units",
     "Zero",
     "expect_no_accelerator",
     "installation",

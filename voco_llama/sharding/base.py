@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -38,6 +38,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Units:
+    """Elements of what is gathered or summed over processes at once.
+
+    Attributes:
+        bucket: Of gradients.
+        largest: The largest weight that trains; 0 if the language model does not.
+        table: Of words.
+        layer: Of the language model.
+    """
+
+    bucket: int
+    largest: int
+    table: int
+    layer: int
+
+
+@dataclass(frozen=True)
 class Term:
     """One line of an estimate of memory: bytes on each GPU, at which moments, and how they were counted."""
 
@@ -58,7 +75,6 @@ class Sharding:
         keeps_masters: Whether weights of 16 bits have copies in float32, which are what is updated.
         needs_torchrun: Also for one process.
         casts: Whether `divide` gives weights their types; until then they are as stored, mapped from disk.
-        unmodelled: What the estimate of memory does not know of it; None: nothing.
     """
 
     level: int = 0
@@ -68,7 +84,6 @@ class Sharding:
     keeps_masters: ClassVar[bool] = False
     needs_torchrun: ClassVar[bool] = False
     casts: ClassVar[bool] = False
-    unmodelled: ClassVar[str | None] = None
 
     @property
     def label(self) -> str:
@@ -77,6 +92,10 @@ class Sharding:
 
     def check(self, random_weights: bool) -> None:
         """Raise a `SettingsError` if its settings contradict each other, or it cannot begin with random weights."""
+
+    def completed(self, trainer: dict[str, Any]) -> dict[str, Any]:
+        """Keys of `TrainingArguments` with what it needs besides."""
+        return trainer
 
     def prepare(self, on_cpu: bool) -> None:
         """Get ready before processes are joined; raise a `SettingsError` if this one was not started as it needs."""
@@ -90,9 +109,7 @@ class Sharding:
     def lacking(self) -> str | None:
         """What its settings need and this machine has not."""
 
-    def states(
-        self, groups: Sequence[Group], processes: int, half: bool, bucket: int, largest: int
-    ) -> tuple[list[Term], int]:
+    def states(self, groups: Sequence[Group], processes: int, half: bool, units: Units) -> tuple[list[Term], int]:
         """Memory of weights, gradients and optimizer: on a GPU, and bytes in the machine's for each process.
 
         Gradients and AdamW's two moments are of the type of the weight; there are no masters.
@@ -101,8 +118,7 @@ class Sharding:
             groups: All parameters.
             processes: GPUs.
             half: Whether training is in bf16 or fp16.
-            bucket: Elements of a bucket of gradients.
-            largest: Elements of the largest weight that trains.
+            units: What is gathered or summed at once.
         """
         weights = sum(group.all * group.element for group in groups)
         gradients = sum(group.trained * group.element for group in groups)

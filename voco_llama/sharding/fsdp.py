@@ -1,7 +1,8 @@
 """PyTorch's FSDP2 (`torch.distributed.fsdp.fully_shard`): every layer a unit of its own, gathered while it works."""
 
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +12,7 @@ from torch import nn
 
 from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.files import read_json
-from voco_llama.sharding.base import Sharding
+from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +44,6 @@ class Fsdp(Sharding):
     keeps_masters: ClassVar[bool] = True
     needs_torchrun: ClassVar[bool] = True
     casts: ClassVar[bool] = True
-    unmodelled: ClassVar[str | None] = "FSDP is not modelled: memory is counted as if each GPU held everything"
 
     @classmethod
     def of(cls, fsdp: Any, config: Any) -> "Fsdp":
@@ -54,6 +54,7 @@ class Fsdp(Sharding):
         """
         if isinstance(config, str):
             config = read_json(Path(config), SettingsError, f"{_CONFIG} names a configuration in JSON")
+        require(config is None or isinstance(config, Mapping), f"{_CONFIG} is {config}: give {{key: value}}")
         options = {"fsdp": fsdp, **(config or {})}
         return cls(reshards=options.get("reshard_after_forward") is not False, options=options)
 
@@ -76,8 +77,47 @@ class Fsdp(Sharding):
     def prepare(self, on_cpu: bool) -> None:
         require(
             "RANK" in os.environ,
-            "trainer.fsdp needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli train ...",
+            "trainer.fsdp needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli train"
+            " ...",
         )
+        # It warns of gradient_checkpointing, which gathers nothing twice where layers are the units.
+        logging.getLogger("transformers.training_args").addFilter(lambda record: "AllGather" not in record.getMessage())
+
+    def completed(self, trainer: dict[str, Any]) -> dict[str, Any]:
+        """Gradients are summed after each pass: those of a whole model would be kept else until the last one."""
+        accelerator = {**(trainer.get("accelerator_config") or {})}
+        accelerator["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
+        return {**trainer, "fsdp": True, "accelerator_config": accelerator}
+
+    def states(self, groups: Sequence[Group], processes: int, half: bool, units: Units) -> tuple[list[Term], int]:
+        """Float32 of what trains, its gradients and moments, divided; gathered in the type of the pass."""
+        element, n = HALF if half else FLOAT32, processes
+        trained = sum(group.trained for group in groups)
+        kept = sum(FLOAT32 * group.trained + group.element * group.frozen for group in groups)
+        ours = [group for group in groups if group.is_saved]
+        heads = 1 if len(ours) == len(groups) else 2  # a teacher has its own
+        tail = heads * units.table + sum(group.all for group in ours if group.part == "projector")
+        summed = units.largest + sum(group.trained for group in ours if group.part == "projector")
+        layer_trains = units.layer if units.largest else 0
+        passing = MOMENTS[:3]
+        terms = [
+            Term("weights", kept // n, MOMENTS, f"(4 x trained, frozen as loaded) / {n}"),
+            Term("gradients", FLOAT32 * trained // n, MOMENTS, f"4 x trained / {n}"),
+            Term("optimizer", 2 * FLOAT32 * trained // n, MOMENTS, f"8 AdamW x trained / {n}"),
+            Term("gathered weights", element * 3 * units.layer, passing, "2 layers, and one on its way"),
+            Term("head and projector", element * tail, passing, "whole, from the first pass of a step to its end"),
+            Term("their gradients", element * summed, ("head", "layer"), "whole, summed at the end"),
+            Term("buckets", (element + FLOAT32) * layer_trains, ("layer",), "a layer's gradients, and in float32"),
+            Term("last bucket", (2 * element + FLOAT32) * summed, ("update",), "head and projector are summed last"),
+        ]
+        return terms, 0
+
+    def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
+        """The weights as loaded, and besides them its own, in float32 where they train, and two moments."""
+        final = sum(group.all * group.element for group in groups)
+        trained = sum(group.trained for group in groups)
+        own = sum(FLOAT32 * group.trained + group.element * group.frozen for group in groups)
+        return final, final + own + 2 * FLOAT32 * trained
 
     def divide(self, model: "PreTrainedModel", arguments: "TrainingArguments", dtype: torch.dtype) -> None:
         shard(model, arguments, dtype, self.reshards)

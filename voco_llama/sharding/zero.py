@@ -13,7 +13,7 @@ import torch
 
 from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.files import read_json
-from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term
+from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 
 _ZERO = "trainer.deepspeed.zero_optimization"
 OFFLOADED = ("optimizer", "param")
@@ -89,7 +89,7 @@ class Zero(Sharding):
             "trainer.deepspeed needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli"
             " train ...",
         )
-        _load_only_data()
+        _load_data_alone()
         # DeepSpeed's own calls, thousands of times.
         warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
         if on_cpu:
@@ -111,9 +111,7 @@ class Zero(Sharding):
         level = () if is_there else (f"trainer=zero{self.level}",)
         return (*level, *(f"{_ZERO}.offload_{part}.device=cpu" for part in self.offloads))
 
-    def states(
-        self, groups: Sequence[Group], processes: int, half: bool, bucket: int, largest: int
-    ) -> tuple[list[Term], int]:
+    def states(self, groups: Sequence[Group], processes: int, half: bool, units: Units) -> tuple[list[Term], int]:
         """16-bit weights and gradients, and of what trains float32 masters and moments, divided."""
         n, element = processes, HALF if half else FLOAT32
         trained, everything = sum(group.trained for group in groups), sum(group.all for group in groups)
@@ -126,7 +124,7 @@ class Zero(Sharding):
             host, optimizer, update, gradients = host + optimizer + update + gradients, 0, 0, 0
         if "param" in self.offloads and self.level == 3:
             host, weights = host + weights, 0
-        buckets = element * (2 * bucket + largest)  # both `auto` in our settings
+        buckets = element * (2 * units.bucket + units.largest)  # both `auto` in our settings
         terms = [
             Term("weights", weights, MOMENTS, f"{element} x all / {cut_weights}"),
             Term("gradients", gradients, MOMENTS, f"{element} x trained / {cut_gradients}"),
@@ -145,13 +143,19 @@ class Zero(Sharding):
         return final, 2 * final + 3 * FLOAT32 * sum(group.trained for group in groups)
 
 
-def _load_only_data() -> None:
-    """Keep DeepSpeed from running what a checkpoint's pickles name: it opens them with `weights_only=False`."""
+def classes_of_states() -> list[Any]:
+    """Of DeepSpeed's own, what its checkpoints hold; all else in them is data."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
+    return [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+
+
+def _load_data_alone() -> None:
+    """Keep DeepSpeed from running what a checkpoint's pickles name: it opens them with `weights_only=False`."""
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum])
+    torch.serialization.add_safe_globals(classes_of_states())
 
 
 def expect_no_accelerator() -> None:

@@ -33,7 +33,9 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
         values["gradient_accumulation_steps"] = GlobalBatch.of(settings, world_size() or 1).accumulation
     if values.get("dataloader_pin_memory", True) and not values.get("use_cpu"):
         values.setdefault("accelerator_config", {"non_blocking": True})  # no step waits until its batch is copied
-    sharding_of(values).prepare(on_cpu=bool(values.get("use_cpu")))
+    sharding = sharding_of(values)
+    sharding.prepare(on_cpu=bool(values.get("use_cpu")))
+    values = sharding.completed(values)
     try:
         arguments = TrainingArguments(
             output_dir=settings.output_dir, seed=settings.seed, remove_unused_columns=False, **values

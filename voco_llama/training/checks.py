@@ -278,6 +278,11 @@ def _check_trainer(settings: TrainSettings) -> None:
             not sharding.cuts_matrices,
             f"optimizer=muon needs whole matrices, and {sharding.name} cuts them into pieces: set optimizer=trainer",
         )
+    require(
+        settings.stage.name != "clip" or not sharding.cuts_weights,
+        f"stage clip trains a small tower in one process, and {sharding.name} would cut its weights: set trainer=cpu or"
+        " gpu_bf16",
+    )
     sharding.check(settings.model.checkpoint is None and settings.model.language.config is not None)
 
 

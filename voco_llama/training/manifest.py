@@ -26,7 +26,8 @@ class Origin:
     Attributes:
         backend: As `Sharding.label` names it.
         batch: How the rows of a step were divided.
-        rows_an_epoch: Of the data set, that an epoch shows.
+        records: Of the data set.
+        rows_an_epoch: That an epoch shows of them.
         seed: Of the run.
         settings: A hash of those that touch what is learned.
         versions: Of packages.
@@ -34,6 +35,7 @@ class Origin:
 
     backend: str
     batch: GlobalBatch
+    records: int
     rows_an_epoch: int
     seed: int
     settings: str

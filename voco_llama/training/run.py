@@ -29,6 +29,7 @@ from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.passes import uses_two_steps
 from voco_llama.training.progress import loss_curve
 from voco_llama.training.records_log import RecordsLog
+from voco_llama.training.resuming import going_on
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.run_logs import MetricsLog, process_log
 from voco_llama.training.sampling import EpochSampler, GroupedSampler, StreamSampler
@@ -78,6 +79,8 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
     checkpoint = run.checkpoint()
     set_seed(settings.seed)
     mixture = open_mixture(settings, run.bad_records)
+    batch = GlobalBatch.of(settings, arguments.world_size)
+    origin = going_on(run.origin(batch, len(mixture)), checkpoint)
     if settings.loss.teacher == "checkpoint":
         check_teacher(settings.loss.teacher_checkpoint, build_processor(settings))
     model, processor = build_or_load(settings)
@@ -91,8 +94,8 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
     use_liger(model, arguments)
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     sharding_of(settings.trainer).divide(model, arguments, getattr(torch, settings.model.dtype))
-    batch = GlobalBatch.of(settings, arguments.world_size)
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
+    order.rows = origin.rows_an_epoch if origin.rows_an_epoch != batch.rows_an_epoch(len(mixture)) else None
     compression = settings.compression
     elastic = None
     if (choices := compression.num_voco_choices) is not None:
@@ -101,7 +104,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
         run.begin()
 
     trainer = VoCoTrainer(
-        origin=run.origin(batch, len(order)),
+        origin=origin,
         order=order,
         use_muon=settings.optimizer == "muon",
         projector_learning_rate=settings.projector_learning_rate,

@@ -68,6 +68,17 @@ FREE_KEYS = (
 )
 """Beginnings of keys that may change when a run goes on: they do not touch what is learned."""
 
+DIVISION_KEYS = (
+    "global_batch_size",
+    "trainer.per_device_train_batch_size",
+    "trainer.gradient_accumulation_steps",
+    "trainer.deepspeed",
+    "trainer.fsdp",
+    "trainer.ddp_",
+    "trainer.gradient_checkpointing",
+)
+"""Those that may while the global batch stays the same (`voco_llama.training.resuming` says how)."""
+
 
 class RunFolder:
     """See the module; `output_dir` of the settings is the folder."""
@@ -148,11 +159,26 @@ class RunFolder:
         return there
 
     def _check_same_settings(self) -> None:
-        differing = difference(self._saved_settings(), to_plain(self.settings), TrainSettings, FREE_KEYS)
+        free = (*FREE_KEYS, *DIVISION_KEYS) if self._has_same_global_batch() else FREE_KEYS
+        differing = difference(self._saved_settings(), to_plain(self.settings), TrainSettings, free)
         if differing:
             raise SettingsError(
                 f"{self.path} holds a run with other settings: {differing}: choose another output_dir or remove it"
             )
+
+    def _has_same_global_batch(self) -> bool:
+        """In the processes of now, or in those of its last start: who asks may not be who trains.
+
+        Of a run that is older than what it says of it, nothing is known.
+        """
+        last = next(reversed(self.starts()), {})
+        rows, processes = last.get("rows_a_step"), last.get("processes")
+        if not isinstance(rows, int) or not isinstance(processes, int):
+            return False
+        return rows in [
+            self.settings.global_batch_size or GlobalBatch.of(self.settings, each).size
+            for each in (world_size() or 1, processes)
+        ]
 
     def _check_same_inputs(self) -> None:
         file = self.path / INPUTS_FILE
@@ -182,10 +208,15 @@ class RunFolder:
 
     def origin(self, batch: GlobalBatch, records: int) -> Origin:
         """What its checkpoints say of where they come from."""
-        learned = {key: value for key, value in flatten(to_plain(self.settings)) if not is_free(key, FREE_KEYS)}
+        learned = {
+            key: value
+            for key, value in flatten(to_plain(self.settings))
+            if not is_free(key, (*FREE_KEYS, *DIVISION_KEYS))
+        }
         return Origin(
             backend=sharding_of(self.settings.trainer).label,
             batch=batch,
+            records=records,
             rows_an_epoch=batch.rows_an_epoch(records),
             seed=self.settings.seed,
             settings=fingerprint_data(learned),
@@ -207,6 +238,7 @@ class RunFolder:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": self.settings.seed,
             "processes": world_size() or 1,
+            "rows_a_step": GlobalBatch.of(self.settings, world_size() or 1).size,
             **provenance(),
         }
         write_atomically(self.path / ENVIRONMENT_FILE, json.dumps([*before, here], indent=2) + "\n")

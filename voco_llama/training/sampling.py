@@ -28,22 +28,27 @@ MEGABATCH = 50
 
 
 class EpochSampler(Sampler[int]):
-    """Indices of one epoch after the other; `set_epoch` chooses the one that the next iteration is."""
+    """Indices of one epoch after the other; `set_epoch` chooses the one that the next iteration is.
+
+    Attributes:
+        rows: Indices of an epoch: the last ones are left out, or the first ones come again. None: each comes once.
+    """
 
     def __init__(self, num_samples: int, seed: int) -> None:
         self.num_samples = num_samples
         self.seed = seed
         self.epoch = 0
+        self.rows: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """The Trainer's loop, and its callback, say it before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self.num_samples if self.rows is None else self.rows
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.order(self.epoch).tolist())
+        return iter(np.resize(self.order(self.epoch), len(self)).tolist())
 
     @abstractmethod
     def order(self, epoch: int) -> np.ndarray:
@@ -93,7 +98,7 @@ class GroupedSampler(EpochSampler):
 
     def _blocks(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Blocks, `[blocks, share_media]`, and the few samples that fill none of their kind."""
-        everything = np.arange(len(self))
+        everything = np.arange(self.num_samples)
         if self.share_media == 1:
             return everything[:, None], everything[:0]
         kinds = [everything]
@@ -169,7 +174,7 @@ class StreamSampler(EpochSampler):
             np.concatenate([self._order_of_pass(groups, generator) for groups in passes]) for passes in self._sources
         ]
         whose = generator.permutation(np.repeat(np.arange(len(sources)), [len(entries) for entries in sources]))
-        order = np.empty(len(self), dtype=np.int64)
+        order = np.empty(self.num_samples, dtype=np.int64)
         for number, entries in enumerate(sources):
             order[whose == number] = entries
         return order

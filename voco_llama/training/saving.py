@@ -1,14 +1,17 @@
 """A Trainer whose checkpoints are written while it trains on.
 
-Training stands still until weights and the optimizer's state are copied to the machine's memory; a thread of the first
-process writes the copy, lists it with its hashes and gives it its name. One checkpoint is written at a time: the next
-one, the end of a training, and a signal wait for it, and its errors are raised there or before the next step.
+Training stands still until weights and the optimizer's state are copied to the machine's memory; a thread writes the
+copy, lists it with its hashes and gives it its name. One process or DDP: of the first process. FSDP: each process
+writes its pieces of the optimizer's state, and the first one all weights, gathered, so that any checkpoint can be
+loaded as a model. One checkpoint is written at a time: the next one, the end of a training, and a signal wait for it,
+and its errors are raised there or before the next step.
 
-DeepSpeed writes its state itself, of all processes and at once, so for it only hashes and the name are left to the
-thread; likewise where the machine's memory has no room for the copy.
+DeepSpeed writes its state itself and at once, so for it only hashes and the name are left to the thread; likewise where
+the machine's memory has no room for the copy.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,17 +21,22 @@ from typing import Any
 
 import psutil
 import torch
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 from transformers import Trainer
 
 from voco_llama.errors import Interrupted
+from voco_llama.sharding.carry import fsdp_states
+from voco_llama.sharding.states import OPTIMIZER_FILE, OPTIMIZER_FOLDER
 from voco_llama.training.checkpoints import UNFINISHED, discard_unfinished, publish
 from voco_llama.training.manifest import Manifest, Origin
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
+SCHEDULER_FILE = "scheduler.pt"
 
 
 class Writer:
@@ -78,6 +86,7 @@ class SavingTrainer(Trainer):
         super().__init__(**kwargs)
         self.origin = origin
         self.writer = Writer()
+        self._saved_dtype = getattr(getattr(self.model, "config", None), "dtype", None)  # saving changes it
         self._is_saving = False
         self._left: list[Callable[[], None]] = []
 
@@ -91,6 +100,7 @@ class SavingTrainer(Trainer):
             self.writer.join()
             raise
         self.writer.wait()
+        self.accelerator.wait_for_everyone()  # what starts processes ends all when one has left
         return output
 
     def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
@@ -113,9 +123,16 @@ class SavingTrainer(Trainer):
             raise
         finally:
             self._is_saving = False
-        if is_writer:
-            manifest = Manifest(self.state.global_step, self.origin)
+        if is_writer or self._left:
+            manifest = Manifest(self.state.global_step, self.origin, self._parameters())
             self.writer.begin(partial(self._finish, self._left, manifest, began, time.perf_counter()))
+
+    def _parameters(self) -> tuple[tuple[str, ...], ...]:
+        """Names by the optimizer's groups, where its own file has numbers."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return ()
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return tuple(tuple(names[each] for each in group["params"]) for group in self.optimizer.param_groups)
 
     def _finish(self, left: list[Callable[[], None]], manifest: Manifest, began: float, went_on: float) -> None:
         """What the thread does: write what is left, and give the checkpoint its name."""
@@ -123,6 +140,8 @@ class SavingTrainer(Trainer):
         try:
             for write in left:
                 write()
+            if not self.args.should_save:
+                return
             publish(run, name, manifest, self.args.save_total_limit)
         except Exception:
             discard_unfinished(run)
@@ -136,35 +155,70 @@ class SavingTrainer(Trainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self._writes_later and state_dict is None:
-            copied = self._stager.stage({"model": self.model.state_dict()})
-            self._left.append(partial(super()._save, output_dir, copied["model"]))
-        else:
-            super()._save(output_dir, state_dict)
+        if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
+            is_alone = self.args.world_size == 1
+            state_dict = {name: tensor.to(self._saved_dtype, copy=is_alone) for name, tensor in state_dict.items()}
+        elif self._writes_later and not self.is_deepspeed_enabled:
+            state_dict = self._stager.stage({"model": self.model.state_dict()})["model"]
+        self._do(partial(super()._save, output_dir, state_dict))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._writes_later:
-            copied, folder = self._stager.stage({"optimizer": self.optimizer.state_dict()}), Path(output_dir)
-            self._left.append(partial(torch.save, copied["optimizer"], folder / OPTIMIZER_FILE))
-            self._left.append(partial(torch.save, self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE))
-        else:
+        folder = Path(output_dir)
+        if self.is_deepspeed_enabled or not (self.is_fsdp_enabled or self.args.should_save):
             super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = fsdp_states(self.model, self.optimizer) if self.is_fsdp_enabled else self.optimizer.state_dict()
+        state = self._stager.stage({"optimizer": state})["optimizer"] if self._writes_later else state
+        if self.is_fsdp_enabled:
+            self._do(partial(_save_pieces, state, folder / OPTIMIZER_FOLDER, self._hosts))
+        else:
+            self._do(partial(torch.save, state, folder / OPTIMIZER_FILE))
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
+
+    def _do(self, write: Callable[[], None]) -> None:
+        """Write now, or leave it to the thread."""
+        if self._writes_later:
+            self._left.append(write)
+        else:
+            write()
 
     @property
     def _writes_later(self) -> bool:
-        """Whether this process writes all of a checkpoint, and does so while it trains on."""
-        is_divided = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        return self._is_saving and self.args.should_save and not is_divided and self._stager is not None
+        """Whether a checkpoint is being made, and its weights and states were copied to be written by the thread."""
+        is_part = self.is_fsdp_enabled or (self.args.should_save and not self.is_deepspeed_enabled)
+        return self._is_saving and is_part and self._stager is not None
+
+    @cached_property
+    def _hosts(self) -> torch.distributed.ProcessGroup:
+        """The processes, apart from their devices: a thread may talk while the training does."""
+        return torch.distributed.new_group(backend="gloo")
 
     @cached_property
     def _stager(self) -> DefaultStager | None:
         """Copies to the machine's memory, over the copy before; None: there is no room for it."""
-        states = [self.model.state_dict(), self.optimizer.state_dict()]
-        size = sum(leaf.nbytes for leaf in tree_leaves(states) if isinstance(leaf, torch.Tensor))
+        if self.is_fsdp_enabled:
+            parts = [value for value in fsdp_states(self.model, self.optimizer).values() if isinstance(value, DTensor)]
+            size = int(os.environ["LOCAL_WORLD_SIZE"]) * sum(part.to_local().nbytes for part in parts)
+        else:
+            leaves = tree_leaves([self.model.state_dict(), self.optimizer.state_dict()])
+            size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
         room = psutil.virtual_memory().available
         if size > room // 2:
-            logger.info(
-                "training stands still for each checkpoint: a copy has %.1f GB, %.1f are free", size / 1e9, room / 1e9
-            )
+            text = "training stands still for each checkpoint: a copy has %.1f GB, and %.1f are free"
+            logger.info(text, size / 1e9, room / 1e9)
             return None
         return DefaultStager(StagingOptions(torch.cuda.is_available(), False, False, False))
+
+
+def _save_pieces(state: dict[str, Any], folder: Path, processes: torch.distributed.ProcessGroup) -> None:
+    """Every process writes its own.
+
+    Raises:
+        RuntimeError: One of them could not; PyTorch says it by what is no `Exception`.
+    """
+    try:
+        dcp.save(state, checkpoint_id=folder, process_group=processes)
+    except CheckpointException as error:
+        raise RuntimeError(str(error)) from error

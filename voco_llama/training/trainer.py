@@ -8,10 +8,8 @@ loss by their number, so that a global batch has one gradient however it is divi
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 
-from voco_llama.errors import CheckpointError, SettingsError, one_line, refused_as
+from voco_llama.errors import SettingsError, refused_as
 from voco_llama.layout import HostRows, truncate_voco
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.sharding import use_plugin
@@ -32,8 +30,8 @@ from voco_llama.training.loss_watch import LossWatch
 from voco_llama.training.losses import LossLog, ScheduledLoss
 from voco_llama.training.progress import Progress
 from voco_llama.training.records_log import RecordsLog
+from voco_llama.training.resuming import ResumingTrainer
 from voco_llama.training.sampling import EpochSampler
-from voco_llama.training.saving import SavingTrainer
 from voco_llama.training.speed import DataWait, Speed, matrix_peak
 from voco_llama.training.stages import give_learning_rate, part_parameters, trained_parts
 from voco_llama.training.watch import Watch
@@ -41,7 +39,7 @@ from voco_llama.training.watch import Watch
 logger = logging.getLogger(__name__)
 
 
-class VoCoTrainer(SavingTrainer):
+class VoCoTrainer(ResumingTrainer):
     """See the module.
 
     Args:
@@ -53,7 +51,7 @@ class VoCoTrainer(SavingTrainer):
         interrupts: End it after a step; None: a signal ends it at once.
         records: Writes down which rows each step trained on; None: nobody does.
         watch: Ends it where a process is gone or stands still; None: nobody looks.
-        kwargs: What `SavingTrainer` takes.
+        kwargs: What `ResumingTrainer` takes.
     """
 
     def __init__(
@@ -235,34 +233,3 @@ class VoCoTrainer(SavingTrainer):
             )
         if "loss" in logs:
             self.loss_watch.check(self.state.global_step, logs, may_skip=self.args.fp16)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
-            state_dict = {name: tensor.to(self.model.config.dtype) for name, tensor in state_dict.items()}
-        super()._save(output_dir, state_dict)
-
-    def _prepare_for_training(self, *args: Any) -> Any:
-        """The Trainer's own, which has DeepSpeed open its states; a pickle that names code is not run."""
-        try:
-            return super()._prepare_for_training(*args)
-        except UnpicklingError as error:
-            raise CheckpointError(
-                f"{args[-1]}: a file of it holds more than data ({one_line(error)}): remove it, and the same command"
-                " goes on from the one before"
-            ) from error
-
-    def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        with _reading(checkpoint):
-            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-
-def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
-    return refused_as(CheckpointError, checkpoint, "remove it, and the same command goes on from the one before")
