@@ -95,6 +95,7 @@ class Zero(Sharding):
             "trainer.deepspeed needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli"
             " train ...",
         )
+        _load_data_alone()
         # DeepSpeed's own calls, thousands of times.
         warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
         if on_cpu:
@@ -157,6 +158,21 @@ class Zero(Sharding):
         """The weights twice (whole, for loading, and its own, for going on), and 12 bytes of each trained parameter."""
         final = (HALF if half else FLOAT32) * sum(group.all for group in groups)
         return final, 2 * final + 3 * FLOAT32 * sum(group.trained for group in groups)
+
+
+def classes_of_states() -> list[Any]:
+    """Of DeepSpeed's own, what its checkpoints hold; all else in them is data."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+
+
+def _load_data_alone() -> None:
+    """Keep DeepSpeed from running what a checkpoint's pickles name: it opens them with `weights_only=False`."""
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals(classes_of_states())
 
 
 def expect_no_accelerator() -> None:

@@ -8,16 +8,18 @@ and the float32 weights are carried over, one tensor at a time.
 
 import logging
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import set_seed
 
-from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.errors import CheckpointError, SettingsError, one_line, refused_as
 from voco_llama.model.weights import read_weights
 from voco_llama.sharding import OFFLOAD, Fsdp, Sharding
 from voco_llama.sharding.carry import set_states, set_weights, set_zero_states
@@ -78,7 +80,8 @@ class ResumingTrainer(SavingTrainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
         made = None if checkpoint is None else Manifest.read(Path(checkpoint))
         if made is None or not is_carried(made.origin, self.origin):
-            return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+            with _data_alone(checkpoint):
+                return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         with _reading(checkpoint):
             self._carry_over(Path(checkpoint), made)
@@ -126,6 +129,18 @@ class ResumingTrainer(SavingTrainer):
             self.args.process_index, seed, made.origin.batch.processes, self.args.world_size,
         )  # fmt: skip
         set_seed(seed)
+
+
+@contextmanager
+def _data_alone(checkpoint: str | None) -> Iterator[None]:
+    """Around the loading of DeepSpeed's own, whose other errors are bugs: a file that names code is refused."""
+    try:
+        yield
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{checkpoint}: a file of it holds more than data ({one_line(error)}): remove it, and the same command goes"
+            " on from the one before"
+        ) from error
 
 
 def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
