@@ -112,6 +112,12 @@ class Fsdp(Sharding):
         ]
         return terms, 0
 
+    def exchanged(self, groups: Sequence[Group], half: bool, passes: int) -> int:
+        """Weights are gathered for each pass in its type, and gradients summed after it in float32."""
+        element = HALF if half else FLOAT32
+        gathered = sum((group.gathers if self.reshards else 1) * group.all for group in groups)
+        return passes * (element * gathered + FLOAT32 * sum(group.trained for group in groups))
+
     def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
         """The weights as loaded, and 12 bytes of each trained parameter: in float32, and two moments."""
         final = sum(group.all * group.element for group in groups)
