@@ -22,6 +22,7 @@ from typing import Any
 
 from voco_llama.command_line import parse
 from voco_llama.config_files import using_folder
+from voco_llama.credentials import check_no_credentials
 from voco_llama.errors import SettingsError, VoCoError, one_line, own_line
 from voco_llama.files import NO_ROOM, NOT_ALLOWED
 
@@ -75,6 +76,7 @@ class Command:
 
     def compose_typed(self, overrides: list[str]) -> Any:
         """The settings of what somebody typed, where a list is given once and nothing that is not read."""
+        check_no_credentials(override.partition("=")[::2] for override in overrides)  # no message is to show them
         if self.words is not None and overrides and not any("=" in word for word in overrides):
             return resolve_name(self.schema)(**{self.words: overrides})
 

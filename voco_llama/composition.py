@@ -26,6 +26,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from voco_llama import config_files
 from voco_llama.config_files import choices_of, is_group
+from voco_llama.credentials import check_no_credentials
 from voco_llama.errors import SettingsError, did_you_mean, one_line, require
 from voco_llama.numbered_names import check_own_files, numbered, with_num_voco
 from voco_llama.overrides import Override, field_of, for_hydra, split, type_of, wanted
@@ -93,6 +94,7 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train", schema: t
         plain = OmegaConf.to_container(config, resolve=True)
     except Exception as error:  # of Hydra, OmegaConf, YAML, and what their resolvers raise
         raise SettingsError(_explain(error, schema)) from error
+    check_no_credentials(flatten(plain))
     _check_nothing_was_dropped(plain, settings, schema)
     _check_values(settings)
     return settings

@@ -80,7 +80,7 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 def one_line(error: BaseException, length: int = 300) -> str:
     """The text of another library's error on one line, cut to a length, or the error's type where it has no text."""
     text = " ".join(str(error).split())
-    if "weights_only" in text:  # torch's advice is to run the code that a file holds
+    if "weights_only" in text or "trust_remote_code" in text:  # the advice is to run the code that comes with it
         text = text.partition(". ")[0]
     return text[:length] or type(error).__name__
 

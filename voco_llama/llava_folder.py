@@ -216,7 +216,7 @@ def load_tokenizer(folder: Path, where: str) -> PreTrainedTokenizerBase:
     """
     with refused_as(CheckpointError, f"{where}: its tokenizer", "put the files of the model's own into the folder"):
         # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig())
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
         tokenizer("a", add_special_tokens=False)  # some damage shows when it is used
         return tokenizer
 

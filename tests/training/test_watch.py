@@ -132,6 +132,13 @@ def test_an_ordinary_curve_has_no_jumps(noise):
     assert [step for step in range(1000) if is_jump(losses[step], losses[max(step - 100, 0) : step])] == []
 
 
+def test_batches_of_two_kinds_make_no_jumps():
+    """As text alone and images in turn, one of which is rarer."""
+    draw = random.Random(0)
+    losses = [draw.choices((1.0, 1.8), (0.85, 0.15))[0] * (1 + draw.gauss(0, 0.02)) for _ in range(1000)]
+    assert [step for step in range(100, 1000) if is_jump(losses[step], losses[step - 100 : step])] == []
+
+
 def test_a_jump_is_far_above_what_was_before():
     losses = curve(400, 0.02)
     assert is_jump(1.5 * losses[-1], losses[-100:])

@@ -31,9 +31,9 @@ def build_language_model(
         CheckpointError: The weights are missing, damaged, or not those of the configuration beside them.
         OSError: There is no such folder or name.
     """
-    options = {"attn_implementation": attention, "dtype": dtype}
+    options = {"attn_implementation": attention, "dtype": dtype, "trust_remote_code": False}
     if pretrained is None:
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config), **options)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config, trust_remote_code=False), **options)
     if is_llava(pretrained):
         raise CheckpointError(f"model.language.pretrained: {pretrained} is a LLaVA: set model.checkpoint to it")
     if Path(pretrained).is_dir() and weights_file(Path(pretrained)):

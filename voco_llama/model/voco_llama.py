@@ -73,7 +73,9 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
     ) -> None:
         super().__init__(config)
         self.vision = vision or VisionTower(config.vision_config, config.vision_layer)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(
+            config.text_config, trust_remote_code=False
+        )
         hidden_size = self.language_model.get_input_embeddings().embedding_dim
         self.projector = build_projector(config.projector_type, self.vision.width, hidden_size)
         self.compressor: nn.Module | None = None

@@ -111,7 +111,7 @@ def _text_config(settings: TrainSettings, notes: list[str]) -> PreTrainedConfig:
     key = "model.language.config" if language.pretrained is None else "model.language.pretrained"
     shape = SHAPES_DIR / f"{name}.json"
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=True)
+        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if not shape.is_file():
             in_world = Path(name).is_relative_to(settings.paths.toyworld)
@@ -123,14 +123,14 @@ def _text_config(settings: TrainSettings, notes: list[str]) -> PreTrainedConfig:
                 f" as in: hf download {name} config.json"
             ) from error
     notes.append(f"{name} is not here: its published shape ({shape.relative_to(CONFIG_DIR.parent)})")
-    return AutoConfig.from_pretrained(shape)
+    return AutoConfig.from_pretrained(shape, trust_remote_code=False)
 
 
 def _vocabulary(settings: TrainSettings, num_rows: int, notes: list[str]) -> int:
     """Rows of the embeddings with the added tokens."""
     name: Any = settings.model.tokenizer or settings.model.language.pretrained
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         notes.append(f"the tokenizer {name} is not here: {ADDED_TOKENS} tokens more than the language model has")
         return num_rows + ADDED_TOKENS

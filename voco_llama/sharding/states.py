@@ -13,6 +13,7 @@ holds is executed.
 """
 
 import math
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,24 @@ from torch import Tensor
 
 from voco_llama.errors import CheckpointError
 from voco_llama.sharding.fsdp import Fsdp
-from voco_llama.sharding.zero import Zero
+from voco_llama.sharding.zero import Zero, classes_of_states
 
 MASTER, STEP = "master", "step"
 MOMENTS_OF_ADAM = ("exp_avg", "exp_avg_sq")
 OPTIMIZER_FILE, OPTIMIZER_FOLDER = "optimizer.pt", "optimizer"
 SEPARATOR = "::"
 """Between a parameter's name and the key of its state, in FSDP's."""
+OF_METADATA = {
+    "torch.distributed.checkpoint.metadata": (
+        "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "ChunkStorageMetadata", "TensorStorageMetadata",
+        "BytesStorageMetadata", "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size",),
+    "pathlib": ("PosixPath",),
+}  # fmt: skip
+"""What the list of FSDP's files, a pickle, is made of, by module; and types of elements."""
 
 State = dict[str, Tensor]
 States = Mapping[str, Callable[[], State]]
@@ -73,6 +85,7 @@ def _of_pytorch(file: Path, parameters: Sequence[Sequence[str]]) -> States:
 def _of_fsdp(folder: Path) -> States:
     from torch.distributed.checkpoint import FileSystemReader, load
 
+    _check_metadata(folder / ".metadata")
     described = FileSystemReader(folder).read_metadata().state_dict_metadata
     keys: dict[str, dict[str, Any]] = {}
     for key, entry in described.items():
@@ -90,14 +103,24 @@ def _of_fsdp(folder: Path) -> States:
     return {name: partial(read, name) for name in keys}
 
 
-def _of_zero(folder: Path) -> States:
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
+def _check_metadata(file: Path) -> None:
+    """Read the pickle that `torch.distributed.checkpoint` reads, but nothing in it that it does not write."""
+    with file.open("rb") as stream:
+        _MetadataAlone(stream).load()
 
+
+class _MetadataAlone(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_type and name not in OF_METADATA.get(module, ()):
+            raise pickle.UnpicklingError(f"it holds more than metadata: {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _of_zero(folder: Path) -> States:
     folder = folder / (folder / "latest").read_text(encoding="utf-8").strip()
     files = sorted(folder.glob("*_optim_states.pt"), key=lambda file: int(file.name.split("_")[-6]))
-    with torch.serialization.safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]):
+    with torch.serialization.safe_globals(classes_of_states()):
         pieces = [_mapped(file)["optimizer_state_dict"] for file in files]
     if int(pieces[0]["zero_stage"]) == 3:
         (shapes_file, *_) = sorted(folder.glob("zero_pp_rank_0_*model_states.pt"))

@@ -15,6 +15,8 @@ from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.files import read_json
 from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 
+OFFLOAD = " with offloading"
+"""End of its label."""
 _ZERO = "trainer.deepspeed.zero_optimization"
 OFFLOADED = ("optimizer", "param")
 """What ZeRO can leave to the machine's memory: gradients, masters and moments; with level 3 the weights too."""
@@ -62,6 +64,10 @@ class Zero(Sharding):
         return cls(level, offloads, live if isinstance(live, int) else MAX_LIVE, options)
 
     @property
+    def label(self) -> str:
+        return super().label + (OFFLOAD if self.offloads else "")
+
+    @property
     def cuts_weights(self) -> bool:
         return self.level == 3
 
@@ -89,6 +95,7 @@ class Zero(Sharding):
             "trainer.deepspeed needs torchrun, also for one process: torchrun --nproc_per_node N -m voco_llama.cli"
             " train ...",
         )
+        _load_data_alone()
         # DeepSpeed's own calls, thousands of times.
         warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
         if on_cpu:
@@ -151,6 +158,21 @@ class Zero(Sharding):
         """The weights twice (whole, for loading, and its own, for going on), and 12 bytes of each trained parameter."""
         final = (HALF if half else FLOAT32) * sum(group.all for group in groups)
         return final, 2 * final + 3 * FLOAT32 * sum(group.trained for group in groups)
+
+
+def classes_of_states() -> list[Any]:
+    """Of DeepSpeed's own, what its checkpoints hold; all else in them is data."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+
+
+def _load_data_alone() -> None:
+    """Keep DeepSpeed from running what a checkpoint's pickles name: it opens them with `weights_only=False`."""
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals(classes_of_states())
 
 
 def expect_no_accelerator() -> None:

@@ -143,7 +143,7 @@ def write_language_model(folder: Path, config: dict[str, Any], seed: int) -> Non
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
     generator = torch.Generator().manual_seed(seed)
     branches = 2 * config["num_hidden_layers"]
     with torch.no_grad():

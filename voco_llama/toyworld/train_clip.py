@@ -91,6 +91,7 @@ def train_clip(settings: TrainSettings) -> Path:
 
 def _train_clip(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watch: Watch) -> None:
     arguments = training_arguments(settings)
+    watch.start(arguments.world_size)
     checkpoint = run.checkpoint()
     if arguments.world_size > 1 or arguments.gradient_accumulation_steps > 1:
         raise SettingsError("stage clip contrasts the samples of one batch: use one process and no accumulation")

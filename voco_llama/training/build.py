@@ -142,7 +142,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         SettingsError: It is a slow one.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # of a damaged file, of any type
         raise CheckpointError(f"model.tokenizer: {name} cannot be loaded ({one_line(error)})") from error
     check_tokenizer(tokenizer)

@@ -142,12 +142,15 @@ class LossWatch(TrainerCallback):
 
 
 def is_jump(loss: float, before: Collection[float]) -> bool:
-    """Whether a loss is far above those before it, by the median of their distances to their median."""
+    """Whether a loss is far above those before it, but the twentieth of them that were highest.
+
+    Neither those, which may be jumps, nor batches of two kinds with a loss each hide what is one, or make one.
+    """
     if len(before) < FEWEST:
         return False
-    middle = statistics.median(before)
+    middle, high = statistics.median(before), statistics.quantiles(before, n=20)[-1]
     deviation = NORMAL * statistics.median(abs(value - middle) for value in before)
-    return loss > middle + DEVIATIONS * max(deviation, LEAST_DEVIATION * abs(middle))
+    return loss > high + DEVIATIONS * max(deviation, LEAST_DEVIATION * abs(middle))
 
 
 def _shortened(names: list[str]) -> str:

@@ -56,6 +56,6 @@ def _known(model: ModelSettings) -> tuple[int | None, int] | None:
             config = VoCoLlamaConfig.from_pretrained(model.checkpoint)
             return max_positions(config.text_config), config.num_vision_tokens
         name = model.language.pretrained or model.language.config
-        text_config = AutoConfig.from_pretrained(name, local_files_only=True)
+        text_config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         return max_positions(text_config), num_patches(read_vision_config(model.vision.name))
     return None

@@ -76,6 +76,7 @@ def train(settings: TrainSettings) -> Path:
 
 def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watch: Watch) -> None:
     arguments = training_arguments(settings)
+    watch.start(arguments.world_size)
     checkpoint = run.checkpoint()
     set_seed(settings.seed)
     mixture = open_mixture(settings, run.bad_records)

@@ -37,7 +37,7 @@ _WORKER = re.compile(r"DataLoader worker \(pid")
 
 
 class Watch(TrainerCallback):
-    """A context within which a training is watched; give it to the Trainer behind what decides to save.
+    """A context within which a training is watched, from `start` on; a callback behind those that decide to save.
 
     Args:
         run: Folder of the run.
@@ -49,17 +49,27 @@ class Watch(TrainerCallback):
         self.run, self.stall_limit = run, stall_limit
         self._step = 0
         self._last: float | None = None
-        self._ends, self._ended = threading.Event(), threading.Event()
+        self._ends, self._fails = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._group: torch.distributed.ProcessGroup | None = None
 
     def __enter__(self) -> "Watch":
         return self
 
+    def start(self, processes: int) -> None:
+        """Begin, when the processes are joined, so many: from here on none waits for one that is gone."""
+        if processes > 1:
+            self._group = torch.distributed.new_group(backend="gloo")
+        if self._group is not None or self.stall_limit is not None:
+            self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+            self._thread.start()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self._last = None
-        self._ended.set()
-        if self._thread is not None and error is None:
+        self._ends.set()
+        if error is not None:
+            self._fails.set()
+        if self._thread is not None:
             self._thread.join()
         lost = None if error is None else self._lost_by(error)
         if lost is not None:
@@ -81,11 +91,6 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         self._step = state.global_step
-        if args.world_size > 1 and self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")
-        if self._thread is None and (self._group is not None or self.stall_limit is not None):
-            self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
-            self._thread.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._step = state.global_step
@@ -100,29 +105,29 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self._last = None
-        self._ends.set()
 
     def _look(self) -> None:
-        """What the thread does until no process takes steps any more."""
+        """What the thread does until all processes end."""
         while self._group is None:
             self._check_stall()
             if self._ends.wait(SECONDS):
                 return
         try:
-            while not self._ended.is_set() and not self._all_end():
+            while not self._all_end():
                 self._ends.wait(SECONDS)
         except RuntimeError as error:
-            if not self._ended.wait(GRACE):
+            if not self._fails.wait(GRACE):
                 kind, line = self._lost_by(error) or ("lost", one_line(error))
                 self._leave(kind, line)
 
     def _all_end(self) -> bool:
-        """Meet the other processes; whether none of them takes steps any more."""
+        """Meet the other processes; whether all of them end, or this one does by an error."""
         ends = torch.tensor(int(self._ends.is_set()))
         work = torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MIN, self._group, async_op=True)
         while not work.is_completed():
             self._check_stall()
-            time.sleep(SECONDS / 10)
+            if self._fails.wait(SECONDS / 10):
+                return True
         work.wait()
         return bool(ends)
 
