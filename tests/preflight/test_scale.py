@@ -131,6 +131,11 @@ def test_it_reads_as_a_table(of_7b):
     assert lines[-1] == f"  512 GPUs cannot divide 128 rows: {advice}"
 
 
+def test_rows_that_share_an_image_stay_together_where_the_batch_ends():
+    lines = list(scale_lines(dry_run(composed("data.share_media=4", "hardware.scales=[64]")).scales))
+    assert lines[-1].startswith("  64 GPUs cannot divide 128 rows: use 32 at most, or set global_batch_size=256 and")
+
+
 @pytest.mark.parametrize(("overrides", "written"), [(["trainer=zero2"], "10.1"), (["trainer=gpu_bf16"], "41.2")])
 def test_whole_weights_and_what_is_not_divided_are_written_by_the_first(overrides, written):
     lines = list(scale_lines(dry_run(composed(*overrides)).scales))

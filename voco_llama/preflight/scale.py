@@ -151,7 +151,7 @@ def scale_lines(scales: Scales) -> Iterator[str]:
     for scale in scales.each:
         processes = scale.batch.processes
         if scale.batch.size != scales.size:
-            most = max(number for number in range(1, processes) if scales.size % number == 0)
+            most = max(number for number in range(1, processes) if scales.size % (number * scale.batch.rows) == 0)
             yield (
                 f"  {processes} GPUs cannot divide {scales.size} rows: use {most} at most, or set"
                 f" global_batch_size={scale.batch.size} and find the learning rate anew"
