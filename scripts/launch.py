@@ -28,7 +28,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from voco_llama.cli import COMMANDS
 from voco_llama.command_line import parse
 from voco_llama.config_files import using_folder
-from voco_llama.errors import VoCoError, own_line
+from voco_llama.errors import VoCoError, one_line, own_line
 from voco_llama.training.batch import GlobalBatch
 
 PROGRAM = ("-m", "voco_llama.cli")
@@ -97,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
     except SignalException as error:  # SIGHUP, SIGQUIT
         return 128 + error.sigval
     except (RendezvousError, distributed.DistError) as error:
-        sys.stderr.write(f"error: the other machines' launchers are gone or were not met ({error}): start all again\n")
+        why = one_line(error)
+        sys.stderr.write(f"error: the other machines' launchers are gone or were not met ({why}): start all again\n")
         return LOST
     if status and nodes > 1:
         time.sleep(OTHERS_NOTICE)

@@ -124,10 +124,23 @@ def test_it_reads_as_a_table(of_7b):
         "questions",
     ]
     assert [row[:3] for row in rows] == [["8", "8 x 2", "27.0"], ["64", "2 x 1", "8.0"], ["512", "1 x 1 = 512", "5.3"]]
+    assert [row[-2] for row in rows] == ["11.9", "1.5", "0.2"]  # (109.4 - 14.1) / GPUs
     assert [row[-1] for row in rows] == ["1,250", "157", "20"]
     assert "a checkpoint is 109.4 GB on any number of GPUs, 1m49s at hardware.disk_gb_per_second=1" in "".join(lines)
     advice = "use 128 at most, or set global_batch_size=512 and find the learning rate anew"
     assert lines[-1] == f"  512 GPUs cannot divide 128 rows: {advice}"
+
+
+def test_rows_that_share_an_image_stay_together_where_the_batch_ends():
+    lines = list(scale_lines(dry_run(composed("data.share_media=4", "hardware.scales=[64]")).scales))
+    assert lines[-1].startswith("  64 GPUs cannot divide 128 rows: use 32 at most, or set global_batch_size=256 and")
+
+
+@pytest.mark.parametrize(("overrides", "written"), [(["trainer=zero2"], "10.1"), (["trainer=gpu_bf16"], "41.2")])
+def test_whole_weights_and_what_is_not_divided_are_written_by_the_first(overrides, written):
+    lines = list(scale_lines(dry_run(composed(*overrides)).scales))
+    assert lines[2].split()[-2] == written
+    assert ("every process its piece" in lines[7]) == (written == "10.1")
 
 
 def test_what_does_not_fit_there_says_what_would():

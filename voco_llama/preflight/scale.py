@@ -51,7 +51,7 @@ class Scales:
         size: Rows of a step by the recipe.
         flops: That these need.
         mean: Whether their length is the data's on average; else they are of full length.
-        writes_pieces: Whether each process writes a piece of a checkpoint; else the first writes it.
+        in_pieces: Bytes of a checkpoint that the processes share in writing; the first writes the others.
     """
 
     each: tuple[Scale, ...]
@@ -60,7 +60,7 @@ class Scales:
     mean: bool
     hardware: HardwareSettings
     saved: Saved
-    writes_pieces: bool
+    in_pieces: int
 
 
 def scales_of(
@@ -88,8 +88,10 @@ def scales_of(
         plan = there.plan
         received = plan.sharding.exchanged(plan.groups, plan.half, batch.accumulation) * (processes - 1) // processes
         each.append(Scale(batch, there, received, seconds, number))
-    pieces = memory.plan.sharding.cuts_matrices
-    return Scales(tuple(each), size, flops, epoch.tokens is not None, hardware, saved, pieces)
+    sharding, in_pieces = memory.plan.sharding, 0
+    if sharding.cuts_matrices:  # whole weights are written for loading, and once more if they are not divided
+        in_pieces = saved.checkpoint - saved.final * (1 if sharding.cuts_weights else 2)
+    return Scales(tuple(each), size, flops, epoch.tokens is not None, hardware, saved, in_pieces)
 
 
 def divided(settings: TrainSettings, size: int, processes: int) -> GlobalBatch:
@@ -140,7 +142,7 @@ def scale_lines(scales: Scales) -> Iterator[str]:
     )
     yield "  received: by each process in a step; GB/s hide that behind the computation"
     seconds = saved.checkpoint / GB / hardware.disk_gb_per_second
-    who = "every process its piece, the first the whole weights too" if scales.writes_pieces else "the first process"
+    who = "every process its piece, the first the whole weights too" if scales.in_pieces else "the first process"
     yield (
         f"  written: {who}; a checkpoint is {saved.checkpoint / GB:,.1f} GB on any number of GPUs,"
         f" {duration(seconds)} at hardware.disk_gb_per_second={hardware.disk_gb_per_second:g}"
@@ -149,7 +151,7 @@ def scale_lines(scales: Scales) -> Iterator[str]:
     for scale in scales.each:
         processes = scale.batch.processes
         if scale.batch.size != scales.size:
-            most = max(number for number in range(1, processes) if scales.size % number == 0)
+            most = max(number for number in range(1, processes) if scales.size % (number * scale.batch.rows) == 0)
             yield (
                 f"  {processes} GPUs cannot divide {scales.size} rows: use {most} at most, or set"
                 f" global_batch_size={scale.batch.size} and find the learning rate anew"
@@ -160,7 +162,7 @@ def scale_lines(scales: Scales) -> Iterator[str]:
 
 def _cells(scale: Scale, scales: Scales) -> tuple[str, ...]:
     batch, saved, n = scale.batch, scales.saved, scale.batch.processes
-    written = (saved.checkpoint - saved.final) / n if scales.writes_pieces else saved.checkpoint
+    written = scales.in_pieces / n or saved.checkpoint
     return (
         str(n),
         f"{batch.rows} x {batch.accumulation}" + ("" if batch.size == scales.size else f" = {batch.size}"),
