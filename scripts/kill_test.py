@@ -23,7 +23,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -186,13 +185,13 @@ class Trainings:
         """Start it, wait for the moment of a fault, and have it come."""
         run = self.folder / name
         limit = {"LARGEST_FILE": str(_limit(run))} if fault.kind == "full" else {}
-        done = steps_done(run)
+        done, lines = steps_done(run), _lines(run)
         ranks = self.start(name, steps, **limit)
         if fault.kind == "full":
             ranks.wait(LONGEST, until_failure=True)
         else:
             self._wait_for(fault, done, ranks, run, drawn)
-        fault.came_at = steps_done(run) if steps_done(run) > done else None
+        fault.came_at = steps_done(run) if len(_lines(run)) > len(lines) + 1 else None  # beyond that of its start
         began = time.monotonic()
         if fault.kind != "full":
             self._strike(fault, ranks, drawn)
@@ -228,14 +227,12 @@ class Trainings:
 
 def steps_done(run: Path) -> int:
     """Steps of the last line that a training's first process wrote of its records; 0: none."""
+    return next((line["step"] if "step" in line else line["start"] for line in reversed(_lines(run))), 0)
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
     file = records_file(run, 0)
-    if not file.is_file():
-        return 0
-    return max((line["step"] if "step" in line else line["start"] for line in _tail(file)), default=0)
-
-
-def _tail(file: Path) -> Iterator[dict[str, Any]]:
-    yield from list(read_json_lines(file))[-1:]
+    return list(read_json_lines(file)) if file.is_file() else []
 
 
 def _limit(run: Path) -> int:

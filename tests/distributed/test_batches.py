@@ -63,7 +63,12 @@ def curve_of(overrides, start, tmp_path_factory):
 
     def make(kind: str, processes: int, group: str) -> list[float]:
         if (kind, processes, group) not in curves:
-            settings, output = overrides(f"{kind}_{group}_{processes}", processes, f"trainer={group}", start=start)
+            name, before = f"{kind}_{group}_{processes}", start
+            if kind == "q_former":  # fresh, it depends on all that was drawn before
+                settings, made = overrides("q_former_start", 1, *Q_FORMER, start=start)
+                run(1, [*settings, "trainer.max_steps=1"])  # once: it is finished then
+                before = made / "final"
+            settings, output = overrides(name, processes, f"trainer={group}", start=before)
             settings += [*mixed_sources(world_of(settings), folder), *KINDS[kind][0]]
             if kind == "top_k":
                 settings.append(f"loss.top_k_folder={folder / 'top_k'}")

@@ -10,7 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from tests.distributed.launch import ENVIRONMENT, ROOT, TIME_LIMIT, losses, run
+from tests.distributed.launch import ENVIRONMENT, STEPS, TIME_LIMIT, losses, run
+from tests.slurm import ROOT
+from voco_llama.training.checkpoints import last_whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -46,6 +48,13 @@ def ended(launcher: subprocess.Popen) -> tuple[int, str]:
     return launcher.returncode, said
 
 
+def wait_until(holds) -> None:
+    deadline = time.monotonic() + TIME_LIMIT
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -62,6 +71,18 @@ def test_two_machines_give_the_curve_of_one_process(overrides, start):
         assert status == 0, said[-4000:]
         assert "global batch: 8 rows = 2 processes x 4 rows x 1 accumulated" in said
     np.testing.assert_allclose(losses(by_two), losses(by_one), rtol=1e-4)
+
+
+def test_a_signal_to_one_machine_ends_both_with_a_checkpoint(overrides, start):
+    settings, folder = overrides("preempted", 2, "trainer.max_steps=5000", start=start)
+    settings.remove(f"trainer.max_steps={STEPS}")
+    meeting = ("--nodes", "2", "--rendezvous", f"localhost:{free_port()}", "--max-restarts", "1")
+    launchers = [starting(*meeting, "1", "train", *settings) for _ in range(2)]
+    wait_until(lambda: (folder / "metrics.jsonl").is_file())
+    launchers[1].send_signal(signal.SIGUSR1)
+    for status, said in map(ended, launchers):
+        assert status == 138, said[-4000:]
+    assert last_whole(folder).name.startswith("checkpoint-")
 
 
 @pytest.mark.parametrize(
@@ -83,10 +104,7 @@ def test_the_status_is_that_of_the_process_that_failed_and_only_a_loss_begins_ag
 def test_a_signal_reaches_every_process_and_ends_the_launcher_with_its_status(tmp_path):
     meeting = ("--nodes", "2", "--rendezvous", f"localhost:{free_port()}", "--max-restarts", "2")
     launchers = [starting(*meeting, "2", "waits", folder=tmp_path, stand_in=True) for _ in range(2)]
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("started_*"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)
+    wait_until(lambda: len(list(tmp_path.glob("started_*"))) == 4)
     for launcher in launchers:
         launcher.send_signal(signal.SIGUSR1)
     assert [ended(launcher)[0] for launcher in launchers] == [138, 138]

@@ -44,6 +44,9 @@ HAPPENS = {
 
 class WatchedTrainer(VoCoTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if os.environ.get("COUNT_BYTES"):
+            Path(self.args.output_dir, f"bytes_{self.args.process_index}.json").write_text(str(held_bytes()))
+            os._exit(0)
         if str(self.state.global_step) == os.environ["KILL_AT_STEP"]:
             os._exit(KILLED)
         for name, (process, happens) in HAPPENS.items():
@@ -62,14 +65,11 @@ class WatchedTrainer(VoCoTrainer):
         engine = self.model_wrapped
         stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else None
         seen = {"engine": type(engine).__name__, "zero_stage": stage, "processes": self.args.world_size}
-        if os.environ.get("COUNT_BYTES"):
-            seen["bytes"] = held_bytes()
         (Path(self.args.output_dir) / f"engine_{self.args.process_index}.json").write_text(json.dumps(seen))
-        teacher = getattr(self.scheduled_loss, "teacher", None)
+        teacher = getattr(getattr(self.scheduled_loss, "teacher", None), "model", None)
         if teacher is not None:
-            is_divided = weights_are_divided(teacher.model)
-            trains = any(parameter.requires_grad for parameter in teacher.model.parameters())
-            seen = {"engine": type(teacher.model).__name__, "divided": is_divided, "trains": trains}
+            trains = any(parameter.requires_grad for parameter in teacher.parameters())
+            seen = {"engine": type(teacher).__name__, "divided": weights_are_divided(teacher), "trains": trains}
             (Path(self.args.output_dir) / f"teacher_{self.args.process_index}.json").write_text(json.dumps(seen))
         return output
 

@@ -35,13 +35,15 @@ EXPERIMENTS = [*sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*
 OTHER_MODELS = ("vicuna_13b", "llama3_70b", "qwen3_8b", "mistral_7b")
 OF_OTHER_MODELS = [f"{model}/{stage}" for model in OTHER_MODELS for stage in ("align", "instruct", "voco_4")]
 HARDWARE = sorted(file.stem for file in (CONFIG_DIR / "hardware").glob("*.yaml"))
-RAISES_THE_BATCH = "gpus_512x80gb"
+RAISES_THE_BATCH, OFFLOADS = "gpus_512x80gb", "gpus_8x80gb_offload"
 
 WRITTEN_FOR = "gpus_8x80gb"
 
 
 def is_for(hardware: str, experiment: str) -> bool:
-    """Adapters are for trained language models, a whole model on one GPU is for alignment."""
+    """Adapters are for trained language models, a whole model on one GPU is for alignment, offloading is for 70B."""
+    if hardware == OFFLOADS:
+        return False
     return not hardware.startswith("gpu_1") or hardware.endswith("_lora") == (experiment not in ALIGNMENTS)
 
 
@@ -85,9 +87,17 @@ def test_every_7b_run_on_all_hardware_fits_and_keeps_its_recipe(monkeypatch, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", OF_OTHER_MODELS)
-def test_other_language_models_fit_where_they_are_planned(experiment):
-    run = dry_run(composed(experiment))
+@pytest.mark.parametrize(
+    ("experiment", "hardware"),
+    [
+        *((experiment, None) for experiment in OF_OTHER_MODELS),
+        *((f"{model}/voco_4", "gpus_8x40gb") for model in OTHER_MODELS if model != "llama3_70b"),
+        ("llama3_70b/voco_4", OFFLOADS),
+        ("llama3_70b/align", OFFLOADS),
+    ],
+)
+def test_other_language_models_fit_where_they_are_planned(experiment, hardware):
+    run = dry_run(composed(experiment, hardware))
     assert run.batch.size == (256 if experiment.endswith("align") else 128)
     assert run.memory.fits, verdict(run.memory)
     assert run.epoch.rows is not None
@@ -370,6 +380,13 @@ PLAIN = ("trainer.deepspeed=null", "trainer.gradient_checkpointing=false")
             76,
             PLAIN,
             ("trainer.per_device_train_batch_size=4", "trainer.gradient_checkpointing=true"),
+        ),
+        ("voco_1", 19, ("trainer=fsdp2",), ("trainer.per_device_train_batch_size=1", "trainer=zero3")),
+        (
+            "voco_1",
+            16,
+            ("trainer=fsdp2",),
+            ("trainer=zero3", "trainer.deepspeed.zero_optimization.offload_optimizer.device=cpu"),
         ),
         ("voco_1", 3, (), None),
     ],

@@ -8,10 +8,8 @@ import pytest
 from voco_llama.composition import compose
 from voco_llama.model.flops import training_flops
 from voco_llama.preflight.dry_run import dry_run, format_dry_run
-from voco_llama.preflight.memory import Decoder, Pass, Plan, Tower
-from voco_llama.preflight.scale import divided, received, scale_lines
-from voco_llama.sharding import Group, Sharding, Zero
-from voco_llama.training.batch import GlobalBatch
+from voco_llama.preflight.scale import divided, scale_lines
+from voco_llama.sharding import Fsdp, Group, Sharding, Zero
 
 
 def composed(*overrides):
@@ -84,11 +82,7 @@ def test_nothing_is_said_where_no_gpus_are_planned(settings_for):
     assert "GPUs" not in format_dry_run(run)
 
 
-def plan_of(sharding, processes, half=True):
-    groups = (Group("vision", 0, 100, 2), Group("language", 1000, 500, 2), Group("projector", 10, 0, 4))
-    return Plan(
-        groups, Decoder(8, 8, 1, 1, 1, 8, 8), Tower(8, 2, 16), Pass(1, 8, 1, 4), None, processes, half, sharding
-    )
+GROUPS = (Group("vision", 0, 100, 2), Group("language", 1000, 500, 2), Group("projector", 10, 0, 4))
 
 
 @pytest.mark.parametrize(
@@ -98,12 +92,20 @@ def plan_of(sharding, processes, half=True):
         (Zero(1), 3, 2 * 1010 + 2 * 1010),
         (Zero(2), 3, 3 * 2 * 1010 + 2 * 1010),
         (Zero(3), 3, 3 * (2 * (100 + 2 * 1510) + 2 * 1010)),
+        (Fsdp(), 3, 3 * (2 * (100 + 2 * 1510) + 4 * 1010)),
+        (Fsdp(reshards=False), 1, 2 * (100 + 1510) + 4 * 1010),
     ],
 )
-def test_bytes_that_a_process_receives(sharding, passes, expected):
-    for processes, part in ((1, 0), (2, 1 / 2), (4, 3 / 4)):
-        batch = GlobalBatch(processes, 1, passes)
-        assert received(plan_of(sharding, processes), batch) == int(expected * part)
+def test_bytes_that_go_round(sharding, passes, expected):
+    assert sharding.exchanged(GROUPS, True, passes) == expected
+
+
+def test_a_process_gets_what_others_hold(of_7b):
+    plan = of_7b.memory.plan
+    for scale in of_7b.scales.each:
+        around = plan.sharding.exchanged(plan.groups, True, scale.batch.accumulation)
+        n = scale.batch.processes
+        assert scale.received == around * (n - 1) // n
 
 
 def test_it_reads_as_a_table(of_7b):

@@ -17,7 +17,7 @@ from voco_llama.sharding.carry import set_states
 from voco_llama.sharding.states import MASTER, read_states
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.manifest import MANIFEST_FILE, Manifest
-from voco_llama.training.resuming import ResumingTrainer, going_on
+from voco_llama.training.resuming import ResumingTrainer, going_on, is_carried
 from voco_llama.training.run import train
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import GroupedSampler
@@ -113,6 +113,37 @@ def test_what_a_checkpoint_was_made_with_is_asked_for(cut, made):
     (cut / "checkpoint-4" / MANIFEST_FILE).rename(cut / "aside")
     assert goes_on(processes=2, rows=8)  # older than manifests
     (cut / "aside").rename(cut / "checkpoint-4" / MANIFEST_FILE)
+
+
+PLAIN, ZERO_2, FSDP, OFFLOADED = "PyTorch", "DeepSpeed 2", "FSDP", "DeepSpeed 3 with offloading"
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "expected"),
+    [
+        ((PLAIN, 1), (PLAIN, 2), False),
+        ((PLAIN, 1), (FSDP, 1), True),
+        ((FSDP, 2), (PLAIN, 2), True),
+        ((FSDP, 2), (FSDP, 2), True),
+        ((ZERO_2, 2), (ZERO_2, 2), False),
+        ((ZERO_2, 2), (ZERO_2, 4), True),
+        ((ZERO_2, 2), ("DeepSpeed 3", 2), True),
+        ((OFFLOADED, 2), (OFFLOADED, 2), False),
+        ((OFFLOADED, 2), (OFFLOADED, 4), None),
+        (("DeepSpeed 3", 2), (OFFLOADED, 2), None),
+    ],
+)
+def test_what_is_carried_over_and_what_its_backend_loads(made, tmp_path, there, here, expected):
+    """None: refused, for nothing is known of what is offloaded."""
+    there, here = (replace(made, backend=name, batch=GlobalBatch(n, 8 // n)) for name, n in (there, here))
+    assert is_carried(there, here) is (expected is not False)
+    (tmp_path / "checkpoint-4").mkdir()
+    Manifest(4, there).write(tmp_path / "checkpoint-4")
+    if expected is None:
+        with pytest.raises(SettingsError, match=r"what is offloaded cannot be carried over .*: go on as it was made$"):
+            going_on(here, tmp_path / "checkpoint-4")
+    else:
+        going_on(here, tmp_path / "checkpoint-4")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 And what to change where it does not fit: the first of a few remedies, dearer and dearer ones. Fewer rows a pass come
 first (the global batch stays), then checkpointing and higher levels of ZeRO, then adapters, then offloading; each of
-them again with fewer and fewer rows.
+them again with fewer and fewer rows. FSDP2 is none of them: where language models train, ZeRO-3 takes less.
 """
 
 from collections.abc import Iterator, Sequence
@@ -190,9 +190,10 @@ def _variants(settings: TrainSettings, plan: Plan) -> Iterator[tuple[tuple[str, 
     if settings.optimizer == "muon":  # needs whole matrices
         return
     now, has_adapters = plan.sharding, plan.adapters is not None
-    levels = [Zero(level) for level in (2, 3) if level > now.level and not (level == 3 and has_adapters)]
+    levels = [Zero(3)] if now.cuts_weights and now.level < 3 else [Zero(level) for level in (2, 3) if level > now.level]
     for sharding in levels if plan.processes > 1 else ():
-        yield (*sharding.overrides(now), *kept), _divided(plan, sharding)
+        if not (sharding.cuts_weights and has_adapters):
+            yield (*sharding.overrides(now), *kept), _divided(plan, sharding)
     if plan.work.weights_train:
         lora = (f"model.lora.rank={LORA_RANK}", f"model.lora.alpha={LORA_ALPHA}")
         adapted = _with_adapters(plan, settings.model.lora.targets)

@@ -13,10 +13,9 @@ from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.model.flops import training_flops
 from voco_llama.preflight.epoch import Epoch
 from voco_llama.preflight.finding import GB
-from voco_llama.preflight.memory import Plan, estimate, with_rows
+from voco_llama.preflight.memory import estimate, with_rows
 from voco_llama.preflight.plan import Memory, Saved, verdict, what_fits
 from voco_llama.settings import HardwareSettings, TrainSettings
-from voco_llama.sharding import HALF, Group
 from voco_llama.text import aligned, duration
 from voco_llama.training.batch import GlobalBatch, rows_of_a_pass
 from voco_llama.training.checks import segments_a_row
@@ -86,7 +85,9 @@ def scales_of(
         seconds = flops * batch.size / size / speed
         has_fixed_steps = settings.trainer.get("max_steps", -1) > 0
         number = steps if steps is None or has_fixed_steps else math.ceil(steps * size / batch.size)
-        each.append(Scale(batch, there, received(there.plan, batch), seconds, number))
+        plan = there.plan
+        received = plan.sharding.exchanged(plan.groups, plan.half, batch.accumulation) * (processes - 1) // processes
+        each.append(Scale(batch, there, received, seconds, number))
     pieces = memory.plan.sharding.cuts_matrices
     return Scales(tuple(each), size, flops, epoch.tokens is not None, hardware, saved, pieces)
 
@@ -123,30 +124,6 @@ def step_flops(settings: TrainSettings, config: VoCoLlamaConfig, epoch: Epoch, s
     text = max(tokens - segments * (shape.num_compressed + shape.num_voco), 0)
     a_row = training_flops(config, [text], [segments], images, text, settings.stage.trains)
     return size * a_row
-
-
-def received(plan: Plan, batch: GlobalBatch) -> int:
-    """Bytes that a process gets from the others in a step; each other one holds or sums as much as itself.
-
-    Weights that are divided come before each pass's forward and backward, those of a frozen tower or teacher before
-    the forward alone, and their gradients are summed after each. Else gradients are summed once a step, and after each
-    pass where they are divided; and weights come once, if their optimizer is divided.
-    """
-    sharding, passes = plan.sharding, batch.accumulation
-    element = {group: HALF if plan.half and sharding.cuts_matrices else group.element for group in plan.groups}
-    gradients = sum(element[group] * group.trained for group in plan.groups)
-    if sharding.cuts_weights:
-        weights = sum(element[group] * group.all * (1 if _reads_alone(group) else 2) for group in plan.groups)
-        total = passes * (weights + gradients)
-    elif sharding.cuts_matrices:
-        total = gradients * (passes if sharding.level >= 2 else 1) + gradients
-    else:
-        total = 2 * gradients
-    return total * (batch.processes - 1) // batch.processes
-
-
-def _reads_alone(group: Group) -> bool:
-    return not group.trained and group.part in ("vision", "teacher")
 
 
 def scale_lines(scales: Scales) -> Iterator[str]:

@@ -11,12 +11,13 @@ from typing import Any
 from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 from voco_llama.sharding.fsdp import Fsdp, use_plugin
 from voco_llama.sharding.live import num_elements, place_frozen, weights_are_divided, whole, whole_head
-from voco_llama.sharding.zero import Zero, expect_no_accelerator, installation
+from voco_llama.sharding.zero import OFFLOAD, Zero, expect_no_accelerator, installation
 
 __all__ = [
     "FLOAT32",
     "HALF",
     "MOMENTS",
+    "OFFLOAD",
     "Fsdp",
     "Group",
     "Sharding",

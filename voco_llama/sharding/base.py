@@ -32,6 +32,11 @@ class Group:
     is_saved: bool = True
 
     @property
+    def gathers(self) -> int:
+        """How often a pass needs the weights: for its forward, and for its backward if gradients go through them."""
+        return 1 if not self.trained and self.part in ("vision", "teacher") else 2
+
+    @property
     def all(self) -> int:
         """Trained or not."""
         return self.trained + self.frozen
@@ -134,6 +139,13 @@ class Sharding:
             moments = ("head", "layer")
             terms.append(Term("autocast copies", HALF * single, moments, "2 x trained float32 weights"))
         return terms, 0
+
+    def exchanged(self, groups: Sequence[Group], half: bool, passes: int) -> int:
+        """Bytes that go round in a step of so many passes, of which each of n processes gets (n - 1) / n.
+
+        Gradients are summed once, which sends them twice: in pieces to whoever sums a piece, and back as sums.
+        """
+        return 2 * sum(group.element * group.trained for group in groups)
 
     def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
         """Bytes on disk of the trained model, and of a checkpoint: the weights and two moments of their type."""

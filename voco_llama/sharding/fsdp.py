@@ -112,12 +112,16 @@ class Fsdp(Sharding):
         ]
         return terms, 0
 
+    def exchanged(self, groups: Sequence[Group], half: bool, passes: int) -> int:
+        """Weights are gathered for each pass in its type, and gradients summed after it in float32."""
+        element = HALF if half else FLOAT32
+        gathered = sum((group.gathers if self.reshards else 1) * group.all for group in groups)
+        return passes * (element * gathered + FLOAT32 * sum(group.trained for group in groups))
+
     def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
-        """The weights as loaded, and besides them its own, in float32 where they train, and two moments."""
+        """The weights as loaded, and 12 bytes of each trained parameter: in float32, and two moments."""
         final = sum(group.all * group.element for group in groups)
-        trained = sum(group.trained for group in groups)
-        own = sum(FLOAT32 * group.trained + group.element * group.frozen for group in groups)
-        return final, final + own + 2 * FLOAT32 * trained
+        return final, final + 3 * FLOAT32 * sum(group.trained for group in groups)
 
     def divide(self, model: "PreTrainedModel", arguments: "TrainingArguments", dtype: torch.dtype) -> None:
         shard(model, arguments, dtype, self.reshards)
@@ -138,8 +142,8 @@ def shard(
     Args:
         model: On the CPU, its weights mapped from disk or in memory.
         arguments: Its processes and device, and the type that it computes in.
-        dtype: Of weights that do not train, and of those that will be saved; what trains is kept in float32. None:
-            what it computes in.
+        dtype: Of weights that do not train, and of all that are saved; what trains is kept in float32. None: what it
+            computes in.
         reshards: Whether units let their weights go after the forward pass.
     """
     from torch.distributed.device_mesh import init_device_mesh

@@ -15,6 +15,8 @@ from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.files import read_json
 from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 
+OFFLOAD = " with offloading"
+"""End of its label."""
 _ZERO = "trainer.deepspeed.zero_optimization"
 OFFLOADED = ("optimizer", "param")
 """What ZeRO can leave to the machine's memory: gradients, masters and moments; with level 3 the weights too."""
@@ -60,6 +62,10 @@ class Zero(Sharding):
         offloads = tuple(part for part, device in devices.items() if device != "none")
         live = options.get("stage3_max_live_parameters", MAX_LIVE)
         return cls(level, offloads, live if isinstance(live, int) else MAX_LIVE, options)
+
+    @property
+    def label(self) -> str:
+        return super().label + (OFFLOAD if self.offloads else "")
 
     @property
     def cuts_weights(self) -> bool:
@@ -136,6 +142,17 @@ class Zero(Sharding):
             live = element * min(self.max_live, everything)
             terms.append(Term("gathered weights", live, MOMENTS[:3], "stage3_max_live_parameters at most"))
         return terms, host
+
+    def exchanged(self, groups: Sequence[Group], half: bool, passes: int) -> int:
+        """Level 3 gathers weights for each pass. Gradients that are divided are summed after each, else once a step.
+
+        Below level 3 what trained comes back once a step.
+        """
+        element = HALF if half else FLOAT32
+        trained = element * sum(group.trained for group in groups)
+        if self.level == 3:
+            return passes * (element * sum(group.gathers * group.all for group in groups) + trained)
+        return trained * (passes if self.level == 2 else 1) + trained
 
     def saved(self, groups: Sequence[Group], half: bool) -> tuple[int, int]:
         """The weights twice (whole, for loading, and its own, for going on), and 12 bytes of each trained parameter."""

@@ -21,7 +21,7 @@ from transformers import set_seed
 
 from voco_llama.errors import CheckpointError, SettingsError, one_line, refused_as
 from voco_llama.model.weights import read_weights
-from voco_llama.sharding import Fsdp
+from voco_llama.sharding import OFFLOAD, Fsdp, Sharding
 from voco_llama.sharding.carry import set_states, set_weights, set_zero_states
 from voco_llama.sharding.states import read_states
 from voco_llama.training.manifest import Manifest, Origin
@@ -34,10 +34,18 @@ def going_on(origin: Origin, checkpoint: Path | None) -> Origin:
     """What checkpoints of a training say that goes on from one: an epoch is as long as it was there.
 
     Raises:
-        SettingsError: The global batch is another one, or its passes do not end where an epoch ended.
+        SettingsError: The global batch is another one, or its passes do not end where an epoch ended, or what is
+            offloaded would have to be carried over.
     """
     made = None if checkpoint is None else Manifest.read(checkpoint)
-    if made is None or made.origin.batch == origin.batch or made.origin.records != origin.records:
+    if made is None:
+        return origin
+    if is_carried(made.origin, origin) and any(OFFLOAD in each.backend for each in (made.origin, origin)):
+        raise SettingsError(
+            f"{checkpoint} was made under {made.origin.backend} by {made.origin.batch.processes} processes, and what is"
+            f" offloaded cannot be carried over to {origin.backend} of {origin.batch.processes}: go on as it was made"
+        )
+    if made.origin.batch == origin.batch or made.origin.records != origin.records:
         return origin
     before, now = made.origin.batch, origin.batch
     if before.size != now.size:
@@ -56,9 +64,14 @@ def going_on(origin: Origin, checkpoint: Path | None) -> Origin:
             f"an epoch of {checkpoint} has {rows} rows, and forward passes of {now.processes} processes x {now.rows}"
             f" rows do not end there: {advice}"
         )
-    if made.origin.settings != origin.settings:
-        logger.warning("%s was made with other settings than these", checkpoint)
     return replace(origin, rows_an_epoch=rows)
+
+
+def is_carried(there: Origin, here: Origin) -> bool:
+    """Whether a backend cannot load by itself what another one, or itself in other processes, wrote."""
+    if here.backend == Sharding.name or here.backend != there.backend:
+        return here.backend != there.backend
+    return here.backend == Fsdp.name or here.batch.processes != there.batch.processes
 
 
 class ResumingTrainer(SavingTrainer):
@@ -66,21 +79,13 @@ class ResumingTrainer(SavingTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
         made = None if checkpoint is None else Manifest.read(Path(checkpoint))
-        if made is None or not self._is_carried(made):
+        if made is None or not is_carried(made.origin, self.origin):
             with _data_alone(checkpoint):
                 return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         with _reading(checkpoint):
             self._carry_over(Path(checkpoint), made)
         return prepared
-
-    def _is_carried(self, made: Manifest) -> bool:
-        """Whether the backend cannot load it itself."""
-        there, here = made.origin, self.origin
-        if here.backend == Fsdp.name:
-            return True
-        is_same = there.backend == here.backend
-        return not is_same or (self.is_deepspeed_enabled and there.batch.processes != here.batch.processes)
 
     def _carry_over(self, checkpoint: Path, made: Manifest) -> None:
         states = read_states(checkpoint, made.origin.backend, made.parameters)

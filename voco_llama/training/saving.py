@@ -144,7 +144,8 @@ class SavingTrainer(Trainer):
                 return
             publish(run, name, manifest, self.args.save_total_limit)
         except Exception:
-            discard_unfinished(run)
+            if self.args.should_save:  # else it may still be written
+                discard_unfinished(run)
             raise
         seconds = (went_on - began, time.perf_counter() - went_on)
         logger.info("%s: training stood still for %.2f s; it was whole %.2f s later", name, *seconds)
