@@ -326,7 +326,9 @@ def test_an_empty_data_set(settings_for, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(settings_for):
-    with pytest.raises(SettingsError, match=r"the loss is (nan|inf) at step \d+: lower trainer.learning_rate"):
+    with pytest.raises(
+        SettingsError, match=r"the loss is (nan|inf) at step \d+, first on .*: lower trainer.learning_rate"
+    ):
         train(
             settings_for(
                 "toy/instruct", "optimizer=trainer", "trainer.learning_rate=1.0e+38", "trainer.max_grad_norm=0"
