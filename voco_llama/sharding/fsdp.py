@@ -70,7 +70,7 @@ class Fsdp(Sharding):
             require(key == "version" or isinstance(value, bool), f"{_CONFIG}.{key} is {value}: give true or false")
         require(
             not random_weights,
-            "model.language.config (random weights) with FSDP would draw them anew in each process: use trainer=zero2,"
+            "model.language.config (random weights) with FSDP would be drawn whole in each process: use trainer=zero2,"
             " or start from a checkpoint",
         )
 
