@@ -210,7 +210,9 @@ class SavingTrainer(Trainer):
             text = "training stands still for each checkpoint: a copy has %.1f GB, and %.1f are free"
             logger.info(text, size / 1e9, room / 1e9)
             return None
-        return DefaultStager(StagingOptions(torch.cuda.is_available(), False, False, False))
+        return DefaultStager(
+            StagingOptions(False, False, False, False)
+        )  # as `async_save` has it: neither pinned nor shared
 
 
 def _save_pieces(state: dict[str, Any], folder: Path, processes: torch.distributed.ProcessGroup) -> None:
