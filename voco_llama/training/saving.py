@@ -156,10 +156,10 @@ class SavingTrainer(Trainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.is_fsdp_enabled and state_dict:  # gathered, in the first process; what trained is kept in float32
-            is_alone = self.args.world_size == 1
-            state_dict = {name: tensor.to(self._saved_dtype, copy=is_alone) for name, tensor in state_dict.items()}
-        elif self._writes_later and not self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled:  # gathered, in the first process; what trained is kept in float32
+            is_alone, gathered = self.args.world_size == 1, state_dict or {}
+            state_dict = {name: tensor.to(self._saved_dtype, copy=is_alone) for name, tensor in gathered.items()}
+        elif self._writes_later:
             state_dict = self._stager.stage({"model": self.model.state_dict()})["model"]
         self._do(partial(super()._save, output_dir, state_dict))
 
@@ -201,7 +201,7 @@ class SavingTrainer(Trainer):
         """Copies to the machine's memory, over the copy before; None: there is no room for it."""
         if self.is_fsdp_enabled:
             parts = [value for value in fsdp_states(self.model, self.optimizer).values() if isinstance(value, DTensor)]
-            size = int(os.environ["LOCAL_WORLD_SIZE"]) * sum(part.to_local().nbytes for part in parts)
+            size = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * sum(part.to_local().nbytes for part in parts)
         else:
             leaves = tree_leaves([self.model.state_dict(), self.optimizer.state_dict()])
             size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
@@ -210,7 +210,7 @@ class SavingTrainer(Trainer):
             text = "training stands still for each checkpoint: a copy has %.1f GB, and %.1f are free"
             logger.info(text, size / 1e9, room / 1e9)
             return None
-        return DefaultStager(StagingOptions(torch.cuda.is_available(), False, False, False))
+        return DefaultStager(StagingOptions(False, False, False, False))  # as in `dcp.async_save`: not pinned
 
 
 def _save_pieces(state: dict[str, Any], folder: Path, processes: torch.distributed.ProcessGroup) -> None:
