@@ -1,6 +1,7 @@
 """Trainings that are killed at random moments, and started again by the same command: what is lost, and what repeated?
 
-Each backend trains once undisturbed, and then again while faults come at random steps, drawn from a seed:
+Each backend trains once undisturbed, and then again while faults come at random steps, drawn from a seed. One that is
+`moved` has another number of processes, backend or accumulation at each start. Faults are:
 
     kill     SIGKILL to one process
     all      SIGKILL to all of them
@@ -40,14 +41,18 @@ from voco_llama.training.seen import records_file, seen
 
 logger = logging.getLogger("kill_test")
 
-BACKENDS = {
-    "one": (1, ["trainer=cpu"]),
-    "ddp": (2, ["trainer=cpu"]),
-    "zero2": (2, ["trainer=zero2"]),
-    "zero3": (2, ["trainer=zero3"]),
-    "fsdp2": (2, ["trainer=fsdp2"]),
+WAYS = {
+    "one": (1, 1, "cpu"),
+    "one, two passes": (1, 2, "cpu"),
+    "ddp": (2, 1, "cpu"),
+    "zero2": (2, 1, "zero2"),
+    "zero2, two passes": (2, 2, "zero2"),
+    "zero3": (2, 1, "zero3"),
+    "fsdp2": (2, 1, "fsdp2"),
 }
-"""Processes, and the settings of each."""
+"""Processes, passes that are accumulated, and the group of settings."""
+BACKENDS = {**{name: [name] for name in ("one", "ddp", "zero2", "zero3", "fsdp2")}, "moved": list(WAYS)}
+"""The ways to train among which each start has one; an undisturbed training has the first."""
 
 KILLS, SIGNALS, OTHERS = ("kill", "kill", "all", "saving", "torn"), ("term", "usr1"), ("full",)
 """Faults in the proportions in which they are drawn."""
@@ -101,6 +106,7 @@ class Fault:
 
     Attributes:
         step: At which it was to come.
+        way: Of `WAYS`, of the start that it ended.
         came_at: Steps that were done when it came; None: processes were still starting.
         waited: Seconds until all processes had left, or were ended.
         ended: Processes that were ended after `PATIENCE`, as a launcher does: they waited for one that was gone.
@@ -109,6 +115,7 @@ class Fault:
 
     kind: str
     step: int
+    way: str = ""
     came_at: int | None = None
     waited: float = 0.0
     ended: int = 0
@@ -135,24 +142,26 @@ class Trainings:
     """
 
     def __init__(self, backend: str, folder: Path, begin: Path | None) -> None:
-        self.processes, self.group = BACKENDS[backend]
+        self.ways = BACKENDS[backend]
         self.folder, self.begin = folder, begin
 
-    def command(self, name: str, steps: int) -> list[str]:
+    def command(self, name: str, steps: int, way: str) -> list[str]:
         """Of the training of that name."""
+        processes, passes, group = WAYS[way]
         world = self.folder / "world"
         tower = [] if self.begin else [f"model.vision.name={world / 'clip' / 'tiny_clip.json'}"]
         return [
             "train",
             "experiment=toy/voco_1",
             "optimizer=trainer",
-            *self.group,
+            f"trainer={group}",
             f"paths.toyworld={world}",
             f"output_dir={self.folder / name}",
             f"model.checkpoint={self.begin or 'null'}",
             *tower,
             f"trainer.max_steps={steps}",
-            f"trainer.per_device_train_batch_size={GLOBAL_BATCH // self.processes}",
+            f"global_batch_size={GLOBAL_BATCH}",
+            f"trainer.per_device_train_batch_size={GLOBAL_BATCH // processes // passes}",
             "trainer.learning_rate=3.0e-3",
             "projector_learning_rate=1.0e-3",
             "trainer.logging_steps=1",
@@ -165,9 +174,9 @@ class Trainings:
             "trainer.bf16=false",
         ]
 
-    def start(self, name: str, steps: int, **variables: str) -> Ranks:
+    def start(self, name: str, steps: int, way: str, **variables: str) -> Ranks:
         """Begin it, or go on with it."""
-        return start(self.processes, self.command(name, steps), self.folder / f"{name}_logs", **variables)
+        return start(WAYS[way][0], self.command(name, steps, way), self.folder / f"{name}_logs", **variables)
 
     def finish(self, name: str, steps: int) -> None:
         """Train it to its end.
@@ -175,7 +184,7 @@ class Trainings:
         Raises:
             RuntimeError: It failed.
         """
-        ranks = self.start(name, steps)
+        ranks = self.start(name, steps, self.ways[0])
         ranks.wait(600, until_failure=True)
         ranks.end()
         if set(ranks.statuses) != {0}:
@@ -186,7 +195,8 @@ class Trainings:
         run = self.folder / name
         limit = {"LARGEST_FILE": str(_limit(run))} if fault.kind == "full" else {}
         done, lines = steps_done(run), _lines(run)
-        ranks = self.start(name, steps, **limit)
+        fault.way = drawn.choice(self.ways)
+        ranks = self.start(name, steps, fault.way, **limit)
         if fault.kind == "full":
             ranks.wait(LONGEST, until_failure=True)
         else:
@@ -219,8 +229,8 @@ class Trainings:
             time.sleep(drawn.uniform(0, STEP_SECONDS))
 
     def _strike(self, fault: Fault, ranks: Ranks, drawn: random.Random) -> None:
-        everyone = range(self.processes)
-        one = [drawn.randrange(self.processes)]
+        everyone = range(len(ranks.workers))
+        one = [drawn.randrange(len(ranks.workers))]
         numbers = {"term": signal.SIGTERM, "usr1": signal.SIGUSR1}
         ranks.send(numbers.get(fault.kind, signal.SIGKILL), everyone if fault.kind in ("all", "torn") else one)
 
@@ -302,8 +312,9 @@ def measure(backend: str, kills: int, seed: int, folder: Path, begin: Path | Non
         faults = draw_faults(wanted, steps, drawn)
         for fault in faults:
             trainings.disturb(name, steps, fault, drawn)
-            logger.info("%s  %-6s at step %s  statuses %s  left after %.1f s", name, fault.kind,
-                        "start" if fault.came_at is None else fault.came_at, fault.statuses, fault.waited)  # fmt: skip
+            came_at = "start" if fault.came_at is None else fault.came_at
+            line = "%s  %-6s at step %s  %s  statuses %s  left after %.1f s"
+            logger.info(line, name, fault.kind, came_at, fault.way, fault.statuses, fault.waited)
         trainings.finish(name, steps)
         found = differences(folder / name, folder / undisturbed)
         logger.info("%s  %s", name, found)
@@ -323,7 +334,7 @@ def table(results: list[dict[str, Any]]) -> str:
         rows.append(
             (
                 backend,
-                BACKENDS[backend][0],
+                "1 or 2" if len(BACKENDS[backend]) > 1 else WAYS[backend][0],
                 kills,
                 sum(counted[kind] for kind in SIGNALS),
                 counted["full"],
@@ -348,6 +359,7 @@ def _largest(runs: list[dict[str, Any]], key: str) -> str:
 
 def first_model(folder: Path) -> Path:
     """A world, and a model that all trainings start from."""
+    logger.info("a world and a model to begin with, in a minute or two")
     toyworld = ["toyworld", f"root={folder / 'world'}", *(f"{key}={value}" for key, value in WORLD.items())]
     ranks = start(1, toyworld, folder / "logs")
     ranks.wait(300)
@@ -373,7 +385,7 @@ def main() -> int:
         parser.error(f"--kills is {given.kills}: give 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     began = time.monotonic()
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = given.folder or Path(temporary)
         begin = first_model(folder)
         results = [one for backend in backends for one in measure(backend, given.kills, given.seed, folder, begin)]

@@ -164,7 +164,7 @@ def test_a_folder_that_hides_a_setting_is_refused(own):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model=null", "model=null: choose one of llava_7b, tiny$"),
+        ("model=null", "model=null: choose one of llama3_70b, llava_7b, "),
         ("stage=", "stage=: choose one of align, "),
         ("experiment=", "experiment=: choose one of .*, or experiment=null for none"),
         ("experiment=toy/voco_1,toy/voco_4", "there is no experiment=toy/voco_1,toy/voco_4"),

@@ -22,6 +22,7 @@ from voco_llama.training import run as run_module
 from voco_llama.training.checkpoints import UNFINISHED, damage, publish
 from voco_llama.training.manifest import MANIFEST_FILE, SIZES_FILE, Manifest
 from voco_llama.training.run import train
+from voco_llama.training.run_files import by_step
 from voco_llama.training.run_folder import LOCK_FILE, RunFolder
 from voco_llama.training.trainer import VoCoTrainer
 
@@ -370,3 +371,40 @@ def test_a_folder_that_cannot_be_made_is_one_line(settings, tmp_path):
     settings.output_dir = str(tmp_path / "file" / "run")
     with pytest.raises(SettingsError, match=r"^output_dir: \S+file is a file, not a folder: name another$"):
         train(settings)
+
+
+def test_rotation_leaves_what_is_no_checkpoint_of_the_run(tmp_path):
+    for name in ("checkpoint-best-7", "checkpoint-²", "checkpoint-3", "checkpoint-12"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in by_step(tmp_path)] == ["checkpoint-12", "checkpoint-3"]
+
+
+def test_weights_alone_are_saved_and_kept(settings_for):
+    settings = settings_for(
+        "toy/voco_1", "trainer.max_steps=6", "trainer.save_strategy=steps", "trainer.save_steps=1",
+        "trainer.save_only_model=true", "trainer.save_total_limit=3", "optimizer=trainer",
+    )  # fmt: skip
+    train(settings)
+    run = Path(settings.output_dir)
+    assert [path.name for path in by_step(run)] == ["checkpoint-6", "checkpoint-5", "checkpoint-4"]
+    assert not (run / "checkpoint-6" / "optimizer.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda there: there["origin"].update(rows_an_epoch=9.0),
+        lambda there: there["origin"].update(rows_an_epoch=0),
+        lambda there: there["origin"].update(records=10**15),
+        lambda there: there["origin"].update(backend=5),
+        lambda there: there["files"].update({"../../outside": {"bytes": 1, "sha256": ""}}),
+        lambda there: there["files"].update({"a" * 5000: {"bytes": 1, "sha256": ""}}),
+        lambda there: there.update(files={}),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_damage(whole, tmp_path, change):
+    folder = shutil.copytree(whole / "checkpoint-6", tmp_path / "checkpoint-6")
+    there = json.loads((folder / MANIFEST_FILE).read_text())
+    change(there)
+    (folder / MANIFEST_FILE).write_text(json.dumps(there))
+    assert "manifest.json: cannot be read" in damage(folder)

@@ -21,6 +21,7 @@ from voco_llama.training.resuming import ResumingTrainer, going_on, is_carried
 from voco_llama.training.run import train
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.sampling import GroupedSampler
+from voco_llama.training.seen import seen
 from voco_llama.training.trainer import VoCoTrainer
 
 STEPS = ("trainer.max_steps=8", "trainer.save_strategy=steps", "trainer.save_steps=2", "optimizer=trainer")
@@ -220,3 +221,42 @@ def test_another_optimizer_than_adamw_is_not_carried_over(tmp_path):
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     with pytest.raises(CheckpointError, match="its optimizer keeps momentum_buffer, and only AdamW's state can go"):
         read_states(tmp_path, "PyTorch", [["weight", "bias"]])
+
+
+def test_an_epoch_stays_as_long_however_often_a_run_goes_on(settings_of, settings_for, tmp_path):
+    """Going on a second time in passes of 2 is no change of division any more; nor does the log of records say so."""
+    steps = (*STEPS, "trainer.max_steps=12")
+    whole = settings_for("toy/voco_1", *steps, *ALL_THAT_GOES_BY_ROWS, f"output_dir={tmp_path}/whole")
+    train(whole)
+    small = ("trainer.max_steps=12", "trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=4")
+    run = tmp_path / "run"
+    with killed_in(VoCoTrainer, "training_step", 5):
+        train(settings_for("toy/voco_1", *steps, *ALL_THAT_GOES_BY_ROWS, f"output_dir={run}"))
+    again = settings_for("toy/voco_1", *STEPS, *ALL_THAT_GOES_BY_ROWS, *small, f"output_dir={run}")
+    with killed_in(VoCoTrainer, "training_step", 3 * 4):
+        train(again)
+    train(again)
+    np.testing.assert_allclose(losses(run), losses(tmp_path / "whole"), rtol=1e-4)
+    assert [(epoch.rows, epoch.lost, epoch.repeated) for epoch in seen(run).epochs()][:2] == [(40, 0, 0), (40, 0, 0)]
+    assert {step: rows for step, (_, rows) in seen(run).steps.items()} == {
+        step: rows for step, (_, rows) in seen(tmp_path / "whole").steps.items()
+    }
+
+
+@pytest.mark.parametrize("other", ["seed=7", "trainer.learning_rate=1.0e-3", "data.sources.0.limit=20"])
+def test_a_checkpoint_that_is_named_was_made_with_the_same_settings(cut, settings_for, tmp_path, other):
+    named = (f"resume={cut}/checkpoint-4", f"output_dir={tmp_path}/other")
+    with pytest.raises(SettingsError, match="checkpoint-4 was made with other settings, seed or data"):
+        train(settings_for("toy/voco_1", *STEPS, *ALL_THAT_GOES_BY_ROWS, *named, other))
+
+
+def test_what_is_older_than_manifests_goes_on_as_it_was_made(tmp_path, cut):
+    origin = Manifest.read(cut / "checkpoint-4").origin
+    folder = shutil.copytree(cut / "checkpoint-4", tmp_path / "checkpoint-4")
+    (folder / MANIFEST_FILE).unlink()
+    assert going_on(origin, folder) == origin
+    with pytest.raises(SettingsError, match="is older than manifests and was made under PyTorch"):
+        going_on(replace(origin, backend="DeepSpeed 2"), folder)
+    (folder / "latest").write_text("global_step4")
+    with pytest.raises(SettingsError, match="is older than manifests and was made under DeepSpeed"):
+        going_on(origin, folder)

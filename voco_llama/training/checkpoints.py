@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from voco_llama.errors import CheckpointError, refused_as, shown
 from voco_llama.files import read_json, settle
-from voco_llama.training.manifest import Manifest, content_fault, size_faults
+from voco_llama.training.manifest import MANIFEST_FILE, Manifest, content_fault, size_faults
 from voco_llama.training.run_files import by_step
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,13 @@ NEEDED = {
 """What a training goes on from, and how its files are named; one of them must be there."""
 
 
-def damage(folder: Path) -> str | None:
-    """Why a training could not go on from a checkpoint, as far as is seen without reading it; None: it is whole."""
+def damage(folder: Path, goes_on: bool = True) -> str | None:
+    """Why a training could not go on from a checkpoint, as far as is seen without reading it; None: it is whole.
+
+    Without `goes_on` it may be one of weights alone, as `save_only_model` wants it.
+    """
     try:
-        return next(_faults(folder), None)
+        return next(_faults(folder, goes_on), None)
     except CheckpointError as error:
         return str(error)
 
@@ -61,12 +64,12 @@ def _first_told(why: str | None, parts: int) -> str | None:
     return next((each for each in told if each is not None), None)
 
 
-def _faults(folder: Path) -> Iterator[str]:
+def _faults(folder: Path, goes_on: bool) -> Iterator[str]:
     Manifest.read(folder)
     yield from size_faults(folder)
     for file in sorted(folder.rglob("*")):  # a power failure may leave zeros
         _check_opens(file)
-    for what, patterns in NEEDED.items():
+    for what, patterns in NEEDED.items() if goes_on else ():
         if not any(next(folder.glob(pattern), None) for pattern in patterns):
             yield f"it has no {what} ({' or '.join(patterns)})"
     if (folder / "optimizer.pt").exists() and not (folder / "scheduler.pt").exists():
@@ -135,7 +138,7 @@ def publish(run: Path, name: str, manifest: Manifest, keep: int | None) -> None:
         return
     others = list(by_step(run))
     earlier = others[others.index(run / name) + 1 :]
-    whole = [folder for folder in earlier if damage(folder) is None]
+    whole = [folder for folder in earlier if damage(folder, goes_on=not (folder / MANIFEST_FILE).exists()) is None]
     for folder in others:
         if folder.name != name and folder not in whole[: keep - 1]:
             shutil.rmtree(folder, ignore_errors=True)

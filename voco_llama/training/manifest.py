@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from voco_llama.errors import CheckpointError, refused_as
+from voco_llama.errors import CheckpointError, refused_as, shown
 from voco_llama.files import read_json, write_atomically
 from voco_llama.training.batch import GlobalBatch
 
@@ -15,6 +15,8 @@ MANIFEST_FILE = "manifest.json"
 SIZES_FILE = "sizes.json"
 """Of checkpoints that are older than manifests: file -> bytes."""
 VERSION = 1
+_MOST = 1 << 40
+"""Rows or steps that nobody has."""
 THREADS = 4
 """That hash files; one reads about 1.4 GB in a second."""
 
@@ -90,7 +92,13 @@ class Manifest:
         with refused_as(CheckpointError, folder / MANIFEST_FILE):
             if there["version"] != VERSION:
                 raise ValueError(f"it is of version {there['version']}, and {VERSION} is known")
-            origin = Origin(**{**there["origin"], "batch": GlobalBatch(**there["origin"]["batch"])})
+            batch = GlobalBatch(**there["origin"]["batch"])
+            origin = Origin(**{**there["origin"], "batch": batch})
+            numbers = (batch.processes, batch.rows, batch.accumulation, origin.records, origin.rows_an_epoch)
+            if not all(type(number) is int and 0 < number < _MOST for number in (*numbers, there["step"])):
+                raise ValueError(f"it says {shown(numbers)} and step {shown(there['step'])}")
+            if not all(isinstance(text, str) for text in (origin.backend, origin.settings)):
+                raise ValueError(f"its backend is {shown(origin.backend)}")
             return cls(there["step"], origin, tuple(map(tuple, there["parameters"])))
 
 
@@ -130,11 +138,18 @@ def content_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     return next((f"{name} is not what was written" for (name, before), now in found if now != before), None)
 
 
+def _is_inside(name: str) -> bool:
+    """Whether a name is that of a file of the checkpoint's own."""
+    return len(name) < 1000 and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
 def _listed(folder: Path) -> list[tuple[str, int, str | None]]:
     """Name, bytes and hash of each file that a checkpoint lists; none where it has no list."""
     if (folder / MANIFEST_FILE).exists():
         files = read_json(folder / MANIFEST_FILE).get("files")
         with refused_as(CheckpointError, folder / MANIFEST_FILE):
+            if not files or not all(_is_inside(name) for name in files):
+                raise ValueError("it lists no files, or some of other folders")
             return [(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()]
     if (folder / SIZES_FILE).exists():
         return [(name, size, None) for name, size in read_json(folder / SIZES_FILE).items()]

@@ -29,8 +29,8 @@ class RecordsLog(TrainerCallback):
         batches: Of the step at hand the rows of each forward pass.
     """
 
-    def __init__(self, run: Path, mixture: Mixture, batch: GlobalBatch) -> None:
-        self.run, self.mixture, self.batch = run, mixture, batch
+    def __init__(self, run: Path, mixture: Mixture, batch: GlobalBatch, rows_an_epoch: int) -> None:
+        self.run, self.mixture, self.batch, self.rows_an_epoch = run, mixture, batch, rows_an_epoch
         self.batches: list[Origins] = []
         self._file: TextIO | None = None
         self._epoch = 0
@@ -44,7 +44,7 @@ class RecordsLog(TrainerCallback):
             "start": state.global_step,
             "process": os.getpid(),
             "processes": args.world_size,
-            "epoch_rows": self._epoch_rows(),
+            "epoch_rows": self.rows_an_epoch,
             "step_rows": self.batch.size,
         }
         own = records_file(self.run, args.process_index)
@@ -78,10 +78,6 @@ class RecordsLog(TrainerCallback):
         """No step follows."""
         if self._file is not None:
             self._file.close()
-
-    def _epoch_rows(self) -> int:
-        rows, a_pass = len(self.mixture), self.batch.a_pass
-        return rows // a_pass * a_pass if self.batch.drop_last else rows
 
     def _keep(self, control: TrainerControl) -> None:
         """A checkpoint counts on the steps before it, also after a power failure."""

@@ -21,7 +21,7 @@ from transformers import set_seed
 
 from voco_llama.errors import CheckpointError, SettingsError, one_line, refused_as
 from voco_llama.model.weights import read_weights
-from voco_llama.sharding import OFFLOAD, Fsdp, Sharding
+from voco_llama.sharding import OFFLOAD, Fsdp, Sharding, Zero
 from voco_llama.sharding.carry import set_states, set_weights, set_zero_states
 from voco_llama.sharding.states import read_states
 from voco_llama.training.manifest import Manifest, Origin
@@ -30,23 +30,38 @@ from voco_llama.training.saving import SCHEDULER_FILE, SavingTrainer
 logger = logging.getLogger(__name__)
 
 
-def going_on(origin: Origin, checkpoint: Path | None) -> Origin:
+def going_on(origin: Origin, checkpoint: Path | None, is_named: bool = False) -> Origin:
     """What checkpoints of a training say that goes on from one: an epoch is as long as it was there.
 
+    Args:
+        origin: As the settings have it.
+        checkpoint: None: the training begins.
+        is_named: Whether the user named it, so that it may be of another run.
+
     Raises:
-        SettingsError: The global batch is another one, or its passes do not end where an epoch ended, or what is
-            offloaded would have to be carried over.
+        SettingsError: The global batch is another one, or its passes do not end where an epoch ended; what is offloaded
+            would have to be carried over, or what is older than manifests; or a named one was made otherwise.
     """
-    made = None if checkpoint is None else Manifest.read(checkpoint)
-    if made is None:
+    if checkpoint is None:
         return origin
+    made = Manifest.read(checkpoint)
+    if made is None:
+        _check_loads_it(checkpoint, origin)
+        return origin
+    if is_named and (made.origin.settings, made.origin.seed, made.origin.records) != (
+        origin.settings,
+        origin.seed,
+        origin.records,
+    ):
+        raise SettingsError(
+            f"resume={checkpoint} was made with other settings, seed or data, which would stay in force: give those, or"
+            " begin from its weights alone with model.checkpoint"
+        )
     if is_carried(made.origin, origin) and any(OFFLOAD in each.backend for each in (made.origin, origin)):
         raise SettingsError(
             f"{checkpoint} was made under {made.origin.backend} by {made.origin.batch.processes} processes, and what is"
             f" offloaded cannot be carried over to {origin.backend} of {origin.batch.processes}: go on as it was made"
         )
-    if made.origin.batch == origin.batch or made.origin.records != origin.records:
-        return origin
     before, now = made.origin.batch, origin.batch
     if before.size != now.size:
         raise SettingsError(
@@ -54,7 +69,7 @@ def going_on(origin: Origin, checkpoint: Path | None) -> Origin:
             f" global_batch_size={before.size}, or choose another output_dir"
         )
     rows = made.origin.rows_an_epoch
-    if rows % now.a_pass:
+    if before != now and rows % now.a_pass:
         fitting = (n for n in range(now.rows, 0, -1) if not math.gcd(rows, now.size) % (n * now.processes))
         advice = next(
             (f"set trainer.per_device_train_batch_size={n} and global_batch_size={now.size}" for n in fitting),
@@ -65,6 +80,17 @@ def going_on(origin: Origin, checkpoint: Path | None) -> Origin:
             f" rows do not end there: {advice}"
         )
     return replace(origin, rows_an_epoch=rows)
+
+
+def _check_loads_it(checkpoint: Path, origin: Origin) -> None:
+    """Refuse a checkpoint without a manifest that the backend cannot load by itself: nothing says how to carry it."""
+    is_zero = (checkpoint / "latest").exists()
+    if is_zero != origin.backend.startswith(Zero.name):
+        wrote = Zero.name if is_zero else Sharding.name
+        raise SettingsError(
+            f"{checkpoint} is older than manifests and was made under {wrote}, which cannot be carried over to"
+            f" {origin.backend}: go on as it was made"
+        )
 
 
 def is_carried(there: Origin, here: Origin) -> bool:

@@ -81,7 +81,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
     set_seed(settings.seed)
     mixture = open_mixture(settings, run.bad_records)
     batch = GlobalBatch.of(settings, arguments.world_size)
-    origin = going_on(run.origin(batch, len(mixture)), checkpoint)
+    origin = going_on(run.origin(batch, len(mixture)), checkpoint, run.names_checkpoint)
     if settings.loss.teacher == "checkpoint":
         check_teacher(settings.loss.teacher_checkpoint, build_processor(settings))
     model, processor = build_or_load(settings)
@@ -113,7 +113,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
         elastic=elastic,
         interrupts=interrupts,
         watch=watch,
-        records=RecordsLog(run.path, mixture, batch),
+        records=RecordsLog(run.path, mixture, batch, origin.rows_an_epoch),
         callbacks=[MetricsLog(run.path)],
         model=model,
         args=arguments,

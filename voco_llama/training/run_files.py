@@ -22,6 +22,7 @@ An anomaly is `{"time": ..., "step": 41, "kind": "spike", "text": "the loss ..."
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,5 +57,5 @@ def note_end(run: Path, status: int, line: str) -> None:
 
 def by_step(run: Path) -> Iterator[Path]:
     """The checkpoints below a run's folder, the last first."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    found = [path for path in run.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]+", path.name)]
     yield from sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)

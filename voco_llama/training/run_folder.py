@@ -114,7 +114,7 @@ class RunFolder:
         with writing(self.path, advice), locked(self.path / LOCK_FILE, remains=False) if is_first else nullcontext():
             if self.is_finished():
                 raise SettingsError(f"{self.path} was finished by another process just now: there is nothing to do")
-            with self._noting_end() if is_first else nullcontext():
+            with self._noting_end() if is_first else nullcontext(), writing(self.path, advice):
                 yield
 
     @contextmanager
@@ -191,6 +191,11 @@ class RunFolder:
                 " another output_dir, or remove it to train again"
             )
 
+    @property
+    def names_checkpoint(self) -> bool:
+        """Whether `resume` names the checkpoint to go on from."""
+        return self.settings.resume not in ("auto", "never")
+
     def checkpoint(self) -> Path | None:
         """The checkpoint to go on from: the one that `resume` names, or the last that is whole.
 
@@ -199,7 +204,7 @@ class RunFolder:
         Raises:
             SettingsError: The one that `resume` names is not whole.
         """
-        if self.settings.resume in ("auto", "never"):
+        if not self.names_checkpoint:
             return last_whole(self.path)
         folder = Path(self.settings.resume)
         if (why := damage_inside(folder)) is not None:

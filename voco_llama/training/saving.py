@@ -113,7 +113,10 @@ class SavingTrainer(Trainer):
         self.writer.wait()
         if is_writer:
             discard_unfinished(run)
+            (run / UNFINISHED / f"checkpoint-{self.state.global_step}").mkdir(parents=True)
         self.accelerator.wait_for_everyone()
+        if self.is_fsdp_enabled:
+            _ = self._stager  # all processes decide together
         self._left, self._is_saving = [], True
         try:
             super()._save_checkpoint(*args, **kwargs)
@@ -158,7 +161,7 @@ class SavingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.is_fsdp_enabled:  # gathered, in the first process; what trained is kept in float32
             is_alone, gathered = self.args.world_size == 1, state_dict or {}
-            state_dict = {name: tensor.to(self._saved_dtype, copy=is_alone) for name, tensor in gathered.items()}
+            state_dict = {name: gathered.pop(name).to(self._saved_dtype, copy=is_alone) for name in list(gathered)}
         elif self._writes_later:
             state_dict = self._stager.stage({"model": self.model.state_dict()})["model"]
         self._do(partial(super()._save, output_dir, state_dict))
@@ -175,7 +178,6 @@ class SavingTrainer(Trainer):
         else:
             self._do(partial(torch.save, state, folder / OPTIMIZER_FILE))
         if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
 
     def _do(self, write: Callable[[], None]) -> None:
@@ -206,7 +208,10 @@ class SavingTrainer(Trainer):
             leaves = tree_leaves([self.model.state_dict(), self.optimizer.state_dict()])
             size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
         room = psutil.virtual_memory().available
-        if size > room // 2:
+        fits = torch.tensor(size <= room // 2)
+        if self.is_fsdp_enabled and self.args.world_size > 1:
+            torch.distributed.all_reduce(fits, torch.distributed.ReduceOp.MIN, group=self._hosts)
+        if not fits:
             text = "training stands still for each checkpoint: a copy has %.1f GB, and %.1f are free"
             logger.info(text, size / 1e9, room / 1e9)
             return None
