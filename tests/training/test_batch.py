@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from voco_llama.composition import to_plain
+from voco_llama.composition import compose, to_plain
 from voco_llama.errors import SettingsError
 from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.card import _recipe
@@ -34,3 +34,17 @@ def test_where_the_rows_of_a_pass_stand_in_the_global_batch():
     batch = GlobalBatch(processes=2, rows=3, accumulation=2)
     assert [batch.first_row(number, process) for number in (0, 1) for process in (0, 1)] == [0, 3, 6, 9]
     assert batch.size == 12
+
+
+@pytest.mark.parametrize(
+    ("processes", "advice"),
+    [
+        (48, "use 16 processes, or set global_batch_size to a multiple of 384"),
+        (64, "set trainer.per_device_train_batch_size=2, or"),
+        (256, "use 128 processes, or"),
+    ],
+)
+def test_what_does_not_divide_says_what_would(processes, advice):
+    settings = compose(["global_batch_size=128", "trainer.per_device_train_batch_size=8"])
+    with pytest.raises(SettingsError, match=advice):
+        GlobalBatch.of(settings, processes)

@@ -79,10 +79,16 @@ class GlobalBatch:
         if settings.global_batch_size is not None:
             accumulation, rest = divmod(settings.global_batch_size, processes * rows)
             if rest or not accumulation:
+                share, odd = divmod(settings.global_batch_size, processes)
+                one = settings.data.share_media
+                fitting = next((n for n in range(min(rows, share) // one * one, 0, -one) if share % n == 0), one)
+                advice = f"set trainer.per_device_train_batch_size={fitting}"
+                if odd:
+                    advice = f"use {math.gcd(settings.global_batch_size, processes)} processes"
                 raise SettingsError(
                     f"global_batch_size is {settings.global_batch_size}, which {processes} processes of {rows} rows do"
-                    " not divide: change trainer.per_device_train_batch_size, or set global_batch_size to a multiple of"
-                    f" {processes * rows}"
+                    f" not divide: {advice}, or set global_batch_size to a multiple of {processes * rows} and find the"
+                    " learning rate anew"
                 )
         return cls(processes, rows, accumulation, bool(trainer.get("dataloader_drop_last")))
 
