@@ -56,5 +56,5 @@ def note_end(run: Path, status: int, line: str) -> None:
 
 def by_step(run: Path) -> Iterator[Path]:
     """The checkpoints below a run's folder, the last first."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    found = [path for path in run.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
     yield from sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
