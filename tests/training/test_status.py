@@ -129,11 +129,10 @@ STEP = '{"step": %s, "epoch": 0, "records": %s}\n'
         (ANOMALIES_FILE, '{"time": {}, "step": [], "kind": []}\n'),
         (ANOMALIES_FILE, json.dumps(dict.fromkeys(("step", "kind", "text"), "\x1b]0;a\x07\nx\u202e\ud800")) + "\n"),
         (ENDED_FILE, json.dumps({"status": "\x1b[2J", "text": "x\ny"})),
-        ("\x1b[2J/x", ""),
     ],
 )
 def test_a_strangers_files_break_neither_it_nor_the_terminal(tmp_path, file, text):
-    run = tmp_path / "there\x1b[2J"
+    run = tmp_path / "there"
     for path, content in ((run / SETTINGS_FILE, ""), (run / ENVIRONMENT_FILE, "[]"), (run / file, text)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
@@ -145,6 +144,16 @@ def test_a_strangers_files_break_neither_it_nor_the_terminal(tmp_path, file, tex
     assert len(table.splitlines()) == 3
     assert "there" in one
     assert "not begun" in table
+
+
+def test_the_name_of_a_folder_does_not_reach_the_terminal_as_it_is(tmp_path):
+    for name in ("one\x1b[2J", "two\n"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / SETTINGS_FILE).touch()
+    assert "\x1b" not in status(StatusSettings([str(tmp_path / "one\x1b[2J")]))
+    table = status(StatusSettings([str(tmp_path)]))
+    assert "\x1b" not in table
+    assert table.count("\n") == 3
 
 
 def test_a_folder_that_cannot_be_read_is_one_row(tmp_path, monkeypatch):
