@@ -29,6 +29,7 @@ from voco_llama.cli import COMMANDS
 from voco_llama.command_line import parse
 from voco_llama.config_files import using_folder
 from voco_llama.errors import VoCoError, one_line, own_line
+from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import GlobalBatch
 
 PROGRAM = ("-m", "voco_llama.cli")
@@ -106,17 +107,27 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
+def training(command: Sequence[str]) -> TrainSettings | None:
+    """The settings of a training; None of any other command.
+
+    Raises:
+        VoCoError: They are mistaken.
+    """
+    words = parse(list(command), COMMANDS)
+    if words.command != "train":
+        return None
+    with using_folder(words.folder):
+        return COMMANDS["train"].compose_typed(words.overrides)
+
+
 def global_batch(command: Sequence[str], processes: int) -> str | None:
     """How a training's global batch is divided over all processes; None of any other command.
 
     Raises:
         VoCoError: The settings are mistaken, or the batch cannot be divided.
     """
-    words = parse(list(command), COMMANDS)
-    if words.command != "train":
-        return None
-    with using_folder(words.folder):
-        return str(GlobalBatch.of(COMMANDS["train"].compose_typed(words.overrides), processes))
+    settings = training(command)
+    return None if settings is None else str(GlobalBatch.of(settings, processes))
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -129,7 +140,8 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--id", default=os.environ.get("VOCO_RENDEZVOUS_ID", "voco-llama"), help=name)
     restarts = "new starts on this command where a process is lost (VOCO_MAX_RESTARTS); 0"
     parser.add_argument("--max-restarts", type=int, default=os.environ.get("VOCO_MAX_RESTARTS", 0), help=restarts)
-    parser.add_argument("--batch", action="store_true", help="say how the global batch is divided, and start nothing")
+    batch = "say how the global batch is divided, and on the output the folder of the run; start nothing"
+    parser.add_argument("--batch", action="store_true", help=batch)
     parser.add_argument("processes", type=int, help="on this machine: one for each GPU")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="of voco-llama, with its settings")
     options = parser.parse_args(arguments)
@@ -156,6 +168,8 @@ def main() -> int:
     sys.stderr.write(f"global batch: {batch}\n" if batch else f"{processes} processes\n")
     sys.stderr.flush()
     if options.batch:
+        settings = training(options.command)
+        sys.stdout.write("" if settings is None else f"{settings.output_dir}\n")
         return 0
     try:
         return run(options)

@@ -40,7 +40,7 @@ esac
 """
 
 PYTHON = """#!/usr/bin/env bash
-[ "$1" = -m ] || { echo "${*: -2}" >batch; exit "$FAKE_BATCH"; }
+[ "$1" = -m ] || { echo "${*: -2}" >batch; echo run; exit "$FAKE_BATCH"; }
 trap 'sleep 0.5; touch "saved_$RANK"; exit 138' USR1
 trap 'sleep 0.5; touch "saved_$RANK"; exit 143' TERM
 echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*" >"started_$RANK"

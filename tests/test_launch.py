@@ -90,6 +90,36 @@ def test_a_job_is_queued_again_where_that_helps(tmp_path, training, more, requeu
     assert (ended, len(found)) == (int(training), requeued)
 
 
+def test_a_job_that_makes_no_checkpoint_comes_back_once(tmp_path):
+    """A mistake or a full disk that only some processes tell is no lost process."""
+    run = tmp_path / "run"
+    assert len(FakeJob(tmp_path, "75").end()[1]) == 1
+    _, requeued, said = FakeJob(tmp_path, "75").end()
+    assert len(requeued) == 1
+    assert "no new checkpoint since it came back: not queued again" in said
+    assert len(FakeJob(tmp_path, "75", SLURM_JOB_ID="4712").end()[1]) == 2
+    for count, step in enumerate((9, 10), 3):
+        (run / f"checkpoint-{step}").mkdir()
+        assert len(FakeJob(tmp_path, "137").end()[1]) == count
+    assert len(FakeJob(tmp_path, "75").end()[1]) == 4
+
+
+def test_a_preempted_job_comes_back_without_a_new_checkpoint_too(tmp_path):
+    FakeJob(tmp_path, "75").end()
+    for count in (2, 3):
+        for started in tmp_path.glob("started_*"):
+            started.unlink()
+        job = FakeJob(tmp_path, "waits")
+        job.signal(signal.SIGUSR1)
+        assert len(job.end()[1]) == count
+
+
+def test_the_folder_of_a_run_is_on_the_output(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["launch", "--batch", "8", "train", "experiment=voco_1", "output_dir=there"])
+    assert launch.main() == 0
+    assert capsys.readouterr().out == "there\n"
+
+
 def test_a_job_whose_batch_does_not_divide_starts_nothing(tmp_path):
     assert FakeJob(tmp_path, "0", batch=2).end()[:2] == (2, [])
     assert not list(tmp_path.glob("started_*"))

@@ -11,16 +11,25 @@ from pathlib import Path
 
 from voco_llama.errors import SettingsError
 
-_KEYS = re.compile(r"(^|[._])(token|password|passwd|secret|api_key|access_key|credentials?)$", re.IGNORECASE)
+_KEYS = re.compile(r"(^|[._])(token|password|passwd|secret|(api|access|account)_key|auth|credentials?)$", re.IGNORECASE)
 """Settings, and entries of `options`, that are for one."""
 _VARIABLES = re.compile(r"(TOKEN|PASSWORD|PASSWD|SECRET|_KEY|CREDENTIALS?)$", re.IGNORECASE)
 """Of the environment, whose values are."""
 _FEWEST = 12
 """Characters of a value of the environment that is looked for: shorter ones are words."""
 _SHAPES = re.compile(
-    r"://[^/?#\s]*@"  # a user, with a password or without, in a URL
-    r"|[?&][^=&\s]*(token|key|signature|password|secret)=[^&\s]+"  # and in its query
-    r"|\b(hf_\w{20,}|AKIA[0-9A-Z]{16}|sk-[\w-]{20,}|gh[opsu]_\w{20,}|xox[abp]-[\w-]{10,})",
+    "|".join(
+        (
+            r"://[^/?#\s]*@",  # a user, with a password or without, in a URL
+            r"[?&][^=&\s]*(token|key|sig|signature|password|secret)=[^&\s]+",  # and in its query
+            r"\b(hf_\w{20,}|sk-[\w-]{20,}|xox[abp]-[\w-]{10,})",  # Hugging Face, OpenAI, Slack
+            r"\b(gh[oprsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,})",  # GitHub, GitLab
+            r"\bA[KS]IA[0-9A-Z]{16}",  # AWS
+            r"\beyJ[\w-]{10,}\.[\w-]{10,}\.",  # a JSON web token
+            r"\bBearer\s+(?=\S*\d)[\w.~+/=-]{12,}",  # a header; with a digit, since text may speak of bearers
+            r"-----BEGIN [A-Z ]*PRIVATE KEY",  # PEM
+        )
+    ),
     re.IGNORECASE,
 )
 

@@ -63,6 +63,8 @@ def locked(file: Path, remains: bool = True) -> Iterator[None]:
 
 def lock_holder(file: Path) -> str | None:
     """The text of a lock file that a process holds; None: nobody does."""
+    if not file.is_file():
+        return None
     try:
         with file.open(encoding="utf-8", errors="replace") as opened:
             try:
@@ -152,7 +154,7 @@ def read_json(file: Path, error: type[VoCoError] = CheckpointError, advice: str 
 def json_if_whole(file: Path) -> Any:
     """What a file of JSON holds; None: it is missing or damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -33,6 +33,11 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
 
 
+def printable(text: str) -> str:
+    """A text from anybody's file on one line of a terminal, which obeys no character in it."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def aligned(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
     """Columns for a terminal: the first to the left, the others to the right."""
     return _table(head, body, "plain")

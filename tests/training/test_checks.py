@@ -98,6 +98,10 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["trainer.bf16=true", "trainer.fp16=true"], "choose one"),
         (["trainer=zero2", f"{ZERO}.stage=4"], "stage is 4: give 1, 2 or 3"),
         (["trainer=zero2", "trainer.deepspeed.zero_optimization=null"], "stage is None"),
+        (["trainer=zero2", "+trainer.deepspeed.optimizer.type=SGD"], "deepspeed.optimizer would take the place of"),
+        (["trainer=zero2", "+trainer.deepspeed.scheduler.type=WarmupLR"], "deepspeed.scheduler would take the place"),
+        (["trainer=zero2", "trainer.deepspeed.gradient_clipping=5.0"], "gradient_clipping is 5.0: give auto"),
+        (["trainer=zero2", "trainer.deepspeed.gradient_clipping=null"], "gradient_clipping is None: give auto"),
         (["trainer=zero2", f"{ZERO}.stage3_prefetch_bucket_size=auto"], "is for stage 3, but stage is 2"),
         (["trainer=zero2", f"{ZERO}.overlap_com=true"], "did you mean 'overlap_comm'"),
         (

@@ -120,7 +120,8 @@ def test_single_losses_are_said_where_there_is_more_than_cross_entropy():
 def test_adapters_and_a_deepspeed_configuration_in_a_file(tmp_path, level, is_fit):
     gather = {"stage3_gather_16bit_weights_on_model_save": True} if level == 3 else {}
     file = tmp_path / "zero.json"
-    file.write_text(json.dumps({"zero_optimization": {"stage": level, **gather}}))
+    options = {"gradient_clipping": "auto", "zero_optimization": {"stage": level, **gather}}
+    file.write_text(json.dumps(options))
     settings = compose(["model.lora.rank=4", "model.language.config=null", "model.language.pretrained=some/model"])
     settings.trainer["deepspeed"] = str(file)
     if is_fit:

@@ -15,8 +15,17 @@ from voco_llama import cli
 from voco_llama.errors import SettingsError
 from voco_llama.files import append_line, locked
 from voco_llama.training.run import train
-from voco_llama.training.run_files import ANOMALIES_FILE, ENDED_FILE, LOCK_FILE, METRICS_FILE, RESULT_FILE, note_anomaly
-from voco_llama.training.seen import records_file
+from voco_llama.training.run_files import (
+    ANOMALIES_FILE,
+    ENDED_FILE,
+    ENVIRONMENT_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    SETTINGS_FILE,
+    note_anomaly,
+)
+from voco_llama.training.seen import records_file, seen
 from voco_llama.training.status import StatusSettings, runs_in, status, status_of
 
 
@@ -99,10 +108,84 @@ def test_torn_files_are_passed_over(run, text):
     assert status(StatusSettings([str(run), str(run)])).count("\n") == 3
 
 
+START = '{"start": 0, "processes": 1, "epoch_rows": 10, "step_rows": 4}\n'
+STEP = '{"step": %s, "epoch": 0, "records": %s}\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("records/rank_0.jsonl", START + STEP % (1, '[[1], {"a": 1}]')),
+        ("records/rank_0.jsonl", START + STEP % ("9" * 400, "[1]")),
+        ("records/rank_x.jsonl", START),
+        ("records/rank_1.jsonl/x", ""),
+        ("records/rank_\u00b2.jsonl", START),
+        ("checkpoint-\u00b2/manifest.json", "{}"),
+        ("result.json/x", ""),
+        (METRICS_FILE, '{"step": 1, "time": 1, "max_steps": 5}\n{"step": 2, "time": 1e300, "max_steps": 1e308}\n'),
+        (METRICS_FILE, '{"step": 1, "time": NaN, "loss": NaN}\n{"step": 2.5, "time": 5, "loss": %s}\n' % ("9" * 400)),
+        (ANOMALIES_FILE, '{"time": 1e300, "step": 1, "kind": "nan", "text": "x"}\n'),
+        (ANOMALIES_FILE, '{"time": NaN, "step": 1, "kind": "nan", "text": "x"}\n'),
+        (ANOMALIES_FILE, '{"time": {}, "step": [], "kind": []}\n'),
+        (ANOMALIES_FILE, json.dumps(dict.fromkeys(("step", "kind", "text"), "\x1b]0;a\x07\nx\u202e\ud800")) + "\n"),
+        (ENDED_FILE, json.dumps({"status": "\x1b[2J", "text": "x\ny"})),
+    ],
+)
+def test_a_strangers_files_break_neither_it_nor_the_terminal(tmp_path, file, text):
+    run = tmp_path / "there"
+    for path, content in ((run / SETTINGS_FILE, ""), (run / ENVIRONMENT_FILE, "[]"), (run / file, text)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / SETTINGS_FILE).touch()
+    one, table = status(StatusSettings([str(run)])), status(StatusSettings([str(tmp_path)]))
+    lines = (one + table).splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert len(table.splitlines()) == 3
+    assert "there" in one
+    assert "not begun" in table
+
+
+def test_the_name_of_a_folder_does_not_reach_the_terminal_as_it_is(tmp_path):
+    for name in ("one\x1b[2J", "two\n"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / SETTINGS_FILE).touch()
+    assert "\x1b" not in status(StatusSettings([str(tmp_path / "one\x1b[2J")]))
+    table = status(StatusSettings([str(tmp_path)]))
+    assert "\x1b" not in table
+    assert table.count("\n") == 3
+
+
+def test_a_folder_that_cannot_be_read_is_one_row(tmp_path, monkeypatch):
+    for name in ("mine", "theirs"):
+        (tmp_path / name / "records").mkdir(parents=True)
+        (tmp_path / name / SETTINGS_FILE).touch()
+
+    def seen_unless_theirs(run):
+        if run.name == "theirs":
+            raise PermissionError(13, "Permission denied", str(run))
+        return seen(run)
+
+    monkeypatch.setattr("voco_llama.training.status.seen", seen_unless_theirs)
+    table = status(StatusSettings([str(tmp_path)])).splitlines()
+    assert table[1].endswith("not begun")
+    assert "cannot be read" in table[2]
+
+
 def test_several_runs_are_a_table(run, finished):
     text = status(StatusSettings([str(run.parent), str(finished)]))
     assert [line.split()[-1] for line in text.splitlines()] == ["state", "finished", "finished"]
     assert runs_in(run.parent) == [run]
+
+
+def test_runs_are_found_two_folders_down_and_when_they_begin(tmp_path):
+    """As quickstart has them; what writes no records, as stage clip, says nothing of any."""
+    for name in ("toy/voco_1/settings.yaml", "toy/clip/.run.lock", "other/settings.yaml", "toy/data/image.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert runs_in(tmp_path) == [tmp_path / name for name in ("other", "toy/clip", "toy/voco_1")]
+    assert "rows" not in status(StatusSettings([str(tmp_path / "other")]))
+    assert status_of(tmp_path / "other").lost is None
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from voco_llama.errors import SettingsError, did_you_mean, require
+from voco_llama.errors import SettingsError, did_you_mean, require, shown
 from voco_llama.files import read_json
 from voco_llama.sharding.base import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 
@@ -20,6 +20,12 @@ OFFLOAD = " with offloading"
 _ZERO = "trainer.deepspeed.zero_optimization"
 OFFLOADED = ("optimizer", "param")
 """What ZeRO can leave to the machine's memory: gradients, masters and moments; with level 3 the weights too."""
+
+_INSTEAD = {
+    "optimizer": "set optimizer, trainer.learning_rate and trainer.weight_decay",
+    "scheduler": "set trainer.lr_scheduler_type and trainer.warmup_steps",
+}
+"""What DeepSpeed would make in place of ours, and what sets ours."""
 
 MAX_LIVE = 1_000_000_000
 """DeepSpeed's `stage3_max_live_parameters`, and its `sub_group_size`, in parameters."""
@@ -34,12 +40,14 @@ class Zero(Sharding):
         offloads: Of `OFFLOADED`.
         max_live: Parameters that level 3 gathers at the same time.
         options: `zero_optimization` of the configuration.
+        beside: The rest of it.
     """
 
     level: int = 2
     offloads: tuple[str, ...] = ()
     max_live: int = MAX_LIVE
     options: Mapping[str, Any] | None = None
+    beside: Mapping[str, Any] | None = None
 
     name: ClassVar[str] = "DeepSpeed"
     cuts_matrices: ClassVar[bool] = True
@@ -61,7 +69,8 @@ class Zero(Sharding):
         devices = {part: (options.get(f"offload_{part}") or {}).get("device", "none") for part in OFFLOADED}
         offloads = tuple(part for part, device in devices.items() if device != "none")
         live = options.get("stage3_max_live_parameters", MAX_LIVE)
-        return cls(level, offloads, live if isinstance(live, int) else MAX_LIVE, options)
+        beside = {key: value for key, value in deepspeed.items() if key != "zero_optimization"}
+        return cls(level, offloads, live if isinstance(live, int) else MAX_LIVE, options, beside)
 
     @property
     def label(self) -> str:
@@ -74,6 +83,12 @@ class Zero(Sharding):
     def check(self, random_weights: bool) -> None:
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+        for key, instead in _INSTEAD.items():
+            text = f"trainer.deepspeed.{key} would take the place of this package's: remove it, and {instead}"
+            require(key not in self.beside, text)
+        clipping = self.beside.get("gradient_clipping")
+        text = f"trainer.deepspeed.gradient_clipping is {shown(clipping)}: give auto, and set trainer.max_grad_norm"
+        require(clipping == "auto", text)
         known = {name for key, entry in DeepSpeedZeroConfig.model_fields.items() for name in (key, entry.alias) if name}
         for key in self.options:
             require(key in known, f"unknown setting '{_ZERO}.{key}'{did_you_mean(key, sorted(known))}")

@@ -12,8 +12,12 @@ from typing import Any
 from voco_llama.files import read_json_lines
 from voco_llama.training.run_files import RECORDS_FOLDER
 
-_STEP = {"step": int, "epoch": int, "records": list}
-_START = dict.fromkeys(("start", "processes", "epoch_rows", "step_rows"), int)
+_START = ("start", "processes", "epoch_rows", "step_rows")
+
+
+def is_count(value: object) -> bool:
+    """Whether it is an integer of 64 bits, as the files of a run hold."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def records_file(run: Path, process: int | str) -> Path:
@@ -79,11 +83,12 @@ def seen(run: Path, up_to: int | None = None) -> Seen:
         up_to: The last step that counts, such as its last checkpoint's; None: the last that every process wrote down.
     """
     found, lasts, processes = Seen(), [], 0
-    files = {int(file.stem.rpartition("_")[2]): file for file in run.glob(f"{RECORDS_FOLDER}/rank_*.jsonl")}
-    for rank, file in sorted(files.items()):
+    files = {file.stem.removeprefix("rank_"): file for file in run.glob(f"{RECORDS_FOLDER}/rank_*.jsonl")}
+    ranks = {int(rank): file for rank, file in files.items() if rank.isdecimal() and file.is_file()}
+    for rank, file in sorted(ranks.items()):
         steps, start = _of_process(file)
         if rank == 0:
-            processes, found.epoch_rows, found.step_rows = (start.get(key, 0) for key in list(_START)[1:])
+            processes, found.epoch_rows, found.step_rows = (start.get(key, 0) for key in _START[1:])
         if rank < processes:
             lasts.append(max([*steps, start.get("start", 0)]))
         for step, line in steps.items():
@@ -98,9 +103,13 @@ def _of_process(file: Path) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
     steps: dict[int, dict[str, Any]] = {}
     start: dict[str, Any] = {}
     for line in read_json_lines(file):
-        if {key: type(line.get(key)) for key in _START} == _START:
+        if all(is_count(line.get(key)) for key in _START):
             start = line
             steps = {step: of for step, of in steps.items() if step <= line["start"]}
-        elif {key: type(line.get(key)) for key in _STEP} == _STEP:
+        elif all(map(is_count, (line.get("step"), line.get("epoch"), *_listed(line.get("records"))))):
             steps[line["step"]] = line
     return steps, start
+
+
+def _listed(records: object) -> list[Any]:
+    return records if isinstance(records, list) else [None]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.files import json_if_whole, lock_holder, read_json_lines
-from voco_llama.text import aligned, duration
+from voco_llama.text import aligned, duration, printable
 from voco_llama.training.log_entries import SPEED, speed_in_words
 from voco_llama.training.manifest import MANIFEST_FILE, size_faults
 from voco_llama.training.run_files import (
@@ -27,12 +27,14 @@ from voco_llama.training.run_files import (
     SETTINGS_FILE,
     by_step,
 )
-from voco_llama.training.seen import seen
+from voco_llama.training.seen import is_count, seen
 
 INTERVALS = 20
 """Of log entries, whose middle says how long a step takes."""
 SHOWN = 3
 """Anomalies, the last ones."""
+LAST_SECOND = 253402214400
+"""Of times that a calendar shows in any time zone, up to the year 9999."""
 
 
 @dataclass
@@ -57,22 +59,22 @@ class Status:
         metrics: The last entry of its log.
         seconds: A step takes.
         checkpoint: The last that is as long as was listed, and its age in seconds.
-        rows, lost, repeated: Trained on, over all epochs (`voco_llama.training.seen`).
+        rows, lost, repeated: Trained on, over all epochs (`voco_llama.training.seen`); None: nothing was written down.
         anomalies: All of them.
     """
 
     run: Path
     state: str
-    starts: int
-    step: int
-    steps: int | None
-    metrics: dict[str, Any]
-    seconds: float | None
-    checkpoint: tuple[str, float] | None
-    rows: int
-    lost: int
-    repeated: int
-    anomalies: list[dict[str, Any]]
+    starts: int = 0
+    step: int = 0
+    steps: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    checkpoint: tuple[str, float] | None = None
+    rows: int | None = None
+    lost: int | None = None
+    repeated: int | None = None
+    anomalies: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def left(self) -> float | None:
@@ -86,7 +88,10 @@ def status(settings: StatusSettings) -> str:
     Raises:
         SettingsError: A folder neither is a run nor holds one.
     """
-    runs = [run for name in settings.runs for run in runs_in(Path(name))]
+    runs = []
+    for name in settings.runs:
+        with refused_as(SettingsError, name):
+            runs += runs_in(Path(name))
     if not runs:
         raise SettingsError("status: name the folder of a run: voco-llama status runs/toy/voco_1")
     found = [status_of(run) for run in runs]
@@ -94,21 +99,29 @@ def status(settings: StatusSettings) -> str:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folder itself if it is a run's, else those below that are.
+    """The folder itself if it is a run's, else those below it, or below these, that are.
 
     Raises:
         SettingsError: None is.
     """
-    if (folder / SETTINGS_FILE).is_file():
+    below = (folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*")))
+    found = [path for path in below if any((path / name).is_file() for name in (SETTINGS_FILE, LOCK_FILE))]
+    if folder in found:
         return [folder]
-    found = sorted(file.parent for file in folder.glob(f"*/{SETTINGS_FILE}"))
     if not found:
         raise SettingsError(f"{folder} is no folder of a run, nor of runs: it has no {SETTINGS_FILE}")
     return found
 
 
 def status_of(run: Path) -> Status:
-    """Of a run, whatever of its files is there."""
+    """Of a run, whatever of its files is there, and whoever wrote them."""
+    try:
+        return _read(run)
+    except OSError as error:
+        return Status(run, f"cannot be read: {error}")
+
+
+def _read(run: Path) -> Status:
     metrics = [entry for entry in map(_numbers, _lines(run / METRICS_FILE)) if {"step", "time"} <= entry.keys()]
     rows = seen(run)
     epochs = list(rows.epochs())
@@ -123,9 +136,7 @@ def status_of(run: Path) -> Status:
         last,
         _seconds_a_step(metrics[-INTERVALS:]),
         _last_checkpoint(run),
-        sum(epoch.rows for epoch in epochs),
-        sum(epoch.lost for epoch in epochs),
-        sum(epoch.repeated for epoch in epochs),
+        *[sum(getattr(epoch, name) for epoch in epochs) if epochs else None for name in ("rows", "lost", "repeated")],
         _lines(run / ANOMALIES_FILE),
     )
 
@@ -137,7 +148,7 @@ def _state(run: Path) -> str:
     if isinstance(json_if_whole(run / RESULT_FILE), dict):
         return "finished"
     if isinstance(ended, dict):
-        return f"ended with status {ended.get('status')}: {ended.get('text')}"
+        return f"ended with status {_said(ended, 'status')}: {_said(ended, 'text')}"
     return "killed" if (run / LOCK_FILE).exists() or (run / ENVIRONMENT_FILE).exists() else "not begun"
 
 
@@ -173,12 +184,14 @@ def _in_full(found: Status) -> str:
     if found.left:
         lines["left"] = duration(found.left)
     lines["checkpoint"] = "none" if found.checkpoint is None else _aged(*found.checkpoint)
-    lines["rows"] = f"{found.rows:,} trained on, {found.lost:,} lost, {found.repeated:,} repeated"
-    kinds = Counter(str(each.get("kind")) for each in found.anomalies)
+    if found.rows is not None:
+        lines["rows"] = f"{found.rows:,} trained on, {found.lost:,} lost, {found.repeated:,} repeated"
+    kinds = Counter(_said(each, "kind") for each in found.anomalies)
     lines["anomalies"] = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
     head = f"{found.run}: {found.state}; {found.starts} start{'' if found.starts == 1 else 's'}"
-    last = [f"    {_when(each)} step {each.get('step')}: {each.get('text')}" for each in found.anomalies[-SHOWN:]]
-    return "\n".join([head, *(f"  {name:<11} {text}" for name, text in lines.items()), *last]) + "\n"
+    last = [f"    {_when(each)} step {_said(each, 'step')}: {_said(each, 'text')}" for each in found.anomalies[-SHOWN:]]
+    texts = [head, *(f"  {name:<11} {text}" for name, text in lines.items()), *last]
+    return "".join(f"{printable(text)}\n" for text in texts)
 
 
 def _as_table(found: list[Status]) -> str:
@@ -192,14 +205,14 @@ def _as_table(found: list[Status]) -> str:
             "-" if each.seconds is None else f"{each.seconds:.2f}",
             "-" if each.left is None else duration(each.left),
             "-" if each.checkpoint is None else each.checkpoint[0].rpartition("-")[2],
-            each.lost,
-            each.repeated,
+            "-" if each.lost is None else each.lost,
+            "-" if each.repeated is None else each.repeated,
             len(each.anomalies),
             each.state.partition(":")[0],
         )
         for each in found
     ]
-    return aligned(head, body) + "\n"
+    return aligned(head, ([printable(str(cell)) for cell in row] for row in body)) + "\n"
 
 
 def _aged(name: str, seconds: float) -> str:
@@ -207,8 +220,13 @@ def _aged(name: str, seconds: float) -> str:
 
 
 def _when(anomaly: dict[str, Any]) -> str:
-    seconds = _numbers(anomaly).get("time", 0)
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    seconds = _numbers(anomaly).get("time")
+    return "unknown time" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _said(entry: dict[str, Any], key: str) -> str:
+    value = entry.get(key)
+    return str(value) if isinstance(value, str | int | float) else "unknown"
 
 
 def _speed(metrics: dict[str, float]) -> list[str]:
@@ -216,8 +234,11 @@ def _speed(metrics: dict[str, float]) -> list[str]:
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:
-    """Of an entry that anybody may have written."""
-    return {key: value for key, value in entry.items() if type(value) in (int, float)}
+    """Of an entry that anybody may have written: steps are counts, and its time is one."""
+    numbers = {key: value for key, value in entry.items() if type(value) is float or is_count(value)}
+    if not 0 <= numbers.get("time", 0) < LAST_SECOND:
+        del numbers["time"]
+    return {key: value for key, value in numbers.items() if key not in ("step", "max_steps") or is_count(value)}
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
