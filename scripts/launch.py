@@ -31,6 +31,7 @@ from voco_llama.config_files import using_folder
 from voco_llama.errors import VoCoError, one_line, own_line
 from voco_llama.settings import TrainSettings
 from voco_llama.training.batch import GlobalBatch
+from voco_llama.training.checks import check_settings
 
 PROGRAM = ("-m", "voco_llama.cli")
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -167,12 +168,17 @@ def main() -> int:
         return MISTAKE
     sys.stderr.write(f"global batch: {batch}\n" if batch else f"{processes} processes\n")
     sys.stderr.flush()
+    settings = training(options.command)
     if options.batch:
-        settings = training(options.command)
         sys.stdout.write("" if settings is None else f"{settings.output_dir}\n")
         return 0
     try:
+        if settings is not None:
+            check_settings(settings, paths=not settings.dry_run)  # once, before every process finds the same
         return run(options)
+    except VoCoError as error:
+        sys.stderr.write(f"error: {own_line(error)}\n")
+        return MISTAKE
     except KeyboardInterrupt:  # before there are processes
         return 128 + signal.SIGINT
 

@@ -123,3 +123,21 @@ def test_the_folder_of_a_run_is_on_the_output(capsys, monkeypatch):
 def test_a_job_whose_batch_does_not_divide_starts_nothing(tmp_path):
     assert FakeJob(tmp_path, "0", batch=2).end()[:2] == (2, [])
     assert not list(tmp_path.glob("started_*"))
+
+
+def test_a_mistake_of_the_settings_is_told_before_processes_are_started(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "launch",
+            "2",
+            "train",
+            "experiment=toy/voco_1",
+            "optimizer=muon",
+            "trainer=zero2",
+            "trainer.dataloader_num_workers=0",
+        ],
+    )
+    monkeypatch.setattr(launch, "run", lambda options: pytest.fail("started"))
+    assert launch.main() == 2
+    assert "error: optimizer=muon needs whole matrices" in capsys.readouterr().err

@@ -5,6 +5,7 @@ inputs.json       fingerprints of the data files and of the model that it starte
 environment.json  git commit, package versions, command line's start time, seed
 checkpoint-N/     Trainer checkpoints (resume), each with a manifest: what made it, and its files with their hashes
 .unfinished/      what is being written
+.requeued         under Slurm: the job that was queued again last, and the checkpoint that there was
 .run.lock         held by the process that trains
 runs/             tensorboard
 metrics.jsonl     what the Trainer logs, an entry a line, each with its time; after a resume the last of a step counts
