@@ -56,7 +56,9 @@ BACKENDS = {**{name: [name] for name in ("one", "ddp", "zero2", "zero3", "fsdp2"
 
 KILLS, SIGNALS, OTHERS = ("kill", "kill", "all", "saving", "torn"), ("term", "usr1"), ("full",)
 """Faults in the proportions in which they are drawn."""
-STATUSES = {"term": {143}, "usr1": {138}, "full": {2, 75}}
+LATE = "late"
+"""A fault before whose moment the training had ended."""
+STATUSES = {"term": {143}, "usr1": {138}, "full": {2, 75}, LATE: {0}}
 """With which processes leave by themselves."""
 REMAINING = {75, -signal.SIGKILL}
 """The same, where another was killed."""
@@ -65,9 +67,6 @@ GLOBAL_BATCH = 8
 SAVE_STEPS = 4
 STEPS_A_FAULT = 5
 KILLS_A_RUN = 10
-START_SECONDS = 4.0
-"""Of a start, about: within them falls a fault whose step is done already."""
-STEP_SECONDS = 0.15
 LONGEST = 120.0
 """Seconds in which processes must come to the step of a fault, or to a full disk."""
 PATIENCE = 20.0
@@ -125,6 +124,8 @@ class Fault:
     def left_well(self) -> bool:
         """Whether processes left by themselves, with the status that says why."""
         allowed = STATUSES.get(self.kind, REMAINING)
+        if self.came_at is None:  # it may have come before signals are handled, and before the others were met
+            allowed = allowed | {-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGKILL}
         return all(status in allowed for status in self.statuses)
 
     def entry(self) -> dict[str, Any]:
@@ -144,6 +145,7 @@ class Trainings:
     def __init__(self, backend: str, folder: Path, begin: Path | None) -> None:
         self.ways = BACKENDS[backend]
         self.folder, self.begin = folder, begin
+        self.start_seconds = self.step_seconds = 0.0
 
     def command(self, name: str, steps: int, way: str) -> list[str]:
         """Of the training of that name."""
@@ -184,11 +186,15 @@ class Trainings:
         Raises:
             RuntimeError: It failed.
         """
-        ranks = self.start(name, steps, self.ways[0])
+        began, ranks = time.monotonic(), self.start(name, steps, self.ways[0])
+        while not steps_done(self.folder / name) and ranks.running:
+            time.sleep(POLL)
+        self.start_seconds = self.start_seconds or time.monotonic() - began
         ranks.wait(600, until_failure=True)
         ranks.end()
         if set(ranks.statuses) != {0}:
             raise RuntimeError(f"{name}: statuses {ranks.statuses}\n{ranks.output[-3000:]}")
+        self.step_seconds = json.loads((self.folder / name / "result.json").read_text())["seconds"] / steps
 
     def disturb(self, name: str, steps: int, fault: Fault, drawn: random.Random) -> None:
         """Start it, wait for the moment of a fault, and have it come."""
@@ -209,6 +215,8 @@ class Trainings:
         fault.waited, fault.ended = round(time.monotonic() - began, 2), len(ranks.running)
         ranks.end()
         fault.statuses = ranks.statuses
+        if not any(fault.statuses):
+            fault.kind = LATE
         if fault.kind == "torn":
             tear(run, drawn)
         if not fault.left_well:
@@ -216,17 +224,17 @@ class Trainings:
 
     def _wait_for(self, fault: Fault, done: int, ranks: Ranks, run: Path, drawn: random.Random) -> None:
         if fault.step <= done:
-            ranks.wait(drawn.uniform(0, START_SECONDS), until_failure=True)
+            ranks.wait(drawn.uniform(0, self.start_seconds), until_failure=True)
             return
         deadline = time.monotonic() + LONGEST
         while steps_done(run) < fault.step and ranks.running and time.monotonic() < deadline:
             time.sleep(POLL)
         if fault.kind == "saving":
-            until = time.monotonic() + SAVE_STEPS * 4 * STEP_SECONDS
+            until = time.monotonic() + SAVE_STEPS * 4 * self.step_seconds
             while not (run / UNFINISHED).is_dir() and ranks.running and time.monotonic() < until:
                 pass
         else:
-            time.sleep(drawn.uniform(0, STEP_SECONDS))
+            time.sleep(drawn.uniform(0, self.step_seconds))
 
     def _strike(self, fault: Fault, ranks: Ranks, drawn: random.Random) -> None:
         everyone = range(len(ranks.workers))
@@ -271,7 +279,7 @@ def draw_faults(kills: int, steps: int, drawn: random.Random) -> list[Fault]:
     kinds += [SIGNALS[number % len(SIGNALS)] for number in range(max(kills // 5, 1))]
     kinds += [OTHERS[0]] * max(kills // 10, 1)
     drawn.shuffle(kinds)
-    moments = sorted(drawn.randint(1, steps - 2) for _ in kinds)
+    moments = sorted(drawn.randint(1, steps - 2 * SAVE_STEPS) for _ in kinds)
     return [Fault(kind, step) for kind, step in zip(kinds, moments, strict=True)]
 
 

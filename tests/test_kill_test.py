@@ -34,3 +34,4 @@ def test_ten_kills_lose_nothing(tmp_path, monkeypatch, capsys, backends):
     found = json.loads(file.read_text())["trainings"]
     assert [one["backend"] for one in found] == backends.split(",")
     assert all(one["lost"] == one["repeated"] == 0 and one["bitwise"] for one in found)
+    assert sum(fault["kind"] != kill_test.LATE for one in found for fault in one["faults"]) >= 10  # of 14
