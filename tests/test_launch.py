@@ -9,6 +9,8 @@ from scripts import launch
 from tests.slurm import ROOT, FakeJob
 from voco_llama.errors import SettingsError
 
+pytestmark = pytest.mark.slow  # shells and processes
+
 
 def test_the_global_batch_is_that_of_all_processes():
     command = ["train", "experiment=voco_1", "trainer.per_device_train_batch_size=2"]
