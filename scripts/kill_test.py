@@ -125,7 +125,7 @@ class Fault:
         """Whether processes left by themselves, with the status that says why."""
         allowed = STATUSES.get(self.kind, REMAINING)
         if self.came_at is None:  # it may have come before signals are handled, and before the others were met
-            allowed = allowed | {-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGKILL}
+            allowed = allowed | {-signal.SIGTERM, -signal.SIGUSR1} | ({-signal.SIGKILL} if self.ended else set())
         return all(status in allowed for status in self.statuses)
 
     def entry(self) -> dict[str, Any]:
@@ -202,21 +202,24 @@ class Trainings:
         limit = {"LARGEST_FILE": str(_limit(run))} if fault.kind == "full" else {}
         done, lines = steps_done(run), _lines(run)
         fault.way = drawn.choice(self.ways)
+        is_finished = (run / "result.json").exists()
         ranks = self.start(name, steps, fault.way, **limit)
-        if fault.kind == "full":
+        if is_finished:
+            fault.kind = LATE
+        elif fault.kind == "full":
             ranks.wait(LONGEST, until_failure=True)
         else:
             self._wait_for(fault, done, ranks, run, drawn)
         fault.came_at = steps_done(run) if len(_lines(run)) > len(lines) + 1 else None  # beyond that of its start
         began = time.monotonic()
-        if fault.kind != "full":
+        if fault.kind not in ("full", LATE):
+            if not ranks.running and not any(ranks.statuses):
+                fault.kind = LATE
             self._strike(fault, ranks, drawn)
         ranks.wait(PATIENCE)
         fault.waited, fault.ended = round(time.monotonic() - began, 2), len(ranks.running)
         ranks.end()
         fault.statuses = ranks.statuses
-        if not any(fault.statuses):
-            fault.kind = LATE
         if fault.kind == "torn":
             tear(run, drawn)
         if not fault.left_well:
