@@ -59,6 +59,7 @@ class ProblemKind(StrEnum):
     EMPTY_FILE = "empty_file", "an image or a clip of zero bytes"
     UNDECODABLE = "undecodable", "an image or a clip that is corrupt, truncated, too large, or something else"
     IMAGE_CUT = "image_cut", "cutting it to data.max_length would cut an image"
+    CHAT_TEMPLATE = "chat_template", "the tokenizer's chat template refuses it, or does not write it as it stands"
     NO_ANSWER_LEFT = "no_answer_left", "cutting it to data.max_length would leave no answer"
     CUT = "cut", "longer than data.max_length: the end of its text is cut", True
     OTHER_FORMAT = "other_format", "an image of another format than its name says", True
