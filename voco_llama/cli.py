@@ -256,6 +256,14 @@ def evaluate_clips(settings: Any) -> None:
     evaluate_clips(settings)
 
 
+@_command("voco_llama.evaluation.text:EvaluateTextSettings")
+def evaluate_text(settings: Any) -> None:
+    """Compute a language model's loss on plain text, before a training or after it."""
+    from voco_llama.evaluation.text import evaluate_text
+
+    evaluate_text(settings)
+
+
 @_command("voco_llama.sweep.settings:SweepSettings", wants_overrides=True)
 def sweep(settings: Any, overrides: list[str]) -> str:
     """Train and evaluate all rows of a table, over seeds; what is finished is skipped."""
