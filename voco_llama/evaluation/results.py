@@ -44,7 +44,7 @@ _NUMBER = int | float
 _OTHERS: dict[str, dict[str, Any]] = {
     BENCHMARKS_KIND: {"limit": int | None, "benchmarks": dict, "checkpoint_fingerprint": str},
     CLIPS_KIND: {"limit": int | None, IN_ORDER: _NUMBER, SHUFFLED: _NUMBER, "questions": int},
-    TEXT_KIND: {"limit": type(None), "texts": dict, "checkpoint_fingerprint": str, **dict.fromkeys(TEXT_RATES, _NUMBER)},
+    TEXT_KIND: dict.fromkeys(TEXT_RATES, _NUMBER) | {"limit": type(None), "texts": dict, "checkpoint_fingerprint": str},
 }
 _OF_A_BENCHMARK: dict[str, Any] = {
     "value": _NUMBER,
