@@ -292,15 +292,20 @@ class VoCoProcessor(PushToHubMixin):
         folder = local_folder(folder, DESCRIPTIONS)
         described = read_llava_folder(folder, vision_tower, tokenizer, num_voco, condition)
         check_tokenizer(described.tokenizer)
-        return cls(
+        processor = cls(
             tokenizer=described.tokenizer,
             image_transform=ImageTransform.beside(described.base, described.vision_config["vision_cfg"]["image_size"]),
-            style=PromptStyle(order=described.order),
+            style=PromptStyle(described.template, described.order, described.system),
             num_vision=described.shape.num_vision,
             num_voco=described.shape.num_voco,
             condition=described.condition,
             max_length=described.max_length or cls.max_length,
         )
+        try:
+            processor._check()
+        except SettingsError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        return processor
 
 
 def _with_marks(texts: list[str], num_images: int) -> list[str]:
