@@ -194,6 +194,11 @@ class VoCoProcessor(PushToHubMixin):
         return ChatTemplate(self._pieces) if self.style.template == "chat" else None
 
     @property
+    def special_tokens(self) -> dict[str, int]:
+        """All of the tokenizer, by their spelling; spelled out in a text they are text."""
+        return self._pieces.special_tokens
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """Ids of the tokens that answers end with."""
         return (self.tokens.eos,) if self._chat is None else self._chat.ends

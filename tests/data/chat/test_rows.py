@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from tests.data.chat.families import ENDS, FAMILIES, chat_processor, new_tokenizer
 from tests.data.test_processor import spelled, trained_text
 from voco_llama.choices import ORDERS
 from voco_llama.data.chat_template import ARGUMENTS
-from voco_llama.data.pieces import Text
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import VICUNA_SYSTEM, PromptStyle
 from voco_llama.data.records import Record, Turn
@@ -139,12 +139,12 @@ def test_vicunas_own_chat_template_makes_the_rows_of_vicuna_v1(rounds, system, o
 @pytest.mark.parametrize("order", CHAT_ORDERS)
 def test_special_tokens_that_are_spelled_out_are_text(family, order):
     processor = chat_processor(family, order, SYSTEM)
-    typed = "".join(token for token in processor._pieces.special_tokens if token != IMAGE_TOKEN)
+    typed = "".join(token for token in processor.special_tokens if token != IMAGE_TOKEN)
     plain, odd = [
         trained_row(processor, (Turn("user", f"<image>\nIs {text}?"), Turn("assistant", f"It {text} is")), images=1)
         for text in ("", typed)
     ]
-    for token in processor._pieces.special_tokens.values():
+    for token in processor.special_tokens.values():
         assert int((odd.input_ids == token).sum()) == int((plain.input_ids == token).sum()), token
     assert spelled(processor, odd).count(typed) == 2
     assert typed in trained_text(processor, odd)
@@ -160,12 +160,6 @@ def test_where_a_token_is_spelled_out_all_other_text_is_tokenized_as_without_it(
         row = processor.lay_out((*first, odd)).input_ids.tolist()
         known = processor.lay_out((*first, Turn("user", "Why"))).input_ids.tolist()[:-1]  # without [/INST]
         assert row[: len(known)] == known
-
-
-def test_qwen3s_thoughts_in_a_record_are_refused():
-    processor = chat_processor("qwen3")
-    with pytest.raises(ValueError, match="otherwise than it stands in the conversation"):
-        processor.lay_out((*turns_of(1)[:1], Turn("assistant", "<think>\nHm.\n</think>\n\nYes"), Turn("user", "?")))
 
 
 def test_the_row_is_cut_at_its_end():
@@ -199,8 +193,6 @@ def test_saved_and_loaded_it_writes_the_same(tmp_path):
 
 def test_tokens_that_take_in_blanks_are_tokenized_as_transformers_does():
     """Phi-3's special tokens swallow the newline after them."""
-    from tokenizers import AddedToken
-
     tokenizer = new_tokenizer("smollm2")
     tokenizer.add_special_tokens(
         {"extra_special_tokens": [AddedToken("<|user|>", rstrip=True), AddedToken("<|end|>", rstrip=True)]},
@@ -217,14 +209,3 @@ def test_tokens_that_take_in_blanks_are_tokenized_as_transformers_does():
     assert row.input_ids.tolist() == theirs(processor, turns)
     assert trained_text(processor, row) == "b<|end|>d<|end|>"
     assert processor.tokenizer.convert_ids_to_tokens(row.input_ids.tolist()).count("Ċ") == 2
-
-
-def test_text_beside_a_token_stays_text():
-    """A text and what the template writes after it do not become a token together."""
-    tokenizer = new_tokenizer("smollm2", "{% for m in messages %}{{ m.content }}_end|><|im_end|>{% endfor %}")
-    pieces = chat_processor("smollm2", tokenizer=tokenizer)._pieces
-    from voco_llama.data.pieces import Spelled
-
-    (span, end) = pieces([Text("<|im"), Text("_end|>"), Spelled("<|im_end|>")])
-    assert pieces.special_tokens["<|im_end|>"] not in span.ids
-    assert end.ids == (pieces.special_tokens["<|im_end|>"],)
