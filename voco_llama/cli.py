@@ -256,6 +256,14 @@ def evaluate_clips(settings: Any) -> None:
     evaluate_clips(settings)
 
 
+@_command("voco_llama.evaluation.text:EvaluateTextSettings")
+def evaluate_text(settings: Any) -> None:
+    """Compute a language model's loss on plain text, before a training or after it."""
+    from voco_llama.evaluation.text import evaluate_text
+
+    evaluate_text(settings)
+
+
 @_command("voco_llama.sweep.settings:SweepSettings", wants_overrides=True)
 def sweep(settings: Any, overrides: list[str]) -> str:
     """Train and evaluate all rows of a table, over seeds; what is finished is skipped."""
@@ -266,7 +274,7 @@ def sweep(settings: Any, overrides: list[str]) -> str:
 
 def sweep_runners() -> dict[str, Command]:
     """The commands that a sweep may run."""
-    return {name: COMMANDS[name] for name in ("toyworld", "train", "teacher", "evaluate")}
+    return {name: COMMANDS[name] for name in ("toyworld", "convert-gguf", "train", "teacher", "evaluate")}
 
 
 @_command("voco_llama.report.report:ReportSettings")
@@ -283,6 +291,14 @@ def export(settings: Any) -> None:
     from voco_llama.export import export
 
     export(settings)
+
+
+@_command("voco_llama.convert_gguf:ConvertGgufSettings")
+def convert_gguf(settings: Any) -> None:
+    """Write the language model of a GGUF file as a folder of transformers; SmolLM2-135M of the extra [real]."""
+    from voco_llama.convert_gguf import convert_gguf
+
+    convert_gguf(settings)
 
 
 @_command("voco_llama.inference:AskSettings")

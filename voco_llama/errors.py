@@ -29,7 +29,8 @@ class ProblemKind(StrEnum):
     - `odd_marks`, with the option `marks: llava` of `llava_json`, an error else.
 
     Where images stand (`prompt.order`) changes nothing of it. The template `plain` writes answers alone, each with a
-    newline, and trains them all; of an empty one the newline.
+    newline, and trains them all; of an empty one the newline. The template `chat` writes what the tokenizer's own does,
+    and trains each answer that is not empty, whatever its question and the row's end.
 
     Attributes:
         meaning: In words.
@@ -67,7 +68,11 @@ class ProblemKind(StrEnum):
     DUPLICATE = "duplicate", "the same conversation on the same media as an earlier record", True
     REPEATED_ID = "repeated_id", "an id that records of different content share", True
     LEFT_OUT_TURN = "left_out_turn", "its first turn is the assistant's: that is left out, as LLaVA does", True
-    EMPTY_TURN = "empty_turn", "a question or an answer without text: its row is as LLaVA writes it", True
+    EMPTY_TURN = (
+        "empty_turn",
+        "a question or an answer without text: its row is as LLaVA, or the chat template, has it",
+        True,
+    )
     UNANSWERED = "unanswered", "ends without an answer: under vicuna_v1 nothing of it is trained, as LLaVA does", True
     ODD_MARKS = "odd_marks", "<image> marks that do not fit its images, read as LLaVA does", True
 

@@ -53,6 +53,27 @@ def write_clips(folder, row, in_order, shuffled, seed=0, **changes):
     return write_result(folder, "clips", row, result, [])
 
 
+def write_text(folder, row, rates, seed=0, **changes):
+    """`rates`: of each text the bits a byte; four times that are the nats a token."""
+    texts = {name: {"bits_per_byte": rate, "nats_per_token": 4 * rate} for name, rate in rates.items()}
+    mean = sum(rates.values()) / len(rates)
+    result = {
+        "window": 512,
+        "stride": 256,
+        "vocabulary": 100,
+        "dtype": "float32",
+        "data_fingerprint": "texts",
+        "seed": seed,
+        "limit": None,
+        "texts": texts,
+        "bits_per_byte": mean,
+        "nats_per_token": 4 * mean,
+        "checkpoint_fingerprint": "text's",
+        **changes,
+    }
+    return write_result(folder, "text", row, result, [])
+
+
 def write_bounds(folder, seed=0, upper=0.9, lower=0.4):
     """Both bounds of a seed, on GQA and POPE."""
     write_row(folder, "upper", {"GQA": upper, "POPE": upper}, "full", seed=seed)

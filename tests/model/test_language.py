@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3
 
 from tests.model.rows import answered, batch_of, one_pass_logits, random_images, two_step_logits
 from tests.parity.llava_files import tiny_llava, write_hub
-from tests.tiny import VISION_CONFIG, tiny_processor, tiny_text_config, tiny_tokenizer
+from tests.tiny import VISION_CONFIG, tiny_model, tiny_processor, tiny_text_config, tiny_tokenizer
 from voco_llama import VoCoLlama
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.model.language import build_language_model
@@ -125,3 +125,21 @@ def test_a_tokenizer_of_another_model_is_refused():
         with pytest.raises(CheckpointError, match=f"here: the tokenizer has {size} tokens .* {rows} embeddings"):
             check_vocabulary(tokenizer, rows, "here")
     check_vocabulary(tiny_processor().tokenizer, size, "here")  # with tokens of ours, which are not counted
+
+
+@pytest.mark.parametrize("two_steps", [False, True])
+def test_a_pad_token_that_ends_turns_learns_as_any_other_and_padding_teaches_nothing(two_steps):
+    """SmolLM2 pads with the token that ends its turns; torch's `padding_idx` would leave out what is learned of it."""
+    processor = tiny_processor(2)
+    weights, of = tiny_model(processor).state_dict(), {}
+    for pad in (0, processor.tokens.eos):
+        model = tiny_model(processor, text_config=tiny_text_config(pad_token_id=pad)).train()
+        model.load_state_dict(weights)
+        rows = [processor.lay_out([*answered("<image>\nWhat is it?"), *answered("Why?")])]
+        rows += [processor.lay_out(answered("A row that is shorter."))]
+        batch = batch_of(processor, rows, labels=True)
+        model(**batch, pixel_values=processor.pixels(random_images(1)), two_steps=two_steps).loss.backward()
+        of[pad] = model.get_input_embeddings().weight.grad
+    assert of[0][processor.tokens.eos].abs().max() > 0
+    assert of[0][0].abs().max() == 0
+    torch.testing.assert_close(of[processor.tokens.eos], of[0], rtol=0, atol=0)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tests.evaluation.rows import write_bounds, write_clips, write_row
+from tests.evaluation.rows import write_bounds, write_clips, write_row, write_text
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.report.report import ReportSettings, report
 
@@ -350,3 +350,36 @@ def test_a_number_that_is_none_is_left_out(tmp_path):
     text = report(ReportSettings(tmp_path, tmp_path / "report"))
     line = [line for line in text.splitlines() if line.startswith("| voco_1")][1]
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["–", "100.0 (100.0)", "100.0 (100.0)"]
+
+
+def test_texts_have_a_table_of_their_own_whatever_the_rows_of_the_table(seeds):
+    write_text(seeds, "before", {"docs": 1.0, "story": 0.5})
+    for seed, rate in ((0, 1.25), (7, 1.75)):
+        write_text(seeds / f"seed_{seed}", "voco_1", {"docs": rate, "story": 0.5}, seed=seed)
+    text = run(seeds, table="table_1")
+    assert cells(text, "Plain text") == {
+        "before": {"Seeds": "1 of 2", "docs": "1.000", "story": "0.500", "All": "0.750", "All, nats a token": "3.000"},
+        "VoCo (1)": {
+            "Seeds": "2", "docs": "1.500 ± 0.250", "story": "0.500 ± 0.000", "All": "1.000 ± 0.125",
+            "All, nats a token": "4.000 ± 0.500",
+        },
+    }  # fmt: skip
+    assert "windows of 512 tokens, 256 of them predicted" in text
+    (row,) = [
+        row for row in read_csv(seeds.parent / "out" / "summary.csv")
+        if (row["row"], row["benchmark"]) == ("voco_1", "text, bits_per_byte")
+    ]  # fmt: skip
+    assert (float(row["value"]), float(row["value_standard_error"])) == (1.0, 0.125)
+
+
+def test_texts_alone_need_no_bounds(tmp_path):
+    write_text(tmp_path, "before", {"docs": 1.0})
+    assert list(cells(run(tmp_path), "Plain text")) == ["before"]
+
+
+@pytest.mark.parametrize("changed", ["window", "stride", "vocabulary", "data_fingerprint"])
+def test_losses_on_other_texts_or_windows_cannot_stand_in_one_table(tmp_path, changed):
+    write_text(tmp_path, "before", {"docs": 1.0})
+    write_text(tmp_path, "after", {"docs": 1.0}, **{changed: "other" if changed == "data_fingerprint" else 17})
+    with pytest.raises(DataError, match=f"plain text has {changed}"):
+        run(tmp_path)

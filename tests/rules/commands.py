@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.gguf_files import write_gguf
+from tests.data.chat.families import TEMPLATES
 from tests.training.conftest import WORLD
 from voco_llama import cli
 from voco_llama.toyworld import write_toyworld
@@ -136,6 +138,7 @@ def make_place(root: Path) -> Place:
     """Writes the world, trains a model on it, and lays out the questions of a public data set."""
     place = Place(root)
     write_toyworld(WORLD, place.world)
+    shutil.copy(TEMPLATES / "vicuna.jinja", root)
     ended = seen(["train", *place.training(), *outputs(root / "first")])
     assert ended.status == 0, ended
     shutil.copytree(root / "first" / "run" / "final", place.checkpoint)
@@ -144,6 +147,8 @@ def make_place(root: Path) -> Place:
     (root / "videos" / clips[0]).rename(root / "videos" / "video7010.mp4")
     asked = {"id": 0, "video_id": 7010, "question": "what is shown?", "answer": "a dog", "category_id": 3}
     (root / "test_qa.json").write_text(json.dumps([asked]), encoding="utf-8")
+    write_gguf(root / "model.gguf")
+    (root / "text.txt").write_text("What color is it? It is red, and the square beside it is blue.\n", encoding="utf-8")
     image = next((place.world / "instruct" / "images").iterdir())
     shutil.copy(image, root / f"image{image.suffix}")
     return place
@@ -201,6 +206,11 @@ def _evaluate_clips(place: Place, out: Path) -> list[str]:
     return [f"checkpoint={place.checkpoint}", *clips, f"output={out}/results", "row=video", "max_new_tokens=2"]
 
 
+def _evaluate_text(place: Place, out: Path) -> list[str]:
+    asked = [f"texts=[{place.root}/text.txt]", "window=32", "stride=16", "device=cpu"]
+    return [f"checkpoint={place.checkpoint}", *asked, f"output={out}/results", "row=text"]
+
+
 def _sweep(place: Place, out: Path) -> list[str]:
     return [
         f"runs={out}/runs",
@@ -218,6 +228,10 @@ def _report(place: Place, out: Path) -> list[str]:
 
 def _export(place: Place, out: Path) -> list[str]:
     return [f"checkpoint={place.checkpoint}", "layout=voco", f"output={out}/exported"]
+
+
+def _convert_gguf(place: Place, out: Path) -> list[str]:
+    return [f"source={place.root}/model.gguf", f"output={out}/language"]
 
 
 def _ask(place: Place, out: Path) -> list[str]:
@@ -246,9 +260,11 @@ LINES: dict[str, Callable[[Place, Path], list[str]]] = {
     "teacher": _teacher,
     "evaluate": _evaluate,
     "evaluate-clips": _evaluate_clips,
+    "evaluate-text": _evaluate_text,
     "sweep": _sweep,
     "report": _report,
     "export": _export,
+    "convert-gguf": _convert_gguf,
     "ask": _ask,
     "bench": _bench,
 }

@@ -59,6 +59,7 @@ _OF_A_TRAINING = {
     "data.index_folder": PathSetting(OUTPUT),
     "loss.teacher_checkpoint": PathSetting(CHECKPOINT, _checkpoint, ("loss=kl", "loss.teacher=checkpoint")),
     "loss.top_k_folder": PathSetting(FOLDER, None, ("loss=kl", "loss.teacher=top_k")),
+    "prompt.chat_template": PathSetting(FILE, _in("vicuna.jinja"), ("prompt.template=chat",)),
     "trainer.deepspeed": PathSetting(FILE),
     "trainer.fsdp_config": PathSetting(FILE, with_it=("trainer.fsdp=full_shard",)),
     "paths.data": PathSetting(FOLDER),
@@ -104,6 +105,7 @@ PATHS: dict[str, dict[str, PathSetting]] = {
         "questions": PathSetting(FILE, _in("toyworld", "clips", "test.json")),
         "videos": PathSetting(FOLDER, _in("toyworld", "clips", "videos")),
     },
+    "evaluate-text": {**_ANSWERS, "texts": PathSetting(FILE, _in("text.txt"))},
     "sweep": {
         "runs": PathSetting(OUTPUT),
         "results": PathSetting(OUTPUT),
@@ -117,6 +119,11 @@ PATHS: dict[str, dict[str, PathSetting]] = {
         **_ROOTS,
     },
     "export": {**_ANSWERS, "vision_tower": PathSetting(CHECKPOINT)},
+    "convert-gguf": {
+        "source": PathSetting(FILE, _in("model.gguf")),
+        "output": PathSetting(OUTPUT),
+        **_ROOTS,
+    },
     "ask": {
         "checkpoint": PathSetting(CHECKPOINT, _checkpoint),
         "image": PathSetting(FILE, lambda place: next(place.root.glob("image.*"))),
@@ -140,6 +147,7 @@ TEXTS = {
     "data-check": ("drop",),
     "evaluate": ("row", "condition", "suite", "tasks"),
     "evaluate-clips": ("row",),
+    "evaluate-text": ("row",),
     "sweep": ("base", "rows", "folder", "only", "skip", "overrides", "suite", "evaluate", "train", "launcher", "job"),
     "report": ("reference", "paper", "upper", "lower"),
     "ask": ("questions",),

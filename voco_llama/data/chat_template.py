@@ -24,7 +24,8 @@ from voco_llama.layout import TextSpan
 ARGUMENTS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """What templates are given besides a conversation: no thinking (Qwen3), and one day for all rows (Llama 3.1's own)."""
 
-_ADVICE = "set prompt.chat_template to a file with another, or prompt.template=vicuna_v1"
+_MEND = "mend it, or take it out"
+_CHOOSE = "set prompt.chat_template to a file with another, or prompt.template=vicuna_v1"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class ChatTemplate:
             return self.tokenizer.apply_chat_template(list(messages), **arguments)
         except Exception as error:  # its own complaint, or whatever it stumbles over, of any type
             raise DataError(
-                f"the chat template refuses the conversation ({one_line(error)}): mend it, or take it out",
+                f"the chat template refuses the conversation ({one_line(error)}): {_MEND}",
                 ProblemKind.CHAT_TEMPLATE,
             ) from error
 
@@ -105,7 +106,7 @@ class ChatTemplate:
             for role, name in zip(roles, names, strict=True):
                 if (times := rendered.count(name)) != 1:
                     raise DataError(
-                        f"the chat template writes a message of the {role} {times} times: {_ADVICE}",
+                        f"the chat template writes a message of the {role} {times} times: {_CHOOSE}",
                         ProblemKind.CHAT_TEMPLATE,
                     )
             order = sorted(range(len(roles)), key=lambda number: rendered.index(names[number]))
@@ -125,7 +126,7 @@ class ChatTemplate:
         if opening.strip() or not (literal.startswith(prompt) or (prompt.startswith(literal) and not is_last)):
             raise DataError(
                 f"the chat template's prompt for an answer ({prompt!r}) is not how it begins one ({literal!r}):"
-                f" {_ADVICE}",
+                f" {_CHOOSE}",
                 ProblemKind.CHAT_TEMPLATE,
             )
         return opening
@@ -140,7 +141,7 @@ class ChatTemplate:
             ends = ends and not is_special
         if ends:
             raise DataError(
-                f"the chat template ends an answer by {text!r}, not by a special token of its own: {_ADVICE}",
+                f"the chat template ends an answer by {text!r}, not by a special token of its own: {_CHOOSE}",
                 ProblemKind.CHAT_TEMPLATE,
             )
 
@@ -155,8 +156,8 @@ class ChatTemplate:
             template = self.tokenizer.get_chat_template()
         except ValueError as error:
             raise SettingsError(
-                f"{where}: the tokenizer has no chat template: set prompt.chat_template to a file with one, or"
-                " prompt.template=vicuna_v1 (or plain, for captions)"
+                f"{where}: the tokenizer has no chat template, or none that is its default: set prompt.chat_template to"
+                " a file with one, or prompt.template=vicuna_v1 (or plain, for captions)"
             ) from error
         try:
             self._check_clock()
@@ -165,12 +166,13 @@ class ChatTemplate:
             if "{% generation" in template or "{%- generation" in template:
                 self._check_marks(_probe(3))
         except DataError as error:
-            raise SettingsError(f"{where}: {error}") from error
+            raise SettingsError(f"{where}: {str(error).replace(_MEND, _CHOOSE)}") from error
         try:
             for rounds in (1, 3) if system is not None else ():
                 self._check_rows([{"role": "system", "content": system}, *_probe(rounds)])
         except DataError as error:
-            raise SettingsError(f"prompt.system: {error}; or set prompt.system=null") from error
+            what = str(error).removesuffix(f": {_MEND}").removesuffix(f": {_CHOOSE}")
+            raise SettingsError(f"prompt.system: {what}: set prompt.system=null") from error
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -191,7 +193,7 @@ class ChatTemplate:
             self.render(_probe(1), False, strftime_now="")
         except DataError:
             self.render(_probe(1), False)
-            raise DataError(f"the chat template writes today's date: {_ADVICE}") from None
+            raise DataError(f"the chat template writes today's date: {_CHOOSE}") from None
 
     def _check_rows(self, messages: Sequence[Message]) -> None:
         """Its tokens are those of transformers, and training shows what generation does."""
@@ -200,10 +202,10 @@ class ChatTemplate:
         theirs = self.render(messages, False, tokenize=True, return_dict=False)
         if ids != theirs or asked != self.render(messages[:-1], True, tokenize=True, return_dict=False):
             raise DataError(
-                f"the chat template's rows are not those of transformers' own apply_chat_template: {_ADVICE}"
+                f"the chat template's rows are not those of transformers' own apply_chat_template: {_CHOOSE}"
             )
         if asked != ids[: len(asked)] or any(trained[: len(asked)][-1:]) or not trained[len(asked)]:
-            raise DataError(f"the chat template's prompt for an answer is not what stands before it: {_ADVICE}")
+            raise DataError(f"the chat template's prompt for an answer is not what stands before it: {_CHOOSE}")
 
     def _check_marks(self, messages: Sequence[Message]) -> None:
         """What is trained is marked as the assistant's, where a template marks that."""
@@ -258,8 +260,7 @@ def _find(rendered: str, literals: Sequence[str], texts: Sequence[str]) -> list[
         end += len(said) + len(literal)
     if mismatch or end != len(rendered):
         raise DataError(
-            f"the chat template writes {mismatch or 'the end'} otherwise than it stands in the conversation: mend it,"
-            " or take it out",
+            f"the chat template writes {mismatch or 'the end'} otherwise than it stands in the conversation: {_MEND}",
             ProblemKind.CHAT_TEMPLATE,
         )
     return found

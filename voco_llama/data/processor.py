@@ -194,6 +194,11 @@ class VoCoProcessor(PushToHubMixin):
         return ChatTemplate(self._pieces) if self.style.template == "chat" else None
 
     @property
+    def special_tokens(self) -> dict[str, int]:
+        """All of the tokenizer, by their spelling; spelled out in a text they are text."""
+        return self._pieces.special_tokens
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """Ids of the tokens that answers end with."""
         return (self.tokens.eos,) if self._chat is None else self._chat.ends
@@ -292,15 +297,20 @@ class VoCoProcessor(PushToHubMixin):
         folder = local_folder(folder, DESCRIPTIONS)
         described = read_llava_folder(folder, vision_tower, tokenizer, num_voco, condition)
         check_tokenizer(described.tokenizer)
-        return cls(
+        processor = cls(
             tokenizer=described.tokenizer,
             image_transform=ImageTransform.beside(described.base, described.vision_config["vision_cfg"]["image_size"]),
-            style=PromptStyle(order=described.order),
+            style=PromptStyle(described.template, described.order, described.system),
             num_vision=described.shape.num_vision,
             num_voco=described.shape.num_voco,
             condition=described.condition,
             max_length=described.max_length or cls.max_length,
         )
+        try:
+            processor._check()
+        except SettingsError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        return processor
 
 
 def _with_marks(texts: list[str], num_images: int) -> list[str]:

@@ -15,9 +15,11 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _ROW_NAME = re.compile(r"\w[\w.-]*")
-BENCHMARKS_KIND, CLIPS_KIND = "benchmarks", "clips"
+BENCHMARKS_KIND, CLIPS_KIND, TEXT_KIND = "benchmarks", "clips", "text"
+KINDS = (BENCHMARKS_KIND, CLIPS_KIND, TEXT_KIND)
 IN_ORDER, SHUFFLED = "in_order", "shuffled"
 """Orders of a clip's frames."""
+TEXT_RATES = NATS_PER_TOKEN, BITS_PER_BYTE = "nats_per_token", "bits_per_byte"
 
 
 FACTS: dict[str, dict[str, Any]] = {
@@ -35,12 +37,14 @@ FACTS: dict[str, dict[str, Any]] = {
         "kv_bytes_per_clip": int,
         "kv_dtype": str,
     },
+    TEXT_KIND: {"window": int, "stride": int, "vocabulary": int, "data_fingerprint": str, "dtype": str},
 }
 """Of each kind, what is the same for all seeds of a row, and its types."""
 _NUMBER = int | float
 _OTHERS: dict[str, dict[str, Any]] = {
     BENCHMARKS_KIND: {"limit": int | None, "benchmarks": dict, "checkpoint_fingerprint": str},
     CLIPS_KIND: {"limit": int | None, IN_ORDER: _NUMBER, SHUFFLED: _NUMBER, "questions": int},
+    TEXT_KIND: dict.fromkeys(TEXT_RATES, _NUMBER) | {"limit": type(None), "texts": dict, "checkpoint_fingerprint": str},
 }
 _OF_A_BENCHMARK: dict[str, Any] = {
     "value": _NUMBER,
@@ -119,7 +123,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """
     result = read_json(file, DataError, "evaluate the row again")
     kind, version = result.get("kind"), result.get("format_version")
-    if kind not in (BENCHMARKS_KIND, CLIPS_KIND):
+    if kind not in KINDS:
         raise DataError(f"{file}: is no result of an evaluation: name files that `voco-llama evaluate` wrote")
     if version != FORMAT_VERSION:
         raise DataError(
@@ -139,6 +143,8 @@ def _check_parts(result: Mapping[str, Any], kind: str) -> None:
         raise ValueError(f"row is {shown(result['row'])}, no name of a row")
     for failure in result.get("failures") or ():
         failure["id"]
+    for described in result["texts"].values() if kind == TEXT_KIND else ():
+        _check_types(described, dict.fromkeys(TEXT_RATES, _NUMBER))
     for described in result["benchmarks"].values() if kind == BENCHMARKS_KIND else ():
         _check_types(described, _OF_A_BENCHMARK)
         _check_types({"unreadable": 0, **described["details"]}, {"unreadable": _NUMBER})
@@ -152,7 +158,7 @@ def _check_types(part: Mapping[str, Any], types: Mapping[str, Any]) -> None:
 
 def find_results(folder: Path) -> list[Path]:
     """The result files in a folder and below it, in the order of their paths."""
-    return sorted(file for kind in (BENCHMARKS_KIND, CLIPS_KIND) for file in Path(folder).rglob(f"*.{kind}.json"))
+    return sorted(file for kind in KINDS for file in Path(folder).rglob(f"*.{kind}.json"))
 
 
 def check_row_name(row: str) -> None:

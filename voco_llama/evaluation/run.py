@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -195,9 +196,7 @@ def _describe_columns(
 
 def describe_run(settings: Any, started: float) -> dict[str, Any]:
     """Settings, their fingerprint, seed, wall time and provenance, as every result file has them."""
-    plain = {
-        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(settings).items()
-    }
+    plain = json.loads(json.dumps(dataclasses.asdict(settings), default=str))  # paths as text
     return {
         "settings": plain,
         "config_fingerprint": fingerprint_data(plain),

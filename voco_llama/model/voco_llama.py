@@ -76,7 +76,9 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
         self.language_model = language_model or AutoModelForCausalLM.from_config(
             config.text_config, trust_remote_code=False
         )
-        hidden_size = self.language_model.get_input_embeddings().embedding_dim
+        words = self.language_model.get_input_embeddings()
+        words.padding_idx = None  # else a pad token that ends turns too (SmolLM2's) would not learn as what is read
+        hidden_size = words.embedding_dim
         self.projector = build_projector(config.projector_type, self.vision.width, hidden_size)
         self.compressor: nn.Module | None = None
         self.voco_offsets: nn.Embedding | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from voco_llama.errors import DataError
-from voco_llama.evaluation.results import FACTS
+from voco_llama.evaluation.results import FACTS, TEXT_KIND
 
 Result = dict[str, Any]
 PERCENT = 100.0
@@ -250,7 +250,9 @@ def _check_alike(results: Mapping[Path, Result]) -> None:
     seen: dict[tuple[str, ...], tuple[Any, int, str]] = {}
     for result in results.values():
         name, seed, kind = result["row"], result["seed"], result["kind"]
-        facts = {(f"row {name!r}", fact, kind): result[fact] for fact in FACTS[kind]}
+        facts = {
+            (f"row {name!r}" if kind != TEXT_KIND else "plain text", fact, kind): result[fact] for fact in FACTS[kind]
+        }
         for benchmark, described in result.get("benchmarks", {}).items():
             facts |= {(benchmark, fact): described[fact] for fact in ("metric", "full")}
         for key, value in facts.items():

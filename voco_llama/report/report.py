@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from voco_llama.errors import DataError
-from voco_llama.evaluation.results import BENCHMARKS_KIND, CLIPS_KIND, IN_ORDER, SHUFFLED, find_results, read_result
+from voco_llama.evaluation.results import (
+    BENCHMARKS_KIND,
+    CLIPS_KIND,
+    IN_ORDER,
+    SHUFFLED,
+    TEXT_KIND,
+    TEXT_RATES,
+    find_results,
+    read_result,
+)
 from voco_llama.files import check_writable, write_atomically
 from voco_llama.report import sections
 from voco_llama.report.aggregate import Comparison, Estimate, Measure, Result, Row, check_results, compare, rows_of
@@ -71,10 +80,13 @@ def report(settings: ReportSettings) -> str:
     selection = Selection("Report") if settings.table is None else read_selection(settings.table)
     reference = None if settings.reference is None else read_paper_table(settings.reference)
     results = _read(settings, selection)
-    benchmarks, on_clips = ([r for r in results if r["kind"] == kind] for kind in (BENCHMARKS_KIND, CLIPS_KIND))
-    clips = sorted(rows_of(on_clips).values(), key=lambda row: row.name)
+    benchmarks = [result for result in results if result["kind"] == BENCHMARKS_KIND]
+    clips, texts = (
+        sorted(rows_of([r for r in results if r["kind"] == kind]).values(), key=lambda row: row.name)
+        for kind in (CLIPS_KIND, TEXT_KIND)
+    )
     if not benchmarks:
-        return _clips_report(clips, selection, settings.output)
+        return _report_without_bounds(clips, texts, selection, settings.output)
     comparison = compare(benchmarks, settings.upper, settings.lower, selection.names)
     tables = [
         sections.scores_table(comparison, selection),
@@ -82,21 +94,25 @@ def report(settings: ReportSettings) -> str:
         sections.differences_table(comparison, selection),
         *([] if reference is None else sections.reference_tables(comparison, selection, reference)),
         sections.clips_table(clips, selection) if clips else None,
+        sections.texts_table(texts, selection) if texts else None,
     ]
-    notes = sections.notes(comparison, selection, reference)
+    notes = [*sections.notes(comparison, selection, reference), *sections.text_notes(texts)]
     pictures = _plot(comparison, selection, reference, settings.output)
     write_atomically(settings.output / f"{REPORT}.csv", _seeds_csv(comparison))
-    write_atomically(settings.output / f"{SUMMARY}.csv", _summary_csv(comparison, clips))
+    write_atomically(settings.output / f"{SUMMARY}.csv", _summary_csv(comparison, clips, texts))
     kept = [table for table in tables if table is not None]
     return _write(settings.output, REPORT, selection.title, kept, notes, pictures)
 
 
-def _clips_report(clips: Sequence[Row], selection: Selection, output: Path) -> str:
-    """Of results on clips alone, which are measured against no bounds."""
+def _report_without_bounds(clips: Sequence[Row], texts: Sequence[Row], selection: Selection, output: Path) -> str:
+    """Of results on clips and texts alone, which are measured against no bounds."""
     limited = any(result["limit"] for row in clips for result in row.results.values())
     notes = ["Some rows were evaluated on a part of the questions only."] if limited else []
-    write_atomically(output / f"{SUMMARY}.csv", _summary_csv(None, clips))
-    return _write(output, REPORT, selection.title, [sections.clips_table(clips, selection)], notes, [])
+    notes += sections.text_notes(texts)
+    tables = [sections.clips_table(clips, selection)] if clips else []
+    tables += [sections.texts_table(texts, selection)] if texts else []
+    write_atomically(output / f"{SUMMARY}.csv", _summary_csv(None, clips, texts))
+    return _write(output, REPORT, selection.title, tables, notes, [])
 
 
 def _paper_report(table: PaperTable, output: Path) -> str:
@@ -137,7 +153,7 @@ def _read(settings: ReportSettings, selection: Selection) -> list[Result]:
         if not set(found) & set(selection.names):
             raise DataError(f"no row of table {settings.table} has a result: {settings.results} has {', '.join(found)}")
         taken = {*selection.names, settings.upper, settings.lower}
-        results = {file: result for file, result in results.items() if result["row"] in taken}
+        results = {f: result for f, result in results.items() if result["row"] in taken or result["kind"] == TEXT_KIND}
     check_results(results, settings.allow_limited)
     return list(results.values())
 
@@ -190,7 +206,7 @@ def _seeds_csv(comparison: Comparison) -> str:
     return to_csv(head, rows)
 
 
-def _summary_csv(comparison: Comparison | None, clips: Sequence[Row]) -> str:
+def _summary_csv(comparison: Comparison | None, clips: Sequence[Row], texts: Sequence[Row]) -> str:
     parts = [measure + part for measure in MEASURES for part in ("", "_standard_error", "_seeds")]
     nothing, rows = Estimate(math.nan, math.nan, 0), []
     for row in comparison.rows if comparison is not None else ():
@@ -201,6 +217,8 @@ def _summary_csv(comparison: Comparison | None, clips: Sequence[Row]) -> str:
     for row in clips:
         for order, label in CLIP_ORDERS.items():
             rows.append([row.name, label, *chain(row.over_seeds(order), nothing, nothing)])
+    for row in texts:
+        rows += [[row.name, f"text, {rate}", *chain(row.over_seeds(rate), nothing, nothing)] for rate in TEXT_RATES]
     return to_csv(("row", "benchmark", *parts), rows)
 
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from voco_llama.errors import DataError
-from voco_llama.evaluation.results import IN_ORDER, SHUFFLED
-from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row, mean_over, paired_difference
+from voco_llama.evaluation.results import BITS_PER_BYTE, IN_ORDER, NATS_PER_TOKEN, SHUFFLED
+from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row, estimate, mean_over, paired_difference
 from voco_llama.report.paper import PaperTable
 from voco_llama.report.selection import Selection
 from voco_llama.text import TextTable
@@ -145,6 +145,31 @@ def clips_table(rows: Sequence[Row], selection: Selection) -> TextTable:
         body.append([selection.label(row.name), *_of(row, seeds), *cost, *orders, str(asked)])
     head = [*_first_columns(seeds), "Frames", "Tokens", "KV bytes/clip", "In order", "Shuffled", "Questions"]
     return TextTable("Clips, exact match in %", head, body)
+
+
+def texts_table(rows: Sequence[Row], selection: Selection) -> TextTable:
+    """The loss on plain text: bits a byte on each text, and both rates on all of them."""
+    seeds, body = sorted({seed for row in rows for seed in row.results}), []
+    names = list(dict.fromkeys(name for row in rows for name in row.fact("texts")))
+    for row in rows:
+        results = row.results.values()
+        each = (
+            estimate(result["texts"][name][BITS_PER_BYTE] for result in results if name in result["texts"])
+            for name in names
+        )
+        both = (row.over_seeds(rate) for rate in (BITS_PER_BYTE, NATS_PER_TOKEN))
+        body.append(
+            [selection.label(row.name), *_of(row, seeds), *(cell(v, scale=1, digits=3) for v in (*each, *both))]
+        )
+    head = [*_first_columns(seeds), *names, "All", "All, nats a token"]
+    return TextTable("Plain text, bits a byte (less is better)", head, body)
+
+
+def text_notes(rows: Sequence[Row]) -> list[str]:
+    """How the numbers of `texts_table` came about."""
+    kinds = sorted({(row.fact("window"), row.fact("stride")) for row in rows})
+    listed = "; ".join(f"windows of {window} tokens, {stride} of them predicted" for window, stride in kinds)
+    return [f"Plain text: {listed}; the two added tokens are left out of the softmax."] if rows else []
 
 
 def paper_table(table: PaperTable) -> TextTable:

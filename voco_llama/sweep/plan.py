@@ -32,6 +32,8 @@ from voco_llama.sweep.settings import RowSettings, SweepSettings
 BASE = "base"
 """Name of the job of a seed's base stages."""
 TRAIN, EVALUATE = "train", "evaluate"
+SEEDLESS = ("convert-gguf",)
+"""Commands that have no seed: what they make is the same for all."""
 EXPERIMENT = "experiment"
 UNNAMED = "run"
 """What a row's name begins with where no experiment is chosen."""
@@ -217,7 +219,8 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
     for stage in settings.base:
         if not stage:
             raise SettingsError("base lists an empty stage: give a command and its overrides, as [train, stage=align]")
-    base = tuple(Command(name, tuple(overrides), seeded) for name, *overrides in settings.base)
+    places = {name: seeded[:1] if name in SEEDLESS else seeded for name, *_ in settings.base}
+    base = tuple(Command(name, tuple(overrides), places[name]) for name, *overrides in settings.base)
     return SeedPlan(seed, runs, results, base, tuple(job(row, results) for row, results in selected.items()))
 
 

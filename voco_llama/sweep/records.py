@@ -18,15 +18,16 @@ from voco_llama.evaluation.results import BENCHMARKS_KIND
 from voco_llama.evaluation.settings import FREE_KEYS as EVALUATE_FREE_KEYS
 from voco_llama.files import read_json, write_atomically
 from voco_llama.provenance import fingerprint_files
-from voco_llama.sweep.plan import BASE, TRAIN, Command, Job, SeedPlan
+from voco_llama.sweep.plan import BASE, SEEDLESS, TRAIN, Command, Job, SeedPlan
 from voco_llama.training.run_folder import FREE_KEYS, SETTINGS_FILE, RunFolder
 
 FORMAT_VERSION = 1
-ANYWHERE = ("paths.runs=runs", "paths.data=data", "seed=0")
+ANYWHERE = ("paths.runs=runs", "paths.data=data")
+FIRST_SEED = "seed=0"
 """Overrides that make settings comparable: where folders lie, and which seed it is, make no difference."""
 FREE = {TRAIN: tuple(key for key in FREE_KEYS if key != "output_dir"), "evaluate": EVALUATE_FREE_KEYS}
 """Beginnings of keys that do not touch what is made."""
-MADE = ("output_dir", "root")
+MADE = ("output_dir", "root", "output")
 """The setting of a command that names what it makes."""
 
 Flat = dict[str, Any]
@@ -69,7 +70,7 @@ class Records:
         """Dotted key -> value of the settings that matter, alike for all seeds and places."""
         key = (command.name, *command.overrides)
         if key not in self._described:
-            settings = self.compose(command, *ANYWHERE)
+            settings = self.compose(command, *ANYWHERE, *([] if command.name in SEEDLESS else [FIRST_SEED]))
             free = ("paths.", *FREE.get(command.name, ()))
             self._schemas[command.name] = type(settings)
             as_read = json.loads(json.dumps(to_plain(settings), default=str))
