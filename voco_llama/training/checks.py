@@ -49,6 +49,7 @@ POSITIVE = (
     "compression.q_former.*",
     "data.sources.*.weight",
     "data.sources.*.limit",
+    "data.sources.*.assumed_characters",
     "data.max_length",
     "data.num_frames",
     "data.share_media",
