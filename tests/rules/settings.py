@@ -140,7 +140,10 @@ TEXTS = {
     "data-check": ("drop",),
     "evaluate": ("row", "condition", "suite", "tasks"),
     "evaluate-clips": ("row",),
-    "sweep": ("base", "rows", "folder", "only", "skip", "overrides", "trainings", "suite", "evaluate", "train", "launcher", "job"),
+    "sweep": (
+        "base", "rows", "folder", "only", "skip", "overrides", "trainings", "suite", "evaluate", "train", "launcher",
+        "job",
+    ),
     "report": ("reference", "paper", "upper", "lower"),
     "ask": ("questions",),
     "bench": ("train.workloads", "train.variants", "answer.asked", "evaluate"),

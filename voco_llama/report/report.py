@@ -196,8 +196,9 @@ def _summary_csv(comparison: Comparison | None, clips: Sequence[Row]) -> str:
     for row in comparison.rows if comparison is not None else ():
         for benchmark in comparison.columns:
             rows.append([row.name, benchmark, *chain(*(row.of(measure, benchmark) for measure in MEASURES))])
-        averages = (row.average(measure, comparison.shared) for measure in ("plain_ratio", "retention"))
-        rows.append([row.name, "average", *chain(nothing, *averages)])
+        for name, over in sections.averages_over(comparison.shared).items():
+            averages = (row.average(measure, over) for measure in ("plain_ratio", "retention"))
+            rows.append([row.name, name.replace(sections.AVERAGE, "average"), *chain(nothing, *averages)])
     for row in clips:
         for order, label in CLIP_ORDERS.items():
             rows.append([row.name, label, *chain(row.over_seeds(order), nothing, nothing)])

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from voco_llama.errors import SettingsError, VoCoError
 from voco_llama.files import locked
 from voco_llama.sweep.checks import check_needs
+from voco_llama.sweep.cost import cost_lines, costs_of
 from voco_llama.sweep.jobs import (
     JobProcess,
     devices,
@@ -100,6 +101,9 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
         return ""
     plans = expand(settings)
     if settings.dry_run:
+        trainings = [command for plan in plans for command in Work(plan, records).needed()[0]]
+        for line in cost_lines(costs_of(trainings, records)):
+            logger.info("%s", line)  # before what is refused, so that it is heard where the data is not
         return "\n".join(map(str, _checked(plans, records)))
     slots, pinned_to = _slots(settings)
     with ExitStack() as held:
