@@ -90,6 +90,6 @@ def test_the_dry_run_says_it_before_it_refuses_what_is_not_there(monkeypatch, tm
 
 
 def test_a_contradiction_is_told_with_its_command(plans, records):
-    trainings = [plan.jobs[0].train for plan in plans("plan=small", "only=[voco_1]", "overrides=[data.max_length=0]")]
+    trainings = [plan.jobs[0].train for plan in plans("plan=small", "only=[voco_1]", 'overrides=["data.max_length=0"]')]
     with pytest.raises(SettingsError, match=r"^voco-llama train experiment=small/voco_1 .*: data.max_length is 0"):
         costs_of(trainings, records)

@@ -111,7 +111,7 @@ def test_all_rows_of_the_small_plan_train_for_as_long_from_one_alignment(records
 
 
 def test_another_language_model_takes_the_whole_plan(records):
-    given = ["plan=small", "seeds=[3]", "trainings=[model=qwen3_0.6b]", "only=[voco_4]"]
+    given = ["plan=small", "seeds=[3]", 'trainings=["model=qwen3_0.6b"]', "only=[voco_4]"]
     (plan,) = expand(COMMANDS["sweep"].compose(given))
     align, voco = (records.compose(command) for command in (*plan.base, plan.jobs[0].train))
     assert (align.model.language.pretrained, align.model.vision.name) == ("Qwen/Qwen3-0.6B", "ViT-L-14-336-quickgelu")
