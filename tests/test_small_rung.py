@@ -24,13 +24,14 @@ LANGUAGE, TOWER = "HuggingFaceTB/SmolLM2-135M-Instruct", "ViT-B-16-quickgelu"
 WORDS, WIDTH, LAYERS, PATCHES = 49152, 576, 30, 196
 KV_BYTES = 2 * LAYERS * 3 * 64 * 4
 """Of a token, in float32: three key-value heads of 64."""
-SHORT = ("data.max_length=768", "data.index_folder=null", "global_batch_size=2")
+SHORT = ("data.max_length=512", "prompt.system=", "data.index_folder=null", "global_batch_size=2")
 ON_A_CPU = (
     "trainer.use_cpu=true",
     "trainer.bf16=false",
     "trainer.dataloader_num_workers=0",
     "trainer.per_device_train_batch_size=2",
     "trainer.max_steps=1",
+    "trainer.warmup_steps=0",
     "trainer.save_strategy=no",
     "trainer.report_to=none",
 )

@@ -388,6 +388,7 @@ def test_averages_with_science_qa_and_without(papers_scores, tmp_path):
     pair = cells(text, "Differences")["VoCo (1) minus Average pooling + linear (1)"]
     assert (pair["Points"], pair["Points without SQA"]) == ("-7.8", "-5.9")
     assert "- Average without SQA: bounds lie close there" in text
+    assert "![Average without SQA retention against tokens an image](retention_without_SQA.png)" in text
     summary = {(r["row"], r["benchmark"]): r for r in read_csv(tmp_path / "out" / "summary.csv")}
     assert float(summary["voco_1", "average"]["retention"]) == pytest.approx(0.564, abs=0.0005)
     assert float(summary["voco_1", "average without SQA"]["retention"]) == pytest.approx(0.659, abs=0.0005)

@@ -61,12 +61,16 @@ def plans():
     return make
 
 
-def test_a_row_costs_what_its_own_dry_run_says(plans, records):
+def test_a_row_costs_what_its_own_dry_run_says_and_is_counted_once_for_all_seeds(plans, records, monkeypatch):
     trainings = [plan.jobs[0].train for plan in plans("plan=small", "only=[voco_1]")]
+    runs = []
+    monkeypatch.setattr(cost_module, "dry_run", lambda settings: runs.append(dry_run(settings)) or runs[-1])
     (cost,) = costs_of(trainings, records)
-    alone = dry_run(compose(["experiment=small/voco_1"])).scales.planned
-    assert (cost.name, cost.seeds, cost.gpu_hours) == ("voco_1", 2, alone.gpu_hours)
-    assert (cost.peak, cost.misfit) == (alone.memory.estimate.peak, "")
+    (run,) = runs
+    named = compose(["experiment=small/voco_1"])
+    assert (run.settings.model.language, run.settings.trainer) == (named.model.language, named.trainer)
+    assert (cost.name, cost.seeds, cost.gpu_hours) == ("voco_1", 2, run.scales.planned.gpu_hours)
+    assert (cost.peak, cost.misfit) == (run.memory.estimate.peak, "")
 
 
 def test_what_trains_on_no_gpu_is_not_counted(plans, records):

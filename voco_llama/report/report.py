@@ -145,12 +145,15 @@ def _read(settings: ReportSettings, selection: Selection) -> list[Result]:
 def _plot(comparison: Comparison, selection: Selection, reference: PaperTable | None, output: Path) -> list[str]:
     """Draw what there is to draw, and return it as Markdown."""
     pictures = []
-    series = retention_series(comparison, selection.series)
-    if series and reference is not None:
-        series.append(paper_series(reference))
-    if series:
-        plot_retention(series, output / RETENTION_PLOT)
-        pictures.append(f"![Average retention against tokens an image]({RETENTION_PLOT}.png)")
+    for name, over in sections.averages_over(comparison.shared).items():
+        series = retention_series(comparison, selection.series, over)
+        if series and reference is not None:
+            theirs = list(sections.averages_over(reference.columns).values())
+            series.append(paper_series(reference, theirs[0 if over is comparison.shared else -1]))
+        if series:
+            stem = RETENTION_PLOT + name.removeprefix(sections.AVERAGE).replace(" ", "_")
+            plot_retention(series, output / stem)
+            pictures.append(f"![{name} retention against tokens an image]({stem}.png)")
     bounds = {row.name for row in comparison.bounds}
     bars = [(selection.label(row.name), row) for row in comparison.rows if row.name not in bounds]
     if bars and comparison.shared:
