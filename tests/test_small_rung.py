@@ -24,7 +24,7 @@ LANGUAGE, TOWER = "HuggingFaceTB/SmolLM2-135M-Instruct", "ViT-B-16-quickgelu"
 WORDS, WIDTH, LAYERS, PATCHES = 49152, 576, 30, 196
 KV_BYTES = 2 * LAYERS * 3 * 64 * 4
 """Of a token, in float32: three key-value heads of 64."""
-SHORT = ("data.max_length=512", "prompt.system=", "data.index_folder=null", "global_batch_size=2")
+SHORT = ("data.max_length=512", "prompt.system=''", "data.index_folder=null", "global_batch_size=2")
 ON_A_CPU = (
     "trainer.use_cpu=true",
     "trainer.bf16=false",

@@ -82,6 +82,11 @@ def test_flops_are_those_of_the_data_where_it_is_here(settings_for):
     assert "rows of the mean length" in format_dry_run(run)
 
 
+def test_no_other_numbers_of_gpus():
+    scales = dry_run(composed("hardware.scales=[]")).scales
+    assert scales.each == (scales.planned,)
+
+
 def test_nothing_is_said_where_no_gpus_are_planned(settings_for):
     run = dry_run(settings_for("toy/instruct"))
     assert run.scales is None

@@ -98,7 +98,8 @@ def figure_of(monkeypatch, draw):
 
 
 def test_three_points_make_a_line_and_the_paper_is_dashed(tmp_path, monkeypatch):
-    paper = paper_series(table := read_paper_table("table_4"), table.columns)
+    table = read_paper_table("table_4")
+    paper = paper_series(table, table.columns)
     figure = figure_of(monkeypatch, lambda: plot_retention([*SERIES, paper], tmp_path / "x"))
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
