@@ -1,7 +1,8 @@
 """Every step of the small rung at its true widths, with random weights: a few records in the layouts of the real sets.
 
-SmolLM2-135M's layers, heads and vocabulary, with tied embeddings and an end that also pads; CLIP's ViT-B/16. Nothing is
-downloaded, so weights are random and the tokenizer has the size of SmolLM2's and knows bytes alone.
+SmolLM2-135M's hidden size, heads, MLP and vocabulary in three of its 30 layers, with tied embeddings and an end that
+also pads; all of CLIP's ViT-B/16. Nothing is downloaded, so weights are random and the tokenizer has the size of
+SmolLM2's and knows bytes alone.
 """
 
 import json
@@ -21,7 +22,7 @@ from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.preflight.shapes import SHAPES_DIR
 
 LANGUAGE, TOWER = "HuggingFaceTB/SmolLM2-135M-Instruct", "ViT-B-16-quickgelu"
-WORDS, WIDTH, LAYERS, PATCHES = 49152, 576, 30, 196
+WORDS, WIDTH, LAYERS, PATCHES = 49152, 576, 3, 196
 KV_BYTES = 2 * LAYERS * 3 * 64 * 4
 """Of a token, in float32: three key-value heads of 64."""
 SHORT = ("data.max_length=512", "prompt.system=''", "data.index_folder=null", "global_batch_size=2")
@@ -40,7 +41,8 @@ ON_A_CPU = (
 def write_language(folder):
     """Random weights, and a tokenizer whose beginning and end are SmolLM2's."""
     torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(SHAPES_DIR / f"{LANGUAGE}.json", bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = AutoConfig.from_pretrained(SHAPES_DIR / f"{LANGUAGE}.json", num_hidden_layers=LAYERS, **ends)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     known = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -48,8 +50,8 @@ def write_language(folder):
     backend = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    ends = {"unk_token": special[0], "bos_token": special[1], "eos_token": special[2], "pad_token": special[2]}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **ends).save_pretrained(folder)
+    names = {"unk_token": special[0], "bos_token": special[1], "eos_token": special[2], "pad_token": special[2]}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
 
 
 def write_data(folder):
