@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,9 @@ NUMBERED = {
     "q_former": (1,),
     "voco_{}_llava": (1,),
     **{f"{model}/voco": (1,) for model in ("vicuna_13b", "llama3_70b", "qwen3_8b", "mistral_7b")},
+    "small/voco": (1, 2, 4, 16),
+    "small/average_pool": (1,),
+    "small/q_former": (1,),
     "toy/voco": (1, 2, 4, 8, 16),
     "toy/voco_{}_kl": (1, 4),
     "toy/voco_{}_bidirectional": (1, 4),
@@ -93,7 +97,9 @@ def test_nothing_ships_untested():
 def test_experiments(name):
     settings = composed(name)
     check_settings(settings, paths=False)
-    assert settings.output_dir == f"runs/{name}"
+    small, _, rest = name.partition("/")
+    language = f"{settings.model.language.pretrained}/" if small == "small" else ""
+    assert settings.output_dir == (f"runs/small/{language}{rest}" if language else f"runs/{name}")
     assert set(settings.stage.trains) <= set(PARTS)
 
 
@@ -137,6 +143,28 @@ def test_the_paper_recipe(name):
     assert settings.global_batch_size == 128  # on any hardware: tests/dry_run/test_run.py
     assert (trainer["bf16"], trainer["gradient_checkpointing"]) == (True, True)
     assert trainer["deepspeed"]["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize("model", ["smollm2_360m", "qwen3_0.6b"])
+def test_the_small_experiments_take_another_model_by_one_override(model):
+    """And go on from its alignment, not from another's."""
+    align, voco = (compose([f"experiment=small/{name}", f"model={model}"]) for name in ("align", "voco_4"))
+    language = align.model.language.pretrained
+    assert language == compose([f"model={model}"]).model.language.pretrained
+    assert voco.model == replace(align.model, checkpoint=f"{align.output_dir}/final")
+    assert voco.output_dir == f"runs/small/{language}/voco_4"
+    own, default = (flatten_settings(settings) for settings in (voco, composed("small/voco_4")))
+    changed = {key for key in own if own[key] != default[key]}
+    assert changed <= {"model.language.pretrained", "model.vision.name", "model.checkpoint", "output_dir"}
+
+
+def test_the_small_recipe():
+    rows = [composed(f"small/{name}") for name in ("instruct", "voco_1", "average_pool_1", "q_former_1", "elastic")]
+    assert {(s.global_batch_size, s.trainer["learning_rate"], s.trainer["num_train_epochs"]) for s in rows} == {
+        (128, 1e-4, 1)
+    }
+    assert {s.model.checkpoint for s in rows} == {f"{composed('small/align').output_dir}/final"}
+    assert all(s.model.dtype == "float32" and s.trainer["bf16"] and not s.model.lora.rank for s in rows)
 
 
 @pytest.mark.parametrize("model", ["vicuna_13b", "llama3_70b", "qwen3_8b", "mistral_7b"])

@@ -169,6 +169,7 @@ class SourceSettings:
         limit: Read only so many records.
         options: What else the reader takes.
         published_records: Records that its publisher says it has; a dry run counts with it where the file is not here.
+        assumed_characters: Of the text of a record, on average; likewise. null: rows are counted at full length.
     """
 
     format: str = MISSING
@@ -179,6 +180,7 @@ class SourceSettings:
     limit: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     published_records: int | None = None
+    assumed_characters: int | None = None
 
 
 @dataclass
@@ -282,6 +284,7 @@ class HardwareSettings:
         scales: Where `num_processes` is set, a dry run sets these numbers of GPUs beside it.
         gpu_tflops: Of each, in 10^12 a second, for products of bf16 matrices: 312 of an A100, 989 of an H100.
         utilization: Part of it that a training is taken to reach.
+        gpu_hour_price: Of one GPU for an hour, in any currency; null: a dry run states GPU hours and no cost.
         disk_gb_per_second: What the disk takes of checkpoints, from all processes together.
     """
 
@@ -290,6 +293,7 @@ class HardwareSettings:
     scales: list[int] = field(default_factory=lambda: [8, 64, 512])
     gpu_tflops: float = 312.0
     utilization: float = 0.4
+    gpu_hour_price: float | None = None
     disk_gb_per_second: float = 1.0
 
 

@@ -2,7 +2,7 @@
 
 from voco_llama.evaluation.results import write_result
 
-FULL = {"GQA": 1.0, "POPE": 1.0, "MME": 400.0, "MMBench": 100.0}
+FULL = {"GQA": 1.0, "POPE": 1.0, "MME": 400.0, "MMBench": 100.0, "SQA": 1.0, "VQAv2": 1.0}
 
 
 def write_row(folder, row, values, condition="voco", num_voco=None, seed=0, **changes):

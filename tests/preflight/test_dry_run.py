@@ -38,6 +38,9 @@ HARDWARE = sorted(file.stem for file in (CONFIG_DIR / "hardware").glob("*.yaml")
 RAISES_THE_BATCH, OFFLOADS = "gpus_512x80gb", "gpus_8x80gb_offload"
 
 WRITTEN_FOR = "gpus_8x80gb"
+ONE_SMALL_GPU = "gpu_1x24gb"
+SMALL = ("align", "instruct", "voco_1", "voco_16", "average_pool_1", "q_former_1", "elastic")
+SMALL_MODELS = ("smollm2_135m", "smollm2_360m", "qwen3_0.6b")
 
 
 def is_for(hardware: str, experiment: str) -> bool:
@@ -47,7 +50,7 @@ def is_for(hardware: str, experiment: str) -> bool:
     """
     if hardware in ("gpus_64x80gb", RAISES_THE_BATCH):
         return experiment in ("voco", "video_7b", *ALIGNMENTS)
-    if hardware == OFFLOADS:
+    if hardware in (OFFLOADS, ONE_SMALL_GPU):
         return False
     return not hardware.startswith("gpu_1") or hardware.endswith("_lora") == (experiment not in ALIGNMENTS)
 
@@ -110,9 +113,27 @@ def test_other_language_models_fit_where_they_are_planned(experiment, hardware):
     assert sum("published shape" in note for note in run.notes) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", SMALL_MODELS)
+def test_the_small_experiments_fit_one_gpu_and_say_their_hours(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in SMALL:
+        settings = composed(f"small/{name}", None, f"model={model}")
+        assert settings == composed(f"small/{name}", ONE_SMALL_GPU, f"model={model}")
+        run = dry_run(settings)
+        assert (run.batch.size, run.batch.processes) == (256 if name == "align" else 128, 1)
+        assert run.memory.fits, verdict(run.memory)
+        assert 1 < run.scales.planned.gpu_hours < 48, name
+        assert "GPU hours (their price" in format_dry_run(run)
+
+
 @pytest.mark.parametrize(
     ("experiment", "language", "head_dim"),
     [
+        ("small/voco_4", 134_515_008 + 2 * 576, 64),
+        ("small/voco_4 model=smollm2_360m", 361_821_120 + 2 * 960, 64),
+        ("small/voco_4 model=qwen3_0.6b", 596_049_920 + 2 * 1024, 128),
         ("vicuna_13b/voco_4", 13_015_864_320 + 2 * 2 * 5120, 128),
         ("llama3_70b/voco_4", 70_553_706_496 + 2 * 2 * 8192, 128),
         ("qwen3_8b/voco_4", 8_190_735_360 + 2 * 2 * 4096, 128),
@@ -120,8 +141,9 @@ def test_other_language_models_fit_where_they_are_planned(experiment, hardware):
     ],
 )
 def test_other_language_models_have_their_published_parameters(experiment, language, head_dim):
-    """And two words in two tables; nothing of their size is built."""
-    meta = meta_model(composed(experiment))
+    """And two words in two tables, or in one that is tied; nothing of their size is built."""
+    name, *more = experiment.split()
+    meta = meta_model(composed(name, None, *more))
     assert {count.module: count.trained for count in meta.table}["language_model"] == language
     assert (meta.decoder.head_dim, meta.decoder.norms_heads) == (head_dim, "qwen3" in experiment)
     assert all(parameter.is_meta for parameter in meta.model.parameters())
@@ -159,7 +181,7 @@ def test_numbers_of_the_papers_row():
     assert run.length.warmup == -(-3 * 2 * per_epoch // 100)
     rates = dict(run.length.learning_rates)
     assert (rates[0], rates[run.length.warmup], rates[run.length.steps]) == (0.0, 2e-5, pytest.approx(0.0))
-    assert run.tokens_a_step == (128 * 2048, None)
+    assert run.tokens_a_step == (128 * 2048, 128 * (577 + 770 / 4))
     everything, trained = language + 304_293_888 + 20_979_712, language + 20_979_712
     assert run.saved.final == 2 * everything
     assert run.saved.checkpoint == 4 * everything + 12 * trained

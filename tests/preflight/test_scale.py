@@ -8,7 +8,9 @@ import pytest
 from voco_llama.composition import compose
 from voco_llama.model.flops import training_flops
 from voco_llama.preflight.dry_run import dry_run, format_dry_run
-from voco_llama.preflight.scale import divided, scale_lines
+from voco_llama.preflight.epoch import count_epoch
+from voco_llama.preflight.scale import cost_text, divided, scale_lines, step_flops
+from voco_llama.preflight.shapes import meta_model
 from voco_llama.sharding import Fsdp, Group, Sharding, Zero
 
 
@@ -55,13 +57,17 @@ def test_the_scales_of_a_training(of_7b):
     assert more.memory.estimate.peak < planned.memory.estimate.peak
 
 
-def test_flops_are_those_of_rows_of_full_length(of_7b):
-    from voco_llama.preflight.shapes import meta_model
-
+@pytest.mark.parametrize(("characters", "text"), [("null", 2048 - 577), ("770", 770 / 4), ("1000000", 2048 - 577)])
+def test_flops_are_those_of_rows_of_the_assumed_length_or_of_full_length(of_7b, characters, text):
+    settings = composed(f"data.sources.0.assumed_characters={characters}")
+    length = text + 577
+    epoch = count_epoch(settings, 577)
+    assert epoch.tokens == (None if characters == "null" else round(665298 * length))
     config = meta_model(composed()).model.config
-    text = 2048 - 577
-    assert of_7b.scales.flops == training_flops(config, [text] * 128, [1] * 128, 128, 128 * text)
-    assert 1e13 < of_7b.scales.flops / 1000 < 2e13  # 6 x parameters x tokens is 1.06e16
+    flops = step_flops(settings, config, epoch, 128)
+    assert flops == pytest.approx(training_flops(config, [text] * 128, [1] * 128, 128, 128 * text), rel=1e-6)
+    assert (flops == of_7b.scales.flops) == (characters == "770")  # what data=mix665k says
+    assert 0.8 < flops / (6 * 6.74e9 * 128 * length) < 1.0  # 6 x parameters x tokens; the last layer is left out
 
 
 def test_flops_are_those_of_the_data_where_it_is_here(settings_for):
@@ -74,6 +80,11 @@ def test_flops_are_those_of_the_data_where_it_is_here(settings_for):
     assert 0 < run.scales.flops < dry_run(settings_for("toy/instruct", *overrides[:2])).scales.flops
     assert {scale.steps for scale in run.scales.each} == {4}  # trainer.max_steps
     assert "rows of the mean length" in format_dry_run(run)
+
+
+def test_no_other_numbers_of_gpus():
+    scales = dry_run(composed("hardware.scales=[]")).scales
+    assert scales.each == (scales.planned,)
 
 
 def test_nothing_is_said_where_no_gpus_are_planned(settings_for):
@@ -131,6 +142,45 @@ def test_it_reads_as_a_table(of_7b):
     assert lines[-1] == f"  512 GPUs cannot divide 128 rows: {advice}"
 
 
+def test_what_it_costs(of_7b):
+    """Arithmetic on what stands beside it: FLOPs of all steps, at a part of what a GPU can do."""
+    scales = of_7b.scales
+    hours = scales.flops * of_7b.length.steps / (312e12 * 0.4) / 3600
+    assert [scale.gpu_hours for scale in scales.each[:2]] == pytest.approx([hours, hours])
+    assert scales.planned is scales.each[0]
+    assert 85 < hours < 95
+    time, cost = list(scale_lines(scales))[5:7]
+    assert "at hardware.utilization=0.4 of hardware.gpu_tflops=312 a GPU; data" in time
+    assert cost == f"  cost: {hours:.1f} GPU hours (their price: hardware.gpu_hour_price), at that utilization"
+    assert cost_text(1234.56, 2.5) == "1,234.6 GPU hours, 3,086.40 at hardware.gpu_hour_price=2.5"
+    priced = replace(scales, hardware=replace(scales.hardware, gpu_hour_price=2.0))
+    assert f"{2 * hours:,.2f} at hardware.gpu_hour_price=2, at that" in list(scale_lines(priced))[6]
+
+
+def test_what_it_costs_is_not_known_without_its_length():
+    scales = dry_run(compose(["experiment=video_7b", "hardware.scales=[8]"])).scales
+    assert scales.planned.gpu_hours is None
+    assert not any("cost:" in line for line in scale_lines(scales))
+
+
+LLAVA_HOURS = {
+    ("align_lcs_7b", "model=llava_7b"): (3.5, 0.29),
+    ("instruct_7b", "trainer.num_train_epochs=1"): (10, 0.225),
+    ("vicuna_13b/align", "data=lcs_558k"): (5.5, 0.36),
+    ("vicuna_13b/instruct", "trainer.num_train_epochs=1"): (20, 0.22),
+}
+"""What LLaVA-1.5's README says that it took on eight A100, and the utilization at which this arithmetic gives that."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("overrides", "known"), LLAVA_HOURS.items())
+def test_it_is_as_far_off_llavas_hours_as_the_documentation_says(overrides, known):
+    hours, utilization = known
+    experiment, more = overrides
+    settings = compose([f"experiment={experiment}", more, f"hardware.utilization={utilization}", "hardware.scales=[8]"])
+    assert dry_run(settings).scales.planned.gpu_hours / 8 == pytest.approx(hours, rel=0.03)
+
+
 def test_rows_that_share_an_image_stay_together_where_the_batch_ends():
     lines = list(scale_lines(dry_run(composed("data.share_media=4", "hardware.scales=[64]")).scales))
     assert lines[-1].startswith("  64 GPUs cannot divide 128 rows: use 32 at most, or set global_batch_size=256 and")
@@ -140,7 +190,7 @@ def test_rows_that_share_an_image_stay_together_where_the_batch_ends():
 def test_whole_weights_and_what_is_not_divided_are_written_by_the_first(overrides, written):
     lines = list(scale_lines(dry_run(composed(*overrides)).scales))
     assert lines[2].split()[-2] == written
-    assert ("every process its piece" in lines[7]) == (written == "10.1")
+    assert ("every process its piece" in "".join(lines)) == (written == "10.1")
 
 
 def test_what_does_not_fit_there_says_what_would():
@@ -159,7 +209,9 @@ def test_under_torchrun_its_processes_are_those_planned(monkeypatch):
     assert run.scales.each[1].memory.estimate == run.memory.estimate
 
 
-@pytest.mark.parametrize("name", ["scales=[0]", "gpu_tflops=0", "utilization=-1", "disk_gb_per_second=0"])
+@pytest.mark.parametrize(
+    "name", ["scales=[0]", "gpu_tflops=0", "utilization=-1", "disk_gb_per_second=0", "gpu_hour_price=0"]
+)
 def test_numbers_below_nothing_are_refused(name, capsys):
     from voco_llama import cli
 

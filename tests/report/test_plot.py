@@ -69,11 +69,22 @@ def test_rows_become_series(tmp_path):
 
 
 def test_the_papers_curve():
-    curve = paper_series(read_paper_table("table_2"))
+    table = read_paper_table("table_2")
+    curve = paper_series(table, table.columns)
     assert curve.from_paper
     assert curve.label == "paper, Table 2 (mean of MMB, GQA, VQAv2, SEED)"
     assert [count for count, _ in curve.points] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert curve.points[0][1].mean == pytest.approx(0.838, abs=0.001)
+
+
+def test_series_over_some_benchmarks(tmp_path):
+    write_bounds(tmp_path, upper=1.0, lower=0.0)
+    write_row(tmp_path, "voco_1", {"GQA": 0.8, "POPE": 0.6}, num_voco=1)
+    found = [retention_series(compared(tmp_path), {}, over) for over in (None, ["GQA"])]
+    assert [round(one.points[0][1].mean, 6) for (one,) in found] == [0.7, 0.8]
+    table = read_paper_table("table_1")
+    curve = paper_series(table, [column for column in table.columns if column != "SQA-I"])
+    assert [round(100 * value.mean, 1) for _, value in curve.points] == [84.1, 70.5, 61.0]
 
 
 def figure_of(monkeypatch, draw):
@@ -87,7 +98,8 @@ def figure_of(monkeypatch, draw):
 
 
 def test_three_points_make_a_line_and_the_paper_is_dashed(tmp_path, monkeypatch):
-    paper = paper_series(read_paper_table("table_4"))
+    table = read_paper_table("table_4")
+    paper = paper_series(table, table.columns)
     figure = figure_of(monkeypatch, lambda: plot_retention([*SERIES, paper], tmp_path / "x"))
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"

@@ -5,8 +5,13 @@ import math
 
 import pytest
 
+<<<<<<< HEAD
 from tests.evaluation.rows import write_bounds, write_clips, write_row, write_text
+=======
+from tests.evaluation.rows import FULL, write_bounds, write_clips, write_row
+>>>>>>> i15-ladder
 from voco_llama.errors import DataError, SettingsError
+from voco_llama.report.paper import read_paper_table
 from voco_llama.report.report import ReportSettings, report
 
 
@@ -352,6 +357,7 @@ def test_a_number_that_is_none_is_left_out(tmp_path):
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["–", "100.0 (100.0)", "100.0 (100.0)"]
 
 
+<<<<<<< HEAD
 def test_texts_have_a_table_of_their_own_whatever_the_rows_of_the_table(seeds):
     write_text(seeds, "before", {"docs": 1.0, "story": 0.5})
     for seed, rate in ((0, 1.25), (7, 1.75)):
@@ -383,3 +389,50 @@ def test_losses_on_other_texts_or_windows_cannot_stand_in_one_table(tmp_path, ch
     write_text(tmp_path, "after", {"docs": 1.0}, **{changed: "other" if changed == "data_fingerprint" else 17})
     with pytest.raises(DataError, match=f"plain text has {changed}"):
         run(tmp_path)
+=======
+COLUMNS = {"GQA": "GQA", "MMBench": "MMB", "MME": "MME", "POPE": "POPE", "SQA": "SQA-I", "VQAv2": "VQAv2"}
+REPRODUCED = {"GQA": 52.3, "MMBench": 52.7, "MME": 1036, "POPE": 79.1, "SQA": 61.2, "VQAv2": 65.0}
+"""What a user who followed the authors' script reported."""
+
+
+def in_our_units(scores):
+    return {name: score / 100 if FULL[name] == 1 else score for name, score in scores.items()}
+
+
+@pytest.fixture
+def papers_scores(tmp_path):
+    """The paper's own as if we had measured them, and a reproduction of theirs: 8.6 % of retention in ScienceQA."""
+    table = read_paper_table("table_1")
+    for name, count, condition in (("upper", None, "full"), ("lower", 1, "voco"), ("average_pool_1", 1, "voco")):
+        scores = {ours: table.rows[name].scores[theirs] for ours, theirs in COLUMNS.items()}
+        write_row(tmp_path / "results", name, in_our_units(scores), condition, num_voco=count)
+    write_row(tmp_path / "results", "voco_1", in_our_units(REPRODUCED), num_voco=1)
+    return tmp_path / "results"
+
+
+def test_averages_with_science_qa_and_without(papers_scores, tmp_path):
+    text = run(papers_scores, table="table_1", reference="table_1")
+    kept = cells(text, "Retention in % (plain ratio in %)")["VoCo (1)"]
+    assert (kept["SQA"], kept["Average"], kept["Average without SQA"]) == ("8.6 (92.0)", "56.4 (84.4)", "65.9 (82.9)")
+    beside = cells(text, "Retention in % beside the paper's Table 1")
+    assert [beside["VoCo (1)"][name] for name in ("Average", "Average without SQA")] == ["56.4", "65.9"]
+    paper = beside["paper: VoCo (1)"]
+    assert [paper[name] for name in ("Average", "Average without SQA", "All 7 of the paper")] == [
+        "84.3",
+        "85.0",
+        "83.7",
+    ]
+    pair = cells(text, "Differences")["VoCo (1) minus Average pooling + linear (1)"]
+    assert (pair["Points"], pair["Points without SQA"]) == ("-7.8", "-5.9")
+    assert "- Average without SQA: bounds lie close there" in text
+    assert "![Average without SQA retention against tokens an image](retention_without_SQA.png)" in text
+    summary = {(r["row"], r["benchmark"]): r for r in read_csv(tmp_path / "out" / "summary.csv")}
+    assert float(summary["voco_1", "average"]["retention"]) == pytest.approx(0.564, abs=0.0005)
+    assert float(summary["voco_1", "average without SQA"]["retention"]) == pytest.approx(0.659, abs=0.0005)
+
+
+def test_without_science_qa_there_is_one_average(results):
+    text = run(results)
+    assert "without SQA" not in text
+    assert "without SQA" not in (results.parent / "out" / "summary.csv").read_text()
+>>>>>>> i15-ladder

@@ -57,6 +57,17 @@ def test_the_commands_of_a_plan(settings):
     ]
 
 
+def test_some_overrides_are_for_every_training(settings):
+    changed = replace(settings, trainings=["trainer.max_steps=3"], overrides=["trainer.max_steps=4"])
+    (plan,) = expand(changed)
+    assert [str(command) for command in plan.base] == [
+        "voco-llama toyworld paths.runs=runs/seed_0 seed=0",
+        "voco-llama train experiment=toy/clip trainer.max_steps=3 paths.runs=runs/seed_0 seed=0",
+    ]
+    assert "trainer.max_steps=4" in plan.jobs[0].train.arguments  # a row's own go before
+    assert "trainer.max_steps=3" in expand(replace(changed, overrides=[]))[0].jobs[0].train.arguments
+
+
 def test_a_row_on_the_checkpoint_of_another_joins_its_job(settings):
     rows = {**settings.rows, "blind": RowSettings(checkpoint_of="upper", evaluate={"blind": ["condition=blind"]})}
     assert names(expand(replace(settings, rows=rows))) == [
@@ -121,6 +132,7 @@ def test_a_path_with_a_blank_is_quoted(settings):
             "row b: a second result is named 'a'",
         ),
         ({"overrides": ["seed=3"]}, "'seed=3': the sweep decides seed"),
+        ({"trainings": ["output_dir=x"]}, "'output_dir=x': the sweep decides output_dir"),
         ({"rows": {"a": RowSettings(train=["output_dir=x"])}}, "'output_dir=x': the sweep decides output_dir"),
         ({"evaluate": ["checkpoint=x"]}, "the sweep decides checkpoint"),
         ({"base": [["train", "seed=3"]]}, "the sweep decides seed"),

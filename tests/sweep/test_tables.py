@@ -57,7 +57,7 @@ def test_every_command_composes(table, records):
                 continue  # the same settings for another row
             ways.add(tuple(way))
             settings = records.compose(command)
-            assert (settings.row, str(settings.output)) == (result, f"runs/results/seed_{seed}")
+            assert (settings.row, settings.output) == (result, plan.results)
             assert settings.checkpoint == job.run_folder / "final"
             root = f"runs/seed_{seed}/toyworld/benchmarks" if table.startswith("toy") else "data/benchmarks"
             assert str(settings.hub) == root
@@ -69,6 +69,17 @@ def test_every_command_composes(table, records):
     [
         ("table_1", {"upper": ["upper", "lower", "blind"], "voco_1": 0, "average_pool_1": 0, "q_former_1": 0}),
         ("table_2", {"upper": ["upper", "lower"], **{f"voco_{2**n}": 0 for n in range(8)}}),
+        ("13b", {"upper": ["upper", "lower", "blind"], "voco_1": 0, "voco_4": 0}),
+        (
+            "small",
+            {
+                "upper": ["upper", "lower", "blind"],
+                **{f"voco_{n}": 0 for n in (1, 2, 4, 16)},
+                "average_pool_1": 0,
+                "q_former_1": 0,
+                "elastic": [f"elastic_at_{n}" for n in (1, 2, 4, 16)],
+            },
+        ),
         (
             "table_4",
             {
@@ -82,6 +93,29 @@ def test_every_command_composes(table, records):
 )
 def test_rows_of_the_paper(table, rows):
     assert results_of(table) == {row: results or [row] for row, results in rows.items()}
+
+
+@pytest.mark.parametrize(("table", "results"), [("small", "runs/small/results"), ("13b", "runs/vicuna_13b/results")])
+def test_rungs_keep_their_results_apart(table, results):
+    assert str(plan_of(table).results) == f"{results}/seed_3"
+    assert COMMANDS["sweep"].compose([f"plan={table}"]).seeds == ([0, 1, 2] if table == "small" else [0])
+
+
+def test_all_rows_of_the_small_plan_train_for_as_long_from_one_alignment(records):
+    plan = plan_of("small")
+    (align,) = plan.base
+    composed = [records.compose(job.train) for job in plan.jobs]
+    assert {s.model.checkpoint for s in composed} == {f"{records.compose(align).output_dir}/final"}
+    keys = ("num_train_epochs", "learning_rate", "per_device_train_batch_size")
+    assert len({tuple(s.trainer[key] for key in keys) for s in composed}) == 1
+
+
+def test_another_language_model_takes_the_whole_plan(records):
+    given = ["plan=small", "seeds=[3]", 'trainings=["model=qwen3_0.6b"]', "only=[voco_4]"]
+    (plan,) = expand(COMMANDS["sweep"].compose(given))
+    align, voco = (records.compose(command) for command in (*plan.base, plan.jobs[0].train))
+    assert (align.model.language.pretrained, align.model.vision.name) == ("Qwen/Qwen3-0.6B", "ViT-L-14-336-quickgelu")
+    assert voco.model.checkpoint == f"{align.output_dir}/final" == "runs/seed_3/small/Qwen/Qwen3-0.6B/align/final"
 
 
 def test_rows_at_synthetic_scale():

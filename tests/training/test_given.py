@@ -29,6 +29,11 @@ def composed(*overrides: str, command: str = "train"):
         (["model.checkpoint=a", "model.projector_weights=b"], "model.checkpoint=a names the whole model"),
         (["model.checkpoint=a", "++model.tokenizer=b"], "model.checkpoint=a names the whole model"),
         (["experiment=toy/align", "model=llava_7b"], "model=llava_7b and model.checkpoint=runs/toy/language/final, of"),
+        (["experiment=voco_1", "model=qwen3_0.6b"], "model=qwen3_0.6b and model.checkpoint=runs/align_7b/final, of"),
+        (
+            ["experiment=small/voco_1", "model.vision.name=ViT-L-14"],
+            "model.vision.name=ViT-L-14 would not be read, for model.checkpoint=runs/small/Hugging",
+        ),
         (
             ["model.lora.alpha=8"],
             "=8 would not be read, for there are no adapters: set model.lora.rank",
@@ -62,6 +67,7 @@ def test_what_would_not_be_read_is_refused(overrides, message):
         ["experiment=toy/align", "model.dtype=bfloat16", "model.attention=eager", "model.tokenizer=null"],
         ["experiment=toy/align", "model=llava_7b", "model.checkpoint=a"],
         ["model=llava_7b"],
+        ["experiment=small/voco_1", "model=qwen3_0.6b"],  # whose checkpoint follows it
         ["model.lora.rank=2", "model.lora.alpha=8"],
         ["compression=q_former_4", Q_FORMER],
         ["loss=kl", "loss.teacher_checkpoint=a", "loss.temperature=2"],

@@ -66,10 +66,6 @@ class PieceTokenizer:
         added = self.tokenizer.added_tokens_decoder
         return {token.content: index for index, token in added.items() if token.special}
 
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.special_tokens.values())
-
     def __call__(self, pieces: Sequence[Piece]) -> list[Part]:
         """The parts of a row."""
         groups = [(kind, list(group)) for kind, group in groupby(pieces, key=_kind)]
@@ -88,9 +84,13 @@ class PieceTokenizer:
 
     def _template(self, pieces: Sequence[Text | Spelled]) -> list[TextSpan]:
         """What a chat template wrote, as one text."""
-        (ids, offsets), *_ = self._encode(["".join(piece.text for piece in pieces)], special_is_text=False)
+        text = "".join(piece.text for piece in pieces)
+        ((ids, offsets),) = self._encode([text], special_is_text=False)
         trained = _trained(pieces, offsets)
-        found = [place for place, token in enumerate(ids) if token in self._special_ids]
+        # A text may have special tokens that it does not spell out: those of what is not in the vocabulary.
+        found = [
+            n for n, (start, end) in enumerate(offsets) if self.special_tokens.get(text[start:end].strip()) == ids[n]
+        ]
         spelled = [piece for piece in pieces if isinstance(piece, Spelled)]
         if [ids[place] for place in found] != [self.special_tokens[piece.text] for piece in spelled]:
             return self._section_by_section(pieces)

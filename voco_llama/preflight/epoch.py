@@ -71,16 +71,27 @@ def count_epoch(settings: TrainSettings, tokens_a_segment: int) -> Epoch:
         share, medium = data.share_media, None if data.share_media == 1 else mixture.medium
         encoded = int(segments.sum()) if medium is None else num_encoded(medium, segments, share)
         return Epoch(len(mixture), int(segments.sum()), encoded, tokens, "the data, opened")
-    rows = 0
-    for source in settings.data.sources:
+    return _published_epoch(settings, tokens_a_segment)
+
+
+def _published_epoch(settings: TrainSettings, tokens_a_segment: int) -> Epoch:
+    """By what is said of data that is not here; each record is taken to show as many images as one may."""
+    data, segments, rows, tokens = settings.data, segments_a_row(settings), 0, 0
+    for source in data.sources:
         if source.published_records is None:
             text = f"{source.file} is not counted here: steps unknown unless trainer.max_steps is set"
             return Epoch(None, None, None, None, text)
-        records = min(source.limit or source.published_records, source.published_records)
-        rows += round(source.weight * records)
-    images = rows * segments_a_row(settings)
-    names = ", ".join(Path(source.file).name for source in settings.data.sources)
-    return Epoch(rows, images, images, None, f"not here: the published number of records of {names}")
+        records = round(source.weight * min(source.limit or source.published_records, source.published_records))
+        characters = math.inf if source.assumed_characters is None else source.assumed_characters
+        length = min(characters / CHARACTERS_PER_TOKEN + segments * tokens_a_segment, data.max_length)
+        rows, tokens = rows + records, tokens + records * length
+    names = ", ".join(Path(source.file).name for source in data.sources)
+    text = f"not here: the published number of records of {names}"
+    is_assumed = all(source.assumed_characters is not None for source in data.sources)
+    if is_assumed:
+        listed = ", ".join(f"{source.assumed_characters:,}" for source in data.sources)
+        text += f", each taken to have {listed} characters (data.sources.N.assumed_characters)"
+    return Epoch(rows, rows * segments, rows * segments, round(tokens) if is_assumed else None, text)
 
 
 def count_steps(settings: TrainSettings, epoch: Epoch) -> Length:

@@ -20,7 +20,7 @@ from voco_llama.text import aligned, duration
 from voco_llama.training.batch import GlobalBatch, rows_of_a_pass
 from voco_llama.training.checks import segments_a_row
 
-TERA = 1e12
+TERA, HOUR = 1e12, 3600
 QUESTIONS = 10_000
 """About as many as a benchmark of the paper has."""
 
@@ -42,12 +42,18 @@ class Scale:
     seconds: float
     steps: int | None
 
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of the whole training, of all GPUs together; None: not known."""
+        return None if self.steps is None else self.batch.processes * self.steps * self.seconds / HOUR
+
 
 @dataclass(frozen=True)
 class Scales:
     """A training on several numbers of GPUs.
 
     Attributes:
+        planned: The one that the settings plan for, also among `each`.
         size: Rows of a step by the recipe.
         flops: That these need.
         mean: Whether their length is the data's on average; else they are of full length.
@@ -55,6 +61,7 @@ class Scales:
     """
 
     each: tuple[Scale, ...]
+    planned: Scale
     size: int
     flops: int
     mean: bool
@@ -91,7 +98,8 @@ def scales_of(
     sharding, in_pieces = memory.plan.sharding, 0
     if sharding.cuts_matrices:  # whole weights are written for loading, and once more if they are not divided
         in_pieces = saved.checkpoint - saved.final * (1 if sharding.cuts_weights else 2)
-    return Scales(tuple(each), size, flops, epoch.tokens is not None, hardware, saved, in_pieces)
+    planned = next(scale for scale in each if scale.batch.processes == memory.plan.processes)
+    return Scales(tuple(each), planned, size, flops, epoch.tokens is not None, hardware, saved, in_pieces)
 
 
 def divided(settings: TrainSettings, size: int, processes: int) -> GlobalBatch:
@@ -137,9 +145,11 @@ def scale_lines(scales: Scales) -> Iterator[str]:
     hardware, saved = scales.hardware, scales.saved
     rows = f"{scales.size} rows of {'the mean' if scales.mean else 'full'} length"
     yield (
-        f"  time: {scales.flops / TERA:,.0f} TFLOPs for {rows}, at hardware.utilization={hardware.utilization:g} of"
-        f" hardware.gpu_tflops={hardware.gpu_tflops:g} a GPU; data and network are taken to keep up"
+        f"  time: {scales.flops / TERA:,.0f} TFLOPs for {rows}, at {assumed(hardware)}; data and network are taken to"
+        " keep up"
     )
+    if (hours := scales.planned.gpu_hours) is not None:
+        yield f"  cost: {cost_text(hours, hardware.gpu_hour_price)}, at that utilization"
     yield "  received: by each process in a step; GB/s hide that behind the computation"
     seconds = saved.checkpoint / GB / hardware.disk_gb_per_second
     who = "every process its piece, the first the whole weights too" if scales.in_pieces else "the first process"
@@ -158,6 +168,18 @@ def scale_lines(scales: Scales) -> Iterator[str]:
             )
         if scale.memory.fits is False:
             yield f"  {processes} GPUs: {verdict(scale.memory)}"
+
+
+def assumed(hardware: HardwareSettings) -> str:
+    """How fast a GPU is taken to be, by the settings that say it."""
+    return f"hardware.utilization={hardware.utilization:g} of hardware.gpu_tflops={hardware.gpu_tflops:g} a GPU"
+
+
+def cost_text(gpu_hours: float, price: float | None) -> str:
+    """GPU hours, and what they cost or how to hear it."""
+    if price is None:
+        return f"{gpu_hours:,.1f} GPU hours (their price: hardware.gpu_hour_price)"
+    return f"{gpu_hours:,.1f} GPU hours, {gpu_hours * price:,.2f} at hardware.gpu_hour_price={price:g}"
 
 
 def _cells(scale: Scale, scales: Scales) -> tuple[str, ...]:

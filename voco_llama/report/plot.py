@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row
+from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row, mean_over
 from voco_llama.report.paper import LOWER, UPPER, PaperTable
 
 if TYPE_CHECKING:
@@ -56,15 +56,19 @@ def series_name(row: str, num_voco: int) -> str:
     return at.sub("", row) if at.search(row) else re.sub(rf"_{num_voco}(?=_|$)", "", row, count=1)
 
 
-def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[Series]:
+def retention_series(
+    comparison: Comparison, labels: Mapping[str, str], over: Sequence[str] | None = None
+) -> list[Series]:
     """Rows that read an image through VoCo tokens, but for the lower bound, as series of average retention.
+
+    `over` are the benchmarks that are averaged; None: all shared ones.
 
     They are grouped by `series_name`; a series whose name is a row too (`voco_16` of `voco_16_at_4`) has that row's
     point besides. A name that is among `labels` is replaced.
     """
     lower = comparison.bounds[1].name
     points = {
-        row.name: (row.fact("num_voco"), row.average("retention", comparison.shared))
+        row.name: (row.fact("num_voco"), row.average("retention", comparison.shared if over is None else over))
         for row in comparison.rows
         if row.fact("condition") == "voco" and row.name != lower
     }
@@ -81,11 +85,12 @@ def retention_series(comparison: Comparison, labels: Mapping[str, str]) -> list[
     ]
 
 
-def paper_series(table: PaperTable) -> Series:
-    """The rows of a table of the paper, but for its bounds, over all of its columns."""
+def paper_series(table: PaperTable, over: Sequence[str]) -> Series:
+    """The rows of a table of the paper, but for its bounds, over some of its columns."""
     rows = [row for name, row in table.rows.items() if name not in (UPPER, LOWER)]
-    points = [(row.num_voco, Estimate(row.average, math.nan, 1)) for row in rows]
-    label = f"paper, {table.number} (mean of {', '.join(table.columns)})"
+    means = (mean_over(row.retentions[column] for column in over) for row in rows)
+    points = [(row.num_voco, Estimate(mean, math.nan, 1)) for row, mean in zip(rows, means, strict=True)]
+    label = f"paper, {table.number} (mean of {', '.join(over)})"
     return Series(label, tuple(sorted(points, key=lambda point: point[0])), from_paper=True)
 
 

@@ -161,12 +161,15 @@ def _read(settings: ReportSettings, selection: Selection) -> list[Result]:
 def _plot(comparison: Comparison, selection: Selection, reference: PaperTable | None, output: Path) -> list[str]:
     """Draw what there is to draw, and return it as Markdown."""
     pictures = []
-    series = retention_series(comparison, selection.series)
-    if series and reference is not None:
-        series.append(paper_series(reference))
-    if series:
-        plot_retention(series, output / RETENTION_PLOT)
-        pictures.append(f"![Average retention against tokens an image]({RETENTION_PLOT}.png)")
+    for name, over in sections.averages_over(comparison.shared).items():
+        series = retention_series(comparison, selection.series, over)
+        if series and reference is not None:
+            theirs = list(sections.averages_over(reference.columns).values())
+            series.append(paper_series(reference, theirs[0 if over is comparison.shared else -1]))
+        if series:
+            stem = RETENTION_PLOT + name.removeprefix(sections.AVERAGE).replace(" ", "_")
+            plot_retention(series, output / stem)
+            pictures.append(f"![{name} retention against tokens an image]({stem}.png)")
     bounds = {row.name for row in comparison.bounds}
     bars = [(selection.label(row.name), row) for row in comparison.rows if row.name not in bounds]
     if bars and comparison.shared:
@@ -212,8 +215,9 @@ def _summary_csv(comparison: Comparison | None, clips: Sequence[Row], texts: Seq
     for row in comparison.rows if comparison is not None else ():
         for benchmark in comparison.columns:
             rows.append([row.name, benchmark, *chain(*(row.of(measure, benchmark) for measure in MEASURES))])
-        averages = (row.average(measure, comparison.shared) for measure in ("plain_ratio", "retention"))
-        rows.append([row.name, "average", *chain(nothing, *averages)])
+        for name, over in sections.averages_over(comparison.shared).items():
+            averages = (row.average(measure, over) for measure in ("plain_ratio", "retention"))
+            rows.append([row.name, name.replace(sections.AVERAGE, "average"), *chain(nothing, *averages)])
     for row in clips:
         for order, label in CLIP_ORDERS.items():
             rows.append([row.name, label, *chain(row.over_seeds(order), nothing, nothing)])

@@ -133,7 +133,7 @@ def expand(settings: SweepSettings) -> list[SeedPlan]:
         raise SettingsError(f"seeds is {settings.seeds}: list at least one, each once")
     selected = _selected(_trained(rows), settings)
     of_rows = (overrides for row in rows.values() for overrides in (row.train or [], *row.evaluate.values()))
-    for overrides in (settings.overrides, settings.evaluate, *of_rows):
+    for overrides in (settings.overrides, settings.trainings, settings.evaluate, *of_rows):
         _check_not_owned(overrides, OWNED_KEYS)
     for overrides in settings.base:
         _check_not_owned(overrides, ("seed", "paths.runs"))
@@ -205,7 +205,8 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
 
     def job(row: str, evaluations: Mapping[str, list[str]]) -> Job:
         run = f"{inside}/{row}"
-        train = Command(TRAIN, (*rows[row].train, *settings.overrides, f"output_dir={run}"), seeded)
+        overrides = (*rows[row].train, *settings.trainings, *settings.overrides, f"output_dir={run}")
+        train = Command(TRAIN, overrides, seeded)
         evaluate = {
             result: Command(
                 EVALUATE,
@@ -219,8 +220,9 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
     for stage in settings.base:
         if not stage:
             raise SettingsError("base lists an empty stage: give a command and its overrides, as [train, stage=align]")
+    of_all = {TRAIN: settings.trainings}
     places = {name: seeded[:1] if name in SEEDLESS else seeded for name, *_ in settings.base}
-    base = tuple(Command(name, tuple(overrides), places[name]) for name, *overrides in settings.base)
+    base = tuple(Command(name, (*given, *of_all.get(name, ())), places[name]) for name, *given in settings.base)
     return SeedPlan(seed, runs, results, base, tuple(job(row, results) for row, results in selected.items()))
 
 

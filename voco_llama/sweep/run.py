@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from voco_llama.errors import SettingsError, VoCoError
 from voco_llama.files import locked
 from voco_llama.sweep.checks import check_needs
+from voco_llama.sweep.cost import cost_lines, costs_of
 from voco_llama.sweep.jobs import (
     JobProcess,
     devices,
@@ -100,26 +101,30 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
         return ""
     plans = expand(settings)
     if settings.dry_run:
-        return "\n".join(map(str, _checked(plans, records)))
+        work = [Work(plan, records) for plan in plans]
+        for line in cost_lines(costs_of((command for one in work for command in one.needed()[0]), records)):
+            logger.info("%s", line)  # before anything is refused, so that it is heard where the data is not
+        _check(work, records)
+        return "\n".join(map(str, work))
     slots, pinned_to = _slots(settings)
     with ExitStack() as held:
         for folder in {settings.runs.resolve(), settings.results.resolve()}:
             held.enter_context(locked(folder / LOCK_FILE))
         held.enter_context(terminated_as_interrupted())
-        work = _checked(plans, records)
+        work = [Work(plan, records) for plan in plans]
+        _check(work, records)
         return _run_all(work, settings, overrides, records, slots, pinned_to)
 
 
-def _checked(plans: Sequence[SeedPlan], records: Records) -> list[Work]:
-    """What is left of each seed. What it needs is looked for once where seeds are to run the same."""
-    work, seen = [Work(plan, records) for plan in plans], []
+def _check(work: Sequence[Work], records: Records) -> None:
+    """Look for what is needed of what is left of each seed, once where seeds are to run the same."""
+    seen = []
     for one in work:
         stages, evaluations = one.needed()
         alike = [(command.name, command.overrides) for command in (*stages, *evaluations)], one.in_the_way()
         if alike not in seen:
             check_needs(stages, evaluations, records)
             seen.append(alike)
-    return work
 
 
 def _slots(settings: SweepSettings) -> tuple[int, list[str]]:

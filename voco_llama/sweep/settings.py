@@ -33,6 +33,7 @@ class SweepSettings:
         only: Rows or results to take, by name or glob; empty: all.
         skip: Rows or results to leave out.
         overrides: Appended to every row's training.
+        trainings: Appended to every training, those of the base stages too.
         hub: That of every evaluation; None: the one in `evaluate.yaml`.
         suite: That of every evaluation; None: the one in `evaluate.yaml`.
         evaluate: Appended to every evaluation.
@@ -52,6 +53,7 @@ class SweepSettings:
     only: list[str] = field(default_factory=list)
     skip: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
+    trainings: list[str] = field(default_factory=list)
     hub: str | None = None
     suite: str | None = None
     evaluate: list[str] = field(default_factory=list)

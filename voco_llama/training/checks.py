@@ -50,6 +50,7 @@ POSITIVE = (
     "compression.q_former.*",
     "data.sources.*.weight",
     "data.sources.*.limit",
+    "data.sources.*.assumed_characters",
     "data.max_length",
     "data.num_frames",
     "data.share_media",
@@ -100,7 +101,7 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
 
 def _check_ranges(settings: TrainSettings) -> None:
     for key, value in flatten(to_plain(settings)):
-        if value is not None and any(fnmatchcase(key, pattern) for pattern in POSITIVE):
+        if value not in (None, []) and any(fnmatchcase(key, pattern) for pattern in POSITIVE):
             least = "1 or more" if isinstance(value, int) else "a number above 0"
             require(value > 0, f"{key} is {value}: give {least}")
 

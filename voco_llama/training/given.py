@@ -101,9 +101,10 @@ def check_given(overrides: Sequence[str], settings: TrainSettings) -> None:
             if not is_for_teacher and any(fnmatchcase(key, pattern) for pattern in unread.keys):
                 why = unread.why.format(settings=settings)
                 require(not unread.holds(settings), f"{key}={value} would not be read, for {why}, or leave it out")
-    checkpoint = settings.model.checkpoint
+    checkpoint, language = settings.model.checkpoint, settings.model.language.pretrained
+    follows = checkpoint is None or (language is not None and f"/{language}/" in checkpoint)
     require(
-        "model" not in given or "model.checkpoint" in given or checkpoint is None,
+        "model" not in given or "model.checkpoint" in given or follows,
         f"model={given.get('model')} and model.checkpoint={checkpoint}, of the experiment, both name the model: set"
         " model.checkpoint=null, or leave model=... out",
     )

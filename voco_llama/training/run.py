@@ -33,7 +33,7 @@ from voco_llama.training.resuming import going_on
 from voco_llama.training.run_folder import RunFolder
 from voco_llama.training.run_logs import MetricsLog, process_log
 from voco_llama.training.sampling import EpochSampler, GroupedSampler, StreamSampler
-from voco_llama.training.stages import set_trainable
+from voco_llama.training.stages import format_table, set_trainable
 from voco_llama.training.teachers.teacher import build_teacher, check_teacher
 from voco_llama.training.teachers.top_k import open_top_k
 from voco_llama.training.trainer import VoCoTrainer
@@ -94,6 +94,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
         model.check_two_steps()
     use_liger(model, arguments)
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
+    logger.info("what trains:\n%s", format_table(table))
     sharding_of(settings.trainer).divide(model, arguments, getattr(torch, settings.model.dtype))
     order = order_of(mixture, processor.num_vision + processor.num_voco, settings, batch)
     order.rows = origin.rows_an_epoch if origin.rows_an_epoch != batch.rows_an_epoch(len(mixture)) else None

@@ -56,6 +56,7 @@ FREE_KEYS = (
     "dry_run",
     "data.index_folder",
     "data.sources.*.published_records",
+    "data.sources.*.assumed_characters",
     "trainer.logging_",
     "trainer.save_",
     "trainer.report_to",

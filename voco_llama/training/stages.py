@@ -10,7 +10,6 @@ With adapters (`voco_llama.training.lora`), they and VoCo's embedding are what t
 An external compressor belongs to the projector, the offsets of distinct VoCo embeddings to the language model.
 """
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import indent
@@ -20,8 +19,6 @@ from torch.optim import Optimizer
 
 from voco_llama.sharding import num_elements
 from voco_llama.text import aligned
-
-logger = logging.getLogger(__name__)
 
 MODULES = {
     "vision": ("vision",),
@@ -43,7 +40,7 @@ class ModuleCount:
 def set_trainable(
     model: nn.Module, trains: Sequence[str], adapters: Sequence[nn.Parameter] | None = None
 ) -> list[ModuleCount]:
-    """Let the parts that `trains` names train, freeze all else, and log the table.
+    """Let the parts that `trains` names train, and freeze all else; what trains now is returned.
 
     Of the language model its adapters alone train, if there are any.
     """
@@ -54,9 +51,7 @@ def set_trainable(
         model.language_model.requires_grad_(False)
         for parameter in adapters:
             parameter.requires_grad_(True)
-    counts = count_parameters(model)
-    logger.info("what trains:\n%s", format_table(counts))
-    return counts
+    return count_parameters(model)
 
 
 def part_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:

@@ -1,0 +1,89 @@
+"""What the trainings of a sweep would take, by the arithmetic of a training's dry run: GPU hours, and their price.
+
+Trainings that are planned for no GPU (`hardware.num_processes`) are not counted, nor are evaluations.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from voco_llama.preflight.dry_run import dry_run
+from voco_llama.preflight.finding import GB
+from voco_llama.preflight.plan import verdict
+from voco_llama.preflight.scale import assumed, cost_text
+from voco_llama.settings import HardwareSettings, TrainSettings
+from voco_llama.sweep.checks import told_of
+from voco_llama.sweep.plan import TRAIN, Command
+from voco_llama.sweep.records import Records
+from voco_llama.text import aligned
+
+UNKNOWN = "?"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one training, and how many seeds want it.
+
+    Attributes:
+        gpu_hours: Of all its GPUs together; None: how long it is, is not known here.
+        peak: Bytes on a GPU.
+        misfit: What is wrong where its memory does not fit; nothing where it does.
+    """
+
+    name: str
+    seeds: int
+    gpu_hours: float | None
+    peak: int
+    misfit: str
+    hardware: HardwareSettings
+
+
+def costs_of(commands: Iterable[Command], records: Records) -> list[Cost]:
+    """Of every training for GPUs among commands of all seeds, each counted once.
+
+    Raises:
+        VoCoError: A training's settings contradict each other, or its shape is not known here.
+    """
+    alike: dict[tuple[str, ...], list[Command]] = {}
+    for command in commands:
+        if command.name == TRAIN:
+            alike.setdefault(command.overrides, []).append(command)
+    found = ((records.compose(same[0]), same) for same in alike.values())
+    return [_cost(settings, same) for settings, same in found if settings.hardware.num_processes is not None]
+
+
+def _cost(settings: TrainSettings, same: Sequence[Command]) -> Cost:
+    hardware = settings.hardware
+    with told_of(same[0]):
+        run = dry_run(replace(settings, hardware=replace(hardware, scales=[hardware.num_processes])))
+    hours, memory = run.scales.planned.gpu_hours, run.memory
+    misfit = verdict(memory) if memory.fits is False else ""
+    return Cost(Path(settings.output_dir).name, len(same), hours, memory.estimate.peak, misfit, hardware)
+
+
+def cost_lines(costs: Sequence[Cost]) -> Iterator[str]:
+    """A table, the sum, and what they are counted from; nothing where there is no training for GPUs."""
+    if not costs:
+        return
+    yield f"GPU hours, at {'; '.join(dict.fromkeys(assumed(cost.hardware) for cost in costs))}:"
+    head = ("training", "GPUs", "GB a GPU", "each", "seeds", "all seeds")
+    yield from (f"  {line}" for line in aligned(head, map(_cells, costs)).splitlines())
+    known = [
+        (cost.gpu_hours * cost.seeds, cost.hardware.gpu_hour_price) for cost in costs if cost.gpu_hours is not None
+    ]
+    without = f", without {len(costs) - len(known)} of unknown length" if len(known) < len(costs) else ""
+    hours, prices = sum(hours for hours, _ in known), {price for _, price in known}
+    if len(prices) == 1:
+        yield f"  together: {cost_text(hours, *prices)}{without}; evaluations are not counted"
+    else:
+        total = sum(hours * (price or 0) for hours, price in known)
+        yield f"  together: {hours:,.1f} GPU hours, {total:,.2f} at their prices{without}; evaluations are not counted"
+    yield from (f"  {cost.name}: {cost.misfit}" for cost in costs if cost.misfit)
+
+
+def _cells(cost: Cost) -> tuple[str, ...]:
+    each, together = (UNKNOWN,) * 2
+    if cost.gpu_hours is not None:
+        each, together = (f"{hours:,.1f}" for hours in (cost.gpu_hours, cost.gpu_hours * cost.seeds))
+    peak = f"{cost.peak / GB:.1f}" + ("!" if cost.misfit else "")
+    return cost.name, str(cost.hardware.num_processes), peak, each, str(cost.seeds), together
