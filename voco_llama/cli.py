@@ -285,10 +285,10 @@ def export(settings: Any) -> None:
     export(settings)
 
 
-@_command("voco_llama.inference:AskSettings")
+@_command("voco_llama.asking:AskSettings")
 def ask(settings: Any) -> str:
-    """Answer questions on images or a clip: compressed once and read from its cache, or seen whole."""
-    from voco_llama.inference import ask
+    """Answer questions on images, a clip, or text alone: compressed once and read from a cache, or seen whole."""
+    from voco_llama.asking import ask
 
     answers = zip(settings.questions, ask(settings), strict=True)
     return "".join(f"Q: {question}\nA: {answer}\n" for question, answer in answers)
