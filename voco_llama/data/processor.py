@@ -233,16 +233,17 @@ class VoCoProcessor(PushToHubMixin):
         (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "VoCoProcessor":
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> "VoCoProcessor":
         """Read what `save_pretrained` wrote; a LLaVA's folder is read by `from_llava`.
 
-        A name `user/model` where no such folder is: a model of the hub.
+        A name `user/model` where no such folder is: a model of the hub, of which `revision` names a branch, a tag or a
+        commit.
 
         Raises:
             CheckpointError: The folder holds no processor, a damaged one, one of another format version, or beside a
                 model whose `config.json` says otherwise what a row looks like.
         """
-        folder = local_folder(folder, DESCRIPTIONS)
+        folder = local_folder(folder, DESCRIPTIONS, revision)
         file = folder / PROCESSOR_FILE
         if not file.is_file():
             check_is_model(folder)
