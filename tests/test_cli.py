@@ -61,7 +61,7 @@ def test_help_lists_the_commands(capsys):
             "error: layout is 'llava-hf': choose one of voco, ",
         ),
         (["export", "checkpoint=x", "output=y", "layout=llava"], "error: x: holds no saved model (no such folder)"),
-        (["ask", "checkpoint=x"], "error: name one thing to look at"),
+        (["ask", "checkpoint=x"], "error: there is no question"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys):

@@ -24,6 +24,7 @@ class Hub:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.asked_for: list[str] = []
+        self.revisions: list[str | None] = []
 
     def create_repo(self, name, **_):
         (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,8 @@ class Hub:
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(operation.path_or_fileobj, file)
 
-    def download(self, name, allow_patterns):
+    def download(self, name, allow_patterns, revision):
+        self.revisions.append(revision)
         if not (self.root / name).is_dir():
             raise FileNotFoundError("the hub cannot be reached\nand more")
         files = [file for file in (self.root / name).iterdir() if any(file.match(p) for p in allow_patterns)]
@@ -98,3 +100,16 @@ def test_a_folder_is_never_asked_for(online, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"holds no saved model \(no such folder\)"):
         VoCoProcessor.from_pretrained(tmp_path / "missing")
     assert not online.asked_for
+
+
+@pytest.mark.parametrize("read", [VoCoLlama.from_pretrained, VoCoProcessor.from_pretrained])
+def test_a_revision_is_asked_for_and_never_left_out(online, tmp_path, read):
+    processor = tiny_processor()
+    for folder in (online.root / NAME, tmp_path / "here"):
+        tiny_model(processor).save_pretrained(folder)
+        processor.save_pretrained(folder)
+    read(NAME)
+    read(NAME, revision="v1")
+    assert online.revisions == [None, "v1"]
+    with pytest.raises(CheckpointError, match="here: is a folder, and revision=v1 is one of a hub's model: leave it"):
+        read(tmp_path / "here", revision="v1")

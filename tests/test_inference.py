@@ -1,18 +1,15 @@
 """A saved checkpoint that answers: the same in batches, from a cache, from images; and `ask`."""
 
-import re
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.evaluation.hub import write_clip
 from tests.tiny import tiny_model, tiny_processor
-from voco_llama import cli
-from voco_llama.data.media.video import read_frames
+from voco_llama.asking import AskSettings, ask
 from voco_llama.errors import CheckpointError, DataError, SettingsError
-from voco_llama.inference import AskSettings, Inference, ask
+from voco_llama.inference import Inference
 
 QUESTIONS = ["What is it?", "Is it red, or is it blue?"]
 MARKED = [f"<image>\n{question}" for question in QUESTIONS]
@@ -76,16 +73,6 @@ def test_answers_from_a_cache_are_those_from_images(inference, images):
         assert from_cache == [text for (text,) in alone]
     seen = inference.answer(MARKED, images=images[:2], condition="full", max_new_tokens=5)
     assert seen != from_cache
-
-
-def test_ask_compresses_once_and_answers_every_question(folder, inference, images, tmp_path):
-    """Of a clip, every question reads all frames."""
-    images[0].save(tmp_path / "image.png")
-    asked = AskSettings(folder, image=tmp_path / "image.png", questions=QUESTIONS, max_new_tokens=5, device="cpu")
-    assert ask(asked) == inference.answer(QUESTIONS, inference.compress(images[:1]), max_new_tokens=5)
-    write_clip(tmp_path / "clip.mp4", "red", "green", "blue")
-    asked = AskSettings(folder, video=tmp_path / "clip.mp4", questions=QUESTIONS, num_voco=1, device="cpu")
-    assert len(ask(asked)) == len(QUESTIONS)
 
 
 # ---- marks in questions
@@ -204,93 +191,6 @@ def test_an_external_compressor_has_no_condition_full(images, tmp_path):
         ask(AskSettings(tmp_path, tmp_path / "image.png", questions="What?", condition="full", device="cpu"))
 
 
-# ---- ask, as people type it
-
-
-def asked_by_command(capsys, folder, *overrides):
-    given = [override.partition("=")[0] for override in overrides]
-    defaults = [default for default in ("device=cpu", "max_new_tokens=4") if default.partition("=")[0] not in given]
-    status = cli.main(["ask", f"checkpoint={folder}", *defaults, *overrides])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err.strip().splitlines()
-
-
-def test_a_question_is_a_text_and_images_are_several(folder, inference, images, tmp_path, capsys):
-    for name, image in zip("ab", images, strict=False):
-        image.save(tmp_path / f"{name}.png")
-    a, b = tmp_path / "a.png", tmp_path / "b.png"
-    both = inference.answer(["<image> <image>\nWhat is it"], images=images[:2], max_new_tokens=4)
-    for question in ("questions=What is it", "questions=[What is it]"):
-        status, out, _ = asked_by_command(capsys, folder, f"image=[{a},{b}]", question)
-        assert (status, out) == (0, f"Q: What is it\nA: {both[0]}\n")
-    assert AskSettings(folder, str(a), questions=r"<image>\nWhat?").questions == ["<image>\nWhat?"]
-
-
-def test_what_cannot_be_asked_is_one_line(folder, images, tmp_path, capsys):
-    images[0].save(tmp_path / "a.png")
-    write_clip(tmp_path / "clip.mp4", "red", "green", "blue")
-    (tmp_path / "text.png").write_text("no image")
-    image, question = f"image={tmp_path / 'a.png'}", "questions=What is it"
-    for overrides, complaint in (
-        (
-            [image, "image=b.png", question],
-            r"image is given twice .*: give it once, or both as a list, image=\[.*,b.png\]",
-        ),
-        ([image, question, "questions=Why"], "questions is given twice"),
-        ([f"image={tmp_path / 'gone.png'}", question], r"image: .*gone.png is no file \(from .*\): check its name"),
-        ([f"image={tmp_path}", question], "image: .* is no file"),
-        ([f"video={tmp_path / 'gone.mp4'}", question], "video: .*gone.mp4 is no file"),
-        ([f"image={tmp_path / 'text.png'}", question], "text.png: not an image that can be read"),
-        ([question], "name one thing to look at: .*condition=blind"),
-        ([image, question, "condition=blind"], "condition=blind is on text alone: leave image and video out"),
-        ([image, question, "condition=lower"], "condition is 'lower': choose one of full, voco, blind"),
-        ([image, "question=What is it"], "unknown setting 'question'; did you mean 'questions'"),
-        ([image, "questions=[{a: b}]"], "questions is {'a': 'b'}: give one, or a list of some"),
-        ([image, "questions=[]"], "there is no question"),
-        ([image, "questions=' '"], "there is no question"),
-        ([image, question, "max_new_tokens=0"], "max_new_tokens must be at least 1, not 0"),
-        ([image, question, "num_voco=0"], "num_voco must be at least 1"),
-        ([image, question, "device=gpu"], "device=gpu cannot be used .*: set cpu, or cuda:0"),
-        ([image, question, "dtype=float"], "dtype is 'float': choose one of auto, float32"),
-        (
-            [f"video={tmp_path / 'clip.mp4'}", question, "num_frames=300"],
-            r"num_frames=300: the frames of a clip are 600 tokens under condition voco, .* 512 \(max_position_embed"
-            r"dings\), .* lower num_frames or num_voco",
-        ),
-        ([image, f"questions={'a' * 600}"], "takes 6.. tokens, and the language model was made for 512"),
-    ):
-        status, out, err = asked_by_command(capsys, folder, *overrides)
-        assert (status, out) == (2, ""), overrides
-        errors = [line for line in err if line.startswith("error: ")]
-        assert len(errors) == 1, err
-        assert re.search(complaint, errors[0]), errors[0]
-
-
-def test_a_checkpoint_that_is_not_there_is_one_line(images, tmp_path, capsys):
-    images[0].save(tmp_path / "a.png")
-    status, _, err = asked_by_command(capsys, tmp_path / "gone", f"image={tmp_path / 'a.png'}", "questions=What is it")
-    assert (status, len(err)) == (2, 1)
-    assert re.search(r"error: .*gone: holds no saved model \(no such folder\)", err[0])
-
-
-def test_frames_of_a_clip_are_as_many_as_wanted(folder, inference, tmp_path):
-    clip = tmp_path / "clip.mp4"
-    write_clip(clip, "red", "green", "blue")
-    for condition, number in (("voco", 2), ("full", 1)):
-        frames, marks = read_frames(clip, number), "<image>" * number
-        expected = inference.answer([f"{marks}\nWhat?"], images=frames, condition=condition, max_new_tokens=5)
-        settings = AskSettings(
-            folder,
-            video=clip,
-            questions="What?",
-            num_frames=number,
-            condition=condition,
-            max_new_tokens=5,
-            device="cpu",
-        )
-        assert ask(settings) == expected
-
-
 @pytest.mark.parametrize("condition", ["Full", "blind", "lower"])
 def test_an_unknown_condition_is_not_taken_for_another(inference, images, condition):
     with pytest.raises(SettingsError, match=f"condition is '{condition}': choose one of voco, full"):
@@ -299,20 +199,6 @@ def test_an_unknown_condition_is_not_taken_for_another(inference, images, condit
         inference.answer([], images=images[:1])
 
 
-def test_a_question_is_asked_as_it_is_typed(folder, images, tmp_path, capsys):
-    images[0].save(tmp_path / "a.png")
-    status, out, _ = asked_by_command(capsys, folder, f"image={tmp_path / 'a.png'}", "questions=~/x?")
-    assert (status, out.splitlines()[0]) == (0, "Q: ~/x?")
-
-
 def test_a_question_too_long_is_refused(inference, images):
     with pytest.raises(DataError, match="language model was made for 512"):
         inference.answer(["a" * 600], images=images[:1])
-
-
-@pytest.mark.parametrize("changes", [{}, {"image": "a.png", "video": "b.mp4"}])
-def test_ask_looks_at_one_thing_and_has_a_question(folder, changes):
-    with pytest.raises(SettingsError, match="either image=FILE or video=FILE"):
-        AskSettings(folder, questions=QUESTIONS, **changes)
-    with pytest.raises(SettingsError, match="there is no question"):
-        AskSettings(folder, image="a.png")

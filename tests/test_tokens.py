@@ -1,21 +1,29 @@
 """The two added tokens: ids and embeddings."""
 
+import json
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tests.data.test_processor import llama_like_tokenizer
 from tests.tiny import tiny_text_config, tiny_tokenizer
 from voco_llama.choices import ORDERS
 from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.llava_folder import load_tokenizer as saved_tokenizer
 from voco_llama.tokens import (
     IMAGE_TOKEN,
     VOCO_TOKEN,
     add_special_tokens,
+    check_as_stored,
+    check_same_tokens,
     check_tokenizer,
     extend_embeddings,
     segment_affixes,
     token_ids,
 )
+from voco_llama.training.build import load_tokenizer
 
 
 @pytest.fixture
@@ -101,3 +109,50 @@ def test_the_authors_order_alone_has_tokens_inside_a_segment_beside_vision_and_v
     assert segment_affixes(tokenizer, "authors") == ((1,), newline)
     tokenizer.bos_token = None
     assert segment_affixes(tokenizer, "authors") == ((), newline)
+
+
+# ---- another tokenizer than the one that is named
+
+
+def stored(tokenizer, folder, tokenizer_class):
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": tokenizer_class}))
+    return folder
+
+
+@pytest.mark.parametrize("tokenizer_class", ["Qwen2Tokenizer", "GemmaTokenizer", "GPT2Tokenizer"])
+def test_a_tokenizer_that_transformers_builds_anew_is_that_of_its_file(tokenizer_class, tmp_path):
+    """Its class decides how text is cut, whatever tokenizer.json says."""
+    folder = stored(llama_like_tokenizer(), tmp_path, tokenizer_class)
+    for load in (load_tokenizer, lambda name: saved_tokenizer(folder, name)):
+        with pytest.raises(CheckpointError, match=f"{tokenizer_class} reads 'USER.*otherwise than its tokenizer.json"):
+            load(str(folder))
+
+
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "LlamaTokenizerFast", "UnheardOf"])
+def test_one_that_reads_as_its_file_does_passes(tokenizer_class, tmp_path):
+    for kind in (llama_like_tokenizer, tiny_tokenizer):
+        folder = stored(kind(), tmp_path / kind.__name__, tokenizer_class)
+        assert len(load_tokenizer(str(folder))) == len(saved_tokenizer(folder, "here"))
+
+
+def test_a_file_that_cuts_texts_short_is_compared_whole(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    check_as_stored(load_tokenizer(str(stored(tokenizer, tmp_path, "GPT2Tokenizer"))), tmp_path)
+
+
+def test_tokens_of_another_model_of_the_same_size_are_refused(tokenizer, tmp_path):
+    """Merely added ones may differ, and a language model without a tokenizer beside it says nothing."""
+    tokenizer.save_pretrained(tmp_path / "language")
+    other = tiny_tokenizer()
+    other.add_special_tokens({"extra_special_tokens": ["<other>"]})
+    check_same_tokens(other, str(tmp_path / "language"), "here")
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    words = described["model"]["vocab"]
+    words["A"], words["B"] = words["B"], words["A"]
+    swapped = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(described)))
+    check_same_tokens(swapped, str(tmp_path), "here")
+    with pytest.raises(CheckpointError, match="here: 2 tokens have other ids .*language, first 'A' .36 instead of 35"):
+        check_same_tokens(swapped, str(tmp_path / "language"), "here")

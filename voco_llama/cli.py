@@ -293,6 +293,7 @@ def export(settings: Any) -> None:
     export(settings)
 
 
+<<<<<<< HEAD
 @_command("voco_llama.convert_gguf:ConvertGgufSettings")
 def convert_gguf(settings: Any) -> None:
     """Write the language model of a GGUF file as a folder of transformers; SmolLM2-135M of the extra [real]."""
@@ -302,9 +303,12 @@ def convert_gguf(settings: Any) -> None:
 
 
 @_command("voco_llama.inference:AskSettings")
+=======
+@_command("voco_llama.asking:AskSettings")
+>>>>>>> i15-talk
 def ask(settings: Any) -> str:
-    """Answer questions on images or a clip: compressed once and read from its cache, or seen whole."""
-    from voco_llama.inference import ask
+    """Answer questions on images, a clip, or text alone: compressed once and read from a cache, or seen whole."""
+    from voco_llama.asking import ask
 
     answers = zip(settings.questions, ask(settings), strict=True)
     return "".join(f"Q: {question}\nA: {answer}\n" for question, answer in answers)

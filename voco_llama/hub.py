@@ -36,23 +36,29 @@ def is_cached(name: str, files: Sequence[str], kind: str = "model") -> bool:
     return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
-def local_folder(name: str | Path, files: Sequence[str] = (*DESCRIPTIONS, *WEIGHTS)) -> Path:
+def local_folder(
+    name: str | Path, files: Sequence[str] = (*DESCRIPTIONS, *WEIGHTS), revision: str | None = None
+) -> Path:
     """The folder of that name; if there is none, the hub's model of that name (`user/model`), fetched into the cache.
 
     Args:
         name: A folder, or a hub name, which is asked for only where no such folder is.
         files: Patterns of what is needed of a hub's model.
+        revision: A branch, a tag or a commit of it; None: the newest.
 
     Returns:
         The folder. One that is neither here nor a hub name is returned as it is, for its reader to miss it.
 
     Raises:
-        CheckpointError: The hub has no such model, or cannot be asked and the cache does not hold it.
+        CheckpointError: The hub has no such model, or cannot be asked and the cache does not hold it; or a revision of
+            a folder is asked for.
     """
     if not is_hub_name(name):
+        if revision is not None:
+            raise CheckpointError(f"{name}: is a folder, and revision={revision} is one of a hub's model: leave it out")
         return Path(name)
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(files)))
+        return Path(snapshot_download(str(name), allow_patterns=list(files), revision=revision))
     except Exception as error:  # of the library or of the network, of any type
         raise CheckpointError(
             f"{name}: no such folder, and the hub does not give a model of that name ({one_line(error)}): name a"

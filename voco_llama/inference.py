@@ -1,12 +1,10 @@
-"""A checkpoint that answers: images compressed in batches, questions laid out, answers generated; and `voco-llama ask`.
+"""A checkpoint that answers: images compressed in batches, questions laid out, answers generated.
 
 Whatever asks a saved model stands on `Inference`: the commands `ask`, `evaluate` and `evaluate-clips`.
 """
 
-import logging
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from voco_llama.choices import ANSWER_CONDITIONS, CONDITIONS, DTYPES, Condition, require_choice
-from voco_llama.data.media.images import load_image
-from voco_llama.data.media.video import read_frames
-from voco_llama.data.prompts import with_marks
-from voco_llama.data.records import IMAGE_MARK
-from voco_llama.errors import SettingsError, one_line, require, shown
+from voco_llama.choices import CONDITIONS, DTYPES, Condition, require_choice
+from voco_llama.data.conversations import Conversation, Prompt, conversations_of
+from voco_llama.errors import SettingsError, one_line, require
 from voco_llama.llava_folder import adapter_base, check_is_model
 from voco_llama.model.cache import VoCoCache
 from voco_llama.provenance import SAMPLED, fingerprint_files
@@ -28,8 +23,6 @@ if TYPE_CHECKING:
     from voco_llama.configuration import VoCoLlamaConfig
     from voco_llama.data.processor import VoCoProcessor
     from voco_llama.model.voco_llama import VoCoLlama
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class Inference:
     @torch.inference_mode()
     def answer(
         self,
-        prompts: Sequence[str] | str,
+        prompts: Prompt | Sequence[Prompt],
         cache: VoCoCache | None = None,
         images: Sequence[Image.Image] | Image.Image | None = None,
         condition: Condition | None = None,
@@ -135,8 +128,10 @@ class Inference:
         """Answers to a batch of questions, without special tokens; greedy unless told otherwise.
 
         Args:
-            prompts: What the users say. Marks `<image>` say where images stand (`voco_llama.data.prompts.with_marks`):
-                a question looks at its images with marks and without.
+            prompts: What the users say, each a text, or a list of messages that ends with the question
+                (`voco_llama.data.conversations`). Marks `<image>` say where images stand
+                (`voco_llama.data.prompts.with_marks`): a question looks at its images with marks and without, and at
+                none if there are none.
             cache: What text reads under `voco`.
             images: In place of a cache, what it sees under `full`; under `voco` they are compressed first.
             condition: Of the layout and the mask. None: `voco` with a cache, else the one that the model was trained
@@ -150,16 +145,16 @@ class Inference:
 
         Raises:
             SettingsError: Arguments contradict each other.
-            DataError: A question with its images is too long for the model.
+            DataError: A question with its images is too long for the model, or messages are no conversation.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        require(len(prompts) > 0, "there is no question: pass at least one")
+        conversations = conversations_of(prompts)
+        require(len(conversations) > 0, "there is no question: pass at least one")
         images = [images] if isinstance(images, Image.Image) else images
         require(cache is None or not images, "pass either images or a cache, not both")
         condition = condition or ("voco" if cache is not None else self.model.config.condition)
         require_choice("condition", condition, CONDITIONS)
-        seen = looked_at(prompts, len(images or ()) if cache is None else len(cache), cache is None, counts)
-        prompts = [with_marks(prompt, [1] * len(places)) for prompt, places in zip(prompts, seen, strict=True)]
+        seen = looked_at(conversations, len(images or ()) if cache is None else len(cache), cache is None, counts)
+        conversations = [one.looking_at([1] * len(places)) for one, places in zip(conversations, seen, strict=True)]
         order = [place for places in seen for place in places]
         if condition == "voco" and images:
             cache, images = self.compress(images, num_voco, condition="voco"), None
@@ -167,7 +162,7 @@ class Inference:
             cache = cache if order == list(range(len(cache))) else cache[order]
             num_voco = cache.num_voco if num_voco is None else num_voco
         shown = [images[place] for place in order] if images else None
-        laid_out = self.processor(text=prompts, images=shown, condition=condition, num_voco=num_voco)
+        laid_out = self.processor(text=conversations, images=shown, condition=condition, num_voco=num_voco)
         batch = {name: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for name, v in laid_out.items()}
         generation = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
         ids = self.model.generate(**batch, cache=cache, **generation)
@@ -189,23 +184,23 @@ def find_device(name: str | None) -> torch.device:
 
 
 def looked_at(
-    prompts: Sequence[str], number: int, are_images: bool, counts: Sequence[int] | None = None
+    conversations: Sequence[Conversation], number: int, are_images: bool, counts: Sequence[int] | None = None
 ) -> list[Sequence[int]]:
     """Which of so many images, or entries of a cache, each question looks at (see `Inference.answer`).
 
     Raises:
         SettingsError: `counts` is not about these questions and images.
     """
-    marks = [prompt.count(IMAGE_MARK) for prompt in prompts]
+    marks = [one.num_marks for one in conversations]
     if counts is None and all(marks) and sum(marks) == number:
         counts = marks
-    elif counts is None and are_images and not any(marks) and len(prompts) == number:
+    elif counts is None and are_images and not any(marks) and len(conversations) == number:
         counts = [1] * number
     if counts is None:
-        return [range(number)] * len(prompts)
+        return [range(number)] * len(conversations)
     require(
-        len(counts) == len(prompts) and sum(counts) == number,
-        f"counts {list(counts)} is not about {len(prompts)} questions and {number} images: give a number for each"
+        len(counts) == len(conversations) and sum(counts) == number,
+        f"counts {list(counts)} is not about {len(conversations)} questions and {number} images: give a number for each"
         " question, as many images together",
     )
     ends = accumulate(counts, initial=0)
@@ -223,107 +218,3 @@ def checkpoint_fingerprint(folder: Path) -> str:
     """A hash of the saved weights and of the configuration and processor files beside them, of adapters and base."""
     folders = dict.fromkeys((Path(folder), adapter_base(Path(folder))))  # in this order: names may be in both
     return fingerprint_files(f for place in folders for f in place.iterdir() if f.suffix in SAMPLED and f.is_file())
-
-
-_TYPED_BREAK = re.compile(rf"{IMAGE_MARK}\\n|\\n{IMAGE_MARK}")
-"""LLaVA's line break beside a mark, as it comes out of a shell: a backslash and an n."""
-
-
-@dataclass(frozen=True)
-class AskSettings:
-    """What to ask.
-
-    Attributes:
-        checkpoint: Folder of a saved model and its processor.
-        image: Files, which every question looks at, or one file; one of `image` and `video` is given.
-        video: A clip.
-        questions: Or one question.
-        condition: `full`: text sees the images; `voco`: it reads their VoCo tokens; `blind`: it has neither, and no
-            image is given. None: as the checkpoint was trained.
-        num_voco: VoCo tokens an image or frame; None: as many as the checkpoint was trained with.
-        num_frames: Frames taken from a clip; None: as in training.
-        max_new_tokens: Length limit of an answer.
-        device: None: the GPU if there is one.
-        dtype: Of the weights and the cache; `auto`: as saved.
-    """
-
-    checkpoint: Path
-    image: list[Path] = field(default_factory=list)
-    video: Path | None = None
-    questions: list[str] = field(default_factory=list, metadata={"is_prose": True})
-    condition: str | None = None
-    num_voco: int | None = None
-    num_frames: int | None = None
-    max_new_tokens: int = 64
-    device: str | None = None
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        images = [self.image] if isinstance(self.image, str | Path) else self.image
-        questions = [self.questions] if isinstance(self.questions, str) else self.questions
-        for name, values in (("image", images), ("questions", questions)):
-            for value in values:
-                require(isinstance(value, str | Path), f"{name} is {shown(value)}: give one, or a list of some")
-        questions = [_TYPED_BREAK.sub(lambda found: found[0].replace(r"\n", "\n"), text) for text in questions]
-        object.__setattr__(self, "image", [Path(image) for image in images])
-        object.__setattr__(self, "questions", questions)
-        if self.condition is not None:
-            require_choice("condition", self.condition, ANSWER_CONDITIONS)
-        if self.condition == "blind":
-            require(not images and self.video is None, "condition=blind is on text alone: leave image and video out")
-        else:
-            require(
-                bool(images) != (self.video is not None),
-                "name one thing to look at: either image=FILE or video=FILE (several images: image=[FILE,FILE]; none, a"
-                " question on text alone: condition=blind)",
-            )
-        require(
-            bool(questions) and all(question.strip() for question in questions),
-            "there is no question: give questions='What is this?', or several: questions='[\"What is this?\"]'",
-        )
-        for name in ("num_voco", "num_frames", "max_new_tokens"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
-
-
-def ask(settings: AskSettings) -> list[str]:
-    """Answer questions on images or a clip: compressed once and read from its cache, or seen whole.
-
-    Returns:
-        The answers, in order.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be loaded.
-        DataError: An image or the clip cannot be read, or a question with it is too long for the model.
-        SettingsError: A file is not there, or the model cannot do what is asked.
-    """
-    for name, files in (("image", settings.image), ("video", [settings.video] if settings.video else [])):
-        for file in files:
-            require(Path(file).is_file(), f"{name}: {file} is no file (from {Path.cwd()}): check its name")
-    images = [load_image(file) for file in settings.image]
-    inference = Inference.load(settings.checkpoint, settings.device, settings.dtype)
-    counts = [1] * len(images)
-    condition = settings.condition or inference.model.config.condition
-    inference.check_condition(condition)
-    if settings.video is not None:
-        num_frames = settings.num_frames or inference.processor.num_frames
-        inference.check_frames(num_frames, condition, settings.num_voco)
-        images = read_frames(settings.video, num_frames)
-        counts = [len(images)]
-    what = ", ".join(map(str, settings.image)) or settings.video
-    questions, cache = [with_marks(question, counts) for question in settings.questions], None
-    if condition == "full":
-        logger.info("%s: %d x %d vision tokens, seen whole", what, len(images), inference.processor.num_vision)
-    elif images:
-        cache, images = inference.compress(images, settings.num_voco, condition="voco"), []
-        logger.info(
-            "%s: %d x %d vision tokens became %d VoCo tokens each, %s bytes of keys and values in all",
-            what,
-            len(cache),
-            inference.processor.num_vision,
-            cache.num_voco,
-            f"{len(cache) * cache.bytes_per_entry:,}",
-        )
-    shown = "full" if condition == "full" else "voco"
-    num_voco, limit = settings.num_voco, settings.max_new_tokens
-    return inference.answer(questions, cache, images, shown, num_voco, max_new_tokens=limit)

@@ -22,7 +22,14 @@ from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.files import read_json
 from voco_llama.hub import FINAL_FOLDER, local_folder
 from voco_llama.layout import SegmentShape
-from voco_llama.tokens import VOCO_TOKEN, TokenIds, add_special_tokens, check_vocabulary, segment_affixes
+from voco_llama.tokens import (
+    VOCO_TOKEN,
+    TokenIds,
+    add_special_tokens,
+    check_as_stored,
+    check_vocabulary,
+    segment_affixes,
+)
 from voco_llama.vision_config import from_clip_config, num_patches, read_vision_config
 
 CONFIG_FILE, ADAPTER_FILE = "config.json", "adapter_config.json"
@@ -54,6 +61,7 @@ class LlavaFolder:
         vision_config: Of the tower, in open_clip's form.
         vision_source: Where the tower's weights are if they are not among the folder's: name and `pretrained` as
             `read_vision_weights` takes them; None: nowhere else.
+        trained_tower: Whether the tower was trained with the rest, so that no other one stands for it.
         vision_layer: Layer whose patch tokens are used.
         projector: `linear` or `mlp2x_gelu`.
         max_length: Longest row it was trained with, where it says so.
@@ -68,6 +76,7 @@ class LlavaFolder:
     text_config: PreTrainedConfig
     vision_config: dict[str, Any]
     vision_source: tuple[str, str | None] | None = None
+    trained_tower: bool = False
     vision_layer: int
     projector: str
     max_length: int | None = None
@@ -225,6 +234,8 @@ def load_tokenizer(folder: Path, where: str) -> PreTrainedTokenizerBase:
         # The empty configuration keeps transformers from reading the model's, which knows no tokenizer.
         tokenizer = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
         tokenizer("a", add_special_tokens=False)  # some damage shows when it is used
+        if tokenizer.is_fast:
+            check_as_stored(tokenizer, folder)
         return tokenizer
 
 
@@ -276,6 +287,7 @@ def _read_own_layout(folder: Path, config: dict[str, Any], vision_tower: str | N
         "text_config": AutoConfig.for_model(LANGUAGE_TYPES[kind], **text),
         "vision_config": vision,
         "vision_source": source,
+        "trained_tower": vision_tower is None and bool(config.get("unfreeze_mm_vision_tower")),
         "vision_layer": operator.index(config.get("mm_vision_select_layer", -2)),
         "projector": projector,
         "max_length": config.get("tokenizer_model_max_length"),

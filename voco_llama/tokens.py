@@ -7,12 +7,16 @@ are resolved once, here.
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from voco_llama.choices import Order
-from voco_llama.errors import CheckpointError, SettingsError
+from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.hub import is_hub_name
 from voco_llama.sharding import whole
 
 IMAGE_TOKEN = "<image>"
@@ -88,6 +92,77 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if not tokenizer.is_fast:
         raise SettingsError(f"{type(tokenizer).__name__} is a slow tokenizer: use the fast one of the same model")
+
+
+def check_as_stored(tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:
+    """Refuse a tokenizer that reads text otherwise than its own `tokenizer.json`, which its model was trained with.
+
+    transformers builds some tokenizers anew of their vocabulary, as `tokenizer_class` in tokenizer_config.json says,
+    whatever the file holds.
+
+    Args:
+        tokenizer: Read from there.
+        name: A folder, or a model of the hub.
+
+    Raises:
+        CheckpointError: It says what to do.
+    """
+    if type(tokenizer) is PreTrainedTokenizerFast:  # takes the file as it is
+        return
+    stored = _stored_tokenizer(name)
+    if stored is None:
+        return
+    stored.no_truncation()
+    stored.no_padding()
+    for text in _PROBES:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if ids != stored.encode(text, add_special_tokens=False).ids:
+            raise CheckpointError(
+                f"{name}: transformers' {type(tokenizer).__name__} reads {text!r} otherwise than its tokenizer.json: "
+                'write "tokenizer_class": "PreTrainedTokenizerFast" into tokenizer_config.json'
+            )
+
+
+def _stored_tokenizer(name: str | Path) -> Tokenizer | None:
+    """What the `tokenizer.json` of a folder, or of a model of the hub, holds; None: there is none, or none is here."""
+    if not Path(name).is_dir() and not is_hub_name(name):
+        return None
+    kinds = ("gated_repo", "missing_entries", "connection_errors")
+    quietly = dict.fromkeys((f"_raise_exceptions_for_{kind}" for kind in kinds), False)
+    file = cached_file(name, "tokenizer.json", **quietly)
+    return None if file is None else Tokenizer.from_file(file)
+
+
+_PROBES = ("USER: What is in the image?", "Two  blanks, 2024\n\tand a tab", "Éa naïve café – 東京 🙂")
+"""Texts that tell one kind of tokenizer from another; none spells out a special token."""
+
+
+def check_same_tokens(tokenizer: PreTrainedTokenizerBase, language: str, where: str) -> None:
+    """Refuse a tokenizer whose ids are other tokens than in the `tokenizer.json` beside the language model's weights.
+
+    Tokens that were added to the one or the other are left out: they may be renamed. Merges are not compared.
+
+    Args:
+        tokenizer: The one named.
+        language: Folder, or name on the hub, of the language model.
+        where: What messages call the tokenizer.
+
+    Raises:
+        CheckpointError: It names a token.
+    """
+    with refused_as(CheckpointError, f"model.language: {language}: its tokenizer.json", "get it again"):
+        stored = _stored_tokenizer(language)
+    if stored is None:
+        return
+    theirs = stored.get_vocab(with_added_tokens=False)
+    ours = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    differ = sorted((index, token) for token, index in theirs.items() if ours.get(token) != index)
+    if differ:
+        index, token = differ[0]
+        raise CheckpointError(
+            f"{where}: {len(differ)} tokens have other ids than in the tokenizer of {language}, first {token!r}"
+            f" ({ours.get(token)} instead of {index}): it is another model's; leave model.tokenizer out"
+        )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, where: str) -> None:

@@ -12,6 +12,9 @@ from voco_llama.files import read_json
 
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
 CLIP_CONFIG_FILE = "config.json"
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+WEIGHTS = (".safetensors", ".bin", ".pt")
+"""Endings of their files."""
 CLIP_MODEL_TYPES = ("clip", "clip_vision_model")
 
 LAYER_NORM_EPS, NUM_CHANNELS = 1e-5, 3
@@ -35,6 +38,8 @@ def read_vision_config(name: str) -> dict[str, Any]:
         SettingsError: There is no such model.
     """
     path = Path(name)
+    if name.startswith(("hf-hub:", "local-dir:")):
+        raise SettingsError(f"model.vision.name: {name}: download the tower (hf download), and name its folder")
     if path.is_dir():
         path = path / (OPEN_CLIP_CONFIG_FILE if (path / OPEN_CLIP_CONFIG_FILE).is_file() else CLIP_CONFIG_FILE)
     if path.suffix == ".json":
@@ -47,6 +52,46 @@ def read_vision_config(name: str) -> dict[str, Any]:
         known = did_you_mean(name, open_clip.list_models()) or ": see open_clip.list_models()"
         raise SettingsError(f"model.vision.name: open_clip has no model {name!r}, and there is no such folder{known}")
     return config
+
+
+def is_tag(name: str, pretrained: str) -> bool:
+    """Whether weights are those that open_clip knows by a tag, also where a file has its name (`./openai` is that)."""
+    import open_clip
+
+    return pretrained in open_clip.list_pretrained_tags_by_model(name)
+
+
+def weights_beside(name: str) -> Path | None:
+    """Weights that lie beside a configuration of a tower that is named alone, so that they would not be read."""
+    file = Path(name)
+    if file.suffix != ".json" or not file.is_file():
+        return None
+    return next((other for other in sorted(file.parent.iterdir()) if other.suffix in WEIGHTS), None)
+
+
+def read_normalization(name: str, pretrained: str | None) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of the colors that a tower was trained with; None: nothing says so.
+
+    Args:
+        name, pretrained: As in `voco_llama.model.vision_weights.read_vision_weights`.
+
+    Raises:
+        SettingsError: A file that says so is damaged.
+    """
+    if pretrained is not None and is_tag(name, pretrained):
+        import open_clip
+
+        described, keys = open_clip.get_pretrained_cfg(name, pretrained), ("mean", "std")
+        return tuple(list(described[key]) for key in keys) if all(described.get(key) for key in keys) else None
+    folder = next((Path(one) for one in (pretrained, name) if one is not None and Path(one).is_dir()), None)
+    files = ((OPEN_CLIP_CONFIG_FILE, "mean", "std"), (IMAGE_PROCESSOR_FILE, "image_mean", "image_std"))
+    for file, mean, std in files if folder else ():
+        if (folder / file).is_file():
+            described = read_json(folder / file, SettingsError, "get it again")
+            described = described.get("preprocess_cfg", described)
+            if described.get(mean) and described.get(std):
+                return described[mean], described[std]
+    return None
 
 
 def config_in_file(config: dict[str, Any], where: str) -> dict[str, Any]:

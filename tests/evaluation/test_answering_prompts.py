@@ -10,6 +10,7 @@ from tests.model.rows import random_images
 from tests.tiny import tiny_model, tiny_processor, tiny_text_config
 from voco_llama.errors import DataError
 from voco_llama.evaluation.questions import Question
+from voco_llama.inference import Inference
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,21 @@ def test_a_question_longer_than_the_positions_is_listed(questions, condition):
     assert given == [*expected[:3], "", *expected[4:]]
     assert list(counts.failures) == ["gqa 3"]
     assert "90 (max_position_embeddings): use fewer images" in counts.failures["gqa 3"]
+
+
+@pytest.mark.parametrize("condition", ["voco", "full", "blind"])
+def test_a_question_may_have_a_history(questions, condition):
+    """The image stands where its turn has the mark, or before the first turn; a bad conversation is the question's."""
+    processor = tiny_processor(num_voco=2, order="inline")
+    model = tiny_model(processor)
+    said = [{"role": "user", "content": "So?"}, {"role": "assistant", "content": "Yes."}]
+    mark = "" if condition == "blind" else "<image>\n"
+    talks, expected = [], []
+    for question in questions[:3]:
+        talks.append(replace(question, prompt=[*said, {"role": "user", "content": question.prompt}]))
+        marked = [{"role": "user", "content": f"{mark}So?"}, *talks[-1].prompt[1:]]
+        shown = {} if condition == "blind" else {"images": question.look(), "condition": condition}
+        expected += Inference(model, processor).answer(marked, **shown, **SHORT)
+    assert answer(model, processor, [*talks, questions[3]], condition=condition)[0][:3] == expected
+    with pytest.raises(DataError, match="gqa 0: cannot be answered .*conversation 0 ends with the assistant's turn"):
+        answer(model, processor, [replace(questions[0], prompt=said)], condition=condition)

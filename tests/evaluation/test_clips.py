@@ -58,7 +58,7 @@ def test_marks_take_each_clips_frames_in_time_order_and_shuffled(checkpoint, cli
     for line in lines:
         for order, steps in (("in_order", (0, 1, 2)), ("shuffled", shuffled(3, f"0/{line['clip']}"))):
             prompt, entries = read[int(line[order])]
-            assert prompt == line["question"].replace("<image>", "<image>" * 3)
+            assert prompt.turns[0].text == line["question"].replace("<image>", "<image>" * 3)
             torch.testing.assert_close(entries, keys[line["clip"]][:, list(steps)])
 
 

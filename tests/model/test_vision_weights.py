@@ -14,7 +14,7 @@ from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.model.layouts import clip_to_open_clip, open_clip_to_clip
 from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
-from voco_llama.vision_config import from_clip_config, read_vision_config, to_clip_config
+from voco_llama.vision_config import from_clip_config, read_normalization, read_vision_config, to_clip_config
 
 SHAPE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=28)
 SHAPE |= dict(patch_size=7, projection_dim=16, initializer_factor=3.0)  # else features hardly depend on the image
@@ -238,3 +238,46 @@ def test_weights_of_something_else_are_named(architecture, tmp_path):
     save_file({"model.layers.0.mlp.up_proj.weight": torch.zeros(1)}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="the names look like a causal language model of transformers"):
         read_vision_weights(architecture(True), str(tmp_path / "m.safetensors"))
+
+
+# ---- names that could be another tower's
+
+
+@pytest.mark.parametrize("name", ["hf-hub:laion/CLIP-ViT-B-32", "local-dir:tower"])
+def test_what_open_clip_would_fetch_by_itself_is_refused(name):
+    with pytest.raises(SettingsError, match=f"model.vision.name: {name}: download the tower"):
+        read_vision_config(name)
+
+
+def test_a_tag_is_no_folder_that_has_its_name(tmp_path, monkeypatch):
+    """As `hf download --local-dir openai/clip-vit-large-patch14-336` leaves one; with `./` it is the folder."""
+    monkeypatch.chdir(tmp_path)
+    folder_of(clip("quick_gelu"), tmp_path / "openai")
+    read = []
+    monkeypatch.setattr("voco_llama.model.vision_weights._read_tag", lambda *asked: read.append(asked[:2]) or {})
+    assert read_vision_weights("ViT-B-32-quickgelu", "openai") == {}
+    assert read == [("ViT-B-32-quickgelu", "openai")]
+    assert "conv1.weight" in read_vision_weights("ViT-B-32-quickgelu", "./openai")
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "mean"),
+    [
+        ("ViT-L-14-336-quickgelu", "openai", 0.48145466),
+        ("ViT-L-14", "laion2b_s32b_b82k", 0.5),
+        ("tiny.json", None, None),
+        ("tower", None, 0.25),
+        ("ViT-B-32", "tower", 0.25),
+        ("hf_tower", None, 0.125),
+    ],
+)
+def test_colors_are_normalized_as_the_tower_was_trained(name, pretrained, mean, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, file, told in (
+        ("tower", "open_clip_config.json", {"preprocess_cfg": {"mean": [0.25] * 3, "std": [0.5] * 3}}),
+        ("hf_tower", "preprocessor_config.json", {"image_mean": [0.125] * 3, "image_std": [0.5] * 3}),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text(json.dumps(told))
+    found = read_normalization(name, pretrained)
+    assert (found and found[0][0]) == mean

@@ -135,3 +135,12 @@ def test_buffers_of_old_checkpoints_are_dropped():
         "w",
     ]
     assert list(without_buffers(dict.fromkeys(names))) == ["w"]
+
+
+def test_an_index_of_the_one_file_beside_it_is_no_second_set(tmp_path):
+    write(tmp_path, "safetensors")
+    write_index(tmp_path, {"model.safetensors": list(TENSORS)})
+    assert read_weights(tmp_path).keys() == TENSORS.keys()
+    write_index(tmp_path)
+    with pytest.raises(CheckpointError, match=r"two sets of weights, and nothing says which is meant: remove one"):
+        read_weights(tmp_path)

@@ -9,10 +9,11 @@ from tests.model.rows import asked, batch_of, random_images, two_step_logits
 from tests.parity.llava_files import parts_of, tiny_llava, write_hub, write_own
 from tests.tiny import tiny_tokenizer
 from voco_llama import VoCoLlama, VoCoProcessor
+from voco_llama.asking import AskSettings, ask
 from voco_llama.errors import CheckpointError
 from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.questions import Question
-from voco_llama.inference import AskSettings, Inference, ask
+from voco_llama.inference import Inference
 
 TEXTS = ("<image>\nWhat is it?", "<image>\nIs it red, or is it\nblue?")
 LAYOUTS = {

@@ -111,6 +111,13 @@ def test_a_tower_whose_weights_are_nowhere(llava, tmp_path):
     assert "no weights are given for" in refused(tmp_path)
 
 
+def test_a_tower_that_was_trained_is_not_replaced_by_the_one_that_it_began_from(llava, tmp_path):
+    write_own(llava, tmp_path, tower="clip")
+    assert VoCoLlama.from_llava(tmp_path)
+    edit_config(tmp_path, unfreeze_mm_vision_tower=True)
+    assert "its vision tower, which was trained with it, are missing" in refused(tmp_path)
+
+
 def test_a_missing_tokenizer_is_one_line_for_both(llava, tmp_path):
     write_own(llava, tmp_path)
     for file in tmp_path.glob("tokenizer*"):

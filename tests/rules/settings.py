@@ -128,6 +128,7 @@ PATHS: dict[str, dict[str, PathSetting]] = {
         "checkpoint": PathSetting(CHECKPOINT, _checkpoint),
         "image": PathSetting(FILE, lambda place: next(place.root.glob("image.*"))),
         "video": PathSetting(FILE, _in("videos", "video7010.mp4"), ("image=null",)),
+        "history": PathSetting(FILE, _in("history.json")),
         **_ROOTS,
     },
     "bench": {

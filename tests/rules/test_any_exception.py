@@ -193,7 +193,7 @@ def test_a_question_is_named_and_passed_over(where, error, inference, monkeypatc
         answer = Inference.answer
 
         def fails(self, prompts, *arguments, **named):
-            if any(BAD in prompt for prompt in prompts):
+            if any(BAD in str(prompt) for prompt in prompts):
                 raise error
             return answer(self, prompts, *arguments, **named)
 

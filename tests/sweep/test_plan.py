@@ -143,3 +143,27 @@ def test_what_makes_no_sense_is_refused(settings, changes, message):
     with pytest.raises(SettingsError, match=message) as refused:
         expand(replace(settings, **changes))
     assert "\n" not in str(refused.value)
+
+
+def test_seeds_may_share_the_base_stages_of_one(settings):
+    """Its world, its stages and its benchmarks; only the rows' trainings are each seed's own, in folders of their own."""
+    changed = replace(settings, seeds=[0, 7], base_seed=0)
+    first, second = expand(changed)
+    assert first.base == second.base == expand(replace(settings, seeds=[0]))[0].base
+    assert (first.base_name, second.base_name, second.runs) == ("seed_0/base", "seed_0/base", Path("runs/seed_0"))
+    assert first.jobs == expand(replace(settings, seeds=[0]))[0].jobs
+    voco_4 = second.jobs[1]
+    assert (voco_4.name, voco_4.run_folder) == ("seed_7/voco_4", Path("runs/seed_7/toy/voco_4"))
+    assert voco_4.train.arguments == [
+        "experiment=toy/voco_4",
+        "paths.runs=runs/seed_0",
+        "seed=7",
+        "output_dir=runs/seed_7/toy/voco_4",
+    ]
+    assert voco_4.evaluations["voco_4"].arguments == [
+        "row=voco_4",
+        "checkpoint=runs/seed_7/toy/voco_4/final",
+        "output=results/seed_7",
+        "paths.runs=runs/seed_0",
+        "seed=7",
+    ]

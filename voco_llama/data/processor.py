@@ -6,7 +6,7 @@ questions with or without images into a left-padded batch (inference).
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,20 @@ from transformers.utils import PushToHubMixin
 
 from voco_llama.choices import CONDITIONS, Condition, require_choice
 from voco_llama.configuration import VoCoLlamaConfig
+<<<<<<< HEAD
 from voco_llama.data.chat_template import ChatTemplate
 from voco_llama.data.media.decoded import decode_clip, decode_images
 from voco_llama.data.media.images import ImageTransform
 from voco_llama.data.pieces import Piece, PieceTokenizer
 from voco_llama.data.prompts import PromptStyle, render, with_marks
 from voco_llama.data.records import IMAGE_MARK, Record, Turn
+=======
+from voco_llama.data.conversations import Conversation, Prompt, conversations_of
+from voco_llama.data.media.decoded import decode_clip, decode_images
+from voco_llama.data.media.images import ImageTransform
+from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
+from voco_llama.data.records import Record, Turn
+>>>>>>> i15-talk
 from voco_llama.errors import CheckpointError, DataError, SettingsError, refused_as
 from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
@@ -129,21 +137,28 @@ class VoCoProcessor(PushToHubMixin):
         shape: SegmentShape | None = None,
         condition: Condition | None = None,
         max_length: int | None = None,
+        system: str | None = None,
     ) -> Row:
+<<<<<<< HEAD
         """Lay out a conversation without loading anything."""
         parts = self.tokenize(render(turns, self.style, segments_per_mark, chat=self._chat))
+=======
+        """Lay out a conversation without loading anything; `system`, if given, is its own system text."""
+        style = self.style if system is None else replace(self.style, system=system)
+        parts = self.tokenize(render(turns, style, segments_per_mark))
+>>>>>>> i15-talk
         return lay_out(parts, self.tokens, shape or self.segment_shape(), condition or self.condition, max_length)
 
     # ---- inference
 
     def __call__(
         self,
-        text: Sequence[str] | str,
+        text: Prompt | Sequence[Prompt],
         images: Sequence[Image.Image] | Image.Image | None = None,
         condition: Condition | None = None,
         num_voco: int | None = None,
     ) -> dict[str, Tensor]:
-        """Lay out questions as a left-padded batch for `VoCoLlama.generate`.
+        """Lay out questions, or conversations that end with one, as a left-padded batch for `VoCoLlama.generate`.
 
         With images, the texts' `<image>` marks stand for them in order (a text without any mark gets one in front
         if every text lacks it and there is one image for each). Without images, a mark reads one entry of the
@@ -151,7 +166,7 @@ class VoCoProcessor(PushToHubMixin):
         without any are on text alone: `Inference.answer` is for questions that all look at the same.
 
         Args:
-            text: Questions, one a row.
+            text: Questions, one a row, each a text or a list of messages (`voco_llama.data.conversations`).
             images: All images of the batch, in the order of the marks.
             condition, num_voco: The processor's own by default.
 
@@ -160,20 +175,22 @@ class VoCoProcessor(PushToHubMixin):
 
         Raises:
             DataError: The number of marks is not the number of images, or a mark has no image under `full`, where
-                there is no cache to read.
+                there is no cache to read; or messages are no conversation.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        conversations = conversations_of(text)
         if isinstance(images, Image.Image):
             images = [images]
         condition = condition or self.condition
         shape = self.segment_shape(num_voco)
         if images is not None:
-            texts = _with_marks(texts, len(images))
-        elif condition == "full" and any(IMAGE_MARK in t for t in texts):
+            conversations = _with_marks(conversations, len(images))
+        elif condition == "full" and any(one.num_marks for one in conversations):
             raise DataError("a text has an <image> mark and there is no image: pass images for condition 'full'")
         else:
             shape = shape.cached
-        rows = [self.lay_out([Turn("user", t)], shape=shape, condition=condition) for t in texts]
+        if self.style.template == "plain":
+            raise DataError("a model trained with prompt.template=plain writes captions: train it on questions before")
+        rows = [self.lay_out(one.turns, shape=shape, condition=condition, system=one.system) for one in conversations]
         batch = pad_rows(rows, self.tokens, side="left")
         del batch["labels"]
         pixels = {} if images is None else {"pixel_values": self.pixels(images)}
@@ -225,16 +242,17 @@ class VoCoProcessor(PushToHubMixin):
         (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "VoCoProcessor":
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> "VoCoProcessor":
         """Read what `save_pretrained` wrote; a LLaVA's folder is read by `from_llava`.
 
-        A name `user/model` where no such folder is: a model of the hub.
+        A name `user/model` where no such folder is: a model of the hub, of which `revision` names a branch, a tag or a
+        commit.
 
         Raises:
             CheckpointError: The folder holds no processor, a damaged one, one of another format version, or beside a
                 model whose `config.json` says otherwise what a row looks like.
         """
-        folder = local_folder(folder, DESCRIPTIONS)
+        folder = local_folder(folder, DESCRIPTIONS, revision)
         file = folder / PROCESSOR_FILE
         if not file.is_file():
             check_is_model(folder)
@@ -313,11 +331,11 @@ class VoCoProcessor(PushToHubMixin):
         return processor
 
 
-def _with_marks(texts: list[str], num_images: int) -> list[str]:
-    """The texts with a mark for every image."""
-    num_marks = sum(text.count(IMAGE_MARK) for text in texts)
-    if num_marks == 0 and num_images == len(texts):
-        return [with_marks(text, [1]) for text in texts]
+def _with_marks(conversations: list[Conversation], num_images: int) -> list[Conversation]:
+    """The conversations with a mark for every image."""
+    num_marks = sum(one.num_marks for one in conversations)
+    if num_marks == 0 and num_images == len(conversations):
+        return [one.looking_at([1]) for one in conversations]
     if num_marks != num_images:
         raise DataError(f"the texts have {num_marks} <image> marks and there are {num_images} images: make them equal")
-    return texts
+    return conversations

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from voco_llama.choices import ANSWER_CONDITIONS, require_choice
-from voco_llama.data.prompts import with_marks
+from voco_llama.data.conversations import Conversation, conversations_of
 from voco_llama.errors import DataError, one_line
 from voco_llama.evaluation.questions import Question, Visual, cut, see
 from voco_llama.inference import Inference
@@ -135,7 +135,7 @@ class Answerer:
             if one.visuals is not None and (entries is None or all(visual.key in entries for visual in one.visuals)):
                 groups.setdefault(tuple(sorted(one.question.generation.items())), []).append(one)
         for members in groups.values():
-            members.sort(key=lambda one: (sum(map(len, one.visuals)), len(one.question.prompt)))
+            members.sort(key=lambda one: (sum(map(len, one.visuals)), len(str(one.question.prompt))))
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
                 texts = self._each(batch, lambda one: [one.question], lambda some: self._generate(some, entries))
@@ -265,9 +265,10 @@ def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> di
     return {name: round(statistics.median(found), 6) if found else None for name, found in times.items()}
 
 
-def _prompt(question: Question, visuals: Sequence[Visual]) -> str:
+def _prompt(question: Question, visuals: Sequence[Visual]) -> Conversation:
     """The question with a mark for each image and frame."""
-    return with_marks(question.prompt, list(map(len, visuals)))
+    (conversation,) = conversations_of([question.prompt])
+    return conversation.looking_at(list(map(len, visuals)))
 
 
 def named(error: BaseException) -> str:

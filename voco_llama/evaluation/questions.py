@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from voco_llama.data.conversations import Prompt
 from voco_llama.data.media.stored import MediaFile, content_key
 from voco_llama.data.media.video import read_frames
 from voco_llama.errors import DataError
@@ -20,7 +21,8 @@ class Question:
 
     Attributes:
         id: Names the question in messages.
-        prompt: What the user says; its own image marks are taken as `voco_llama.data.prompts.with_marks` says.
+        prompt: What the user says, or a conversation that ends with it (`voco_llama.data.conversations`); its own image
+            marks are taken as `voco_llama.data.prompts.with_marks` says.
         look: What the question is about: images, paths of clips, what `see_clip` gives, or nothing. Called when the
             question's turn comes.
         generation: Keywords of `generate`; `max_new_tokens` is among them.
@@ -28,7 +30,7 @@ class Question:
     """
 
     id: str
-    prompt: str
+    prompt: Prompt
     look: Callable[[], Sequence["Image.Image | MediaFile | str | Visual"]] = tuple
     generation: Mapping[str, Any] = field(default_factory=dict)
     until: tuple[str, ...] = ()

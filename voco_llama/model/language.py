@@ -13,11 +13,12 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from voco_llama.choices import ATTENTIONS, require_choice
 from voco_llama.errors import CheckpointError, SettingsError, VoCoError, one_line, refused_as
-from voco_llama.llava_folder import is_llava
-from voco_llama.model.weights import Weights, check_fit, check_loaded, read_weights, weights_file
+from voco_llama.llava_folder import ADAPTER_FILE, is_llava, read_config
+from voco_llama.model.weights import Weights, check_fit, check_loaded, check_not_quantized, read_weights, weights_file
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -36,8 +37,7 @@ def build_language_model(
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config, trust_remote_code=False), **options)
     if is_llava(pretrained):
         raise CheckpointError(f"model.language.pretrained: {pretrained} is a LLaVA: set model.checkpoint to it")
-    if Path(pretrained).is_dir() and weights_file(Path(pretrained)):
-        read_weights(pretrained)  # maps all files: absent, damaged and unsafe ones are named before anything is built
+    _check_folder(pretrained)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # our one line says what its table of names says
     try:
@@ -58,7 +58,40 @@ def build_language_model(
     finally:
         transformers_logging.set_verbosity(level)
     check_loaded(info, f"{pretrained}: the language model's weights", "get config.json and weights of the same model")
+    check_not_quantized(model.config.to_dict(), {}, f"model.language.pretrained: {pretrained}")
+    _check_tied(model, f"model.language.pretrained: {pretrained}")
     return model
+
+
+def _check_folder(name: str) -> None:
+    """Refuse what transformers would make another model of than lies there, before anything is built.
+
+    Raises:
+        CheckpointError: There are adapters, of which it would load the base, or put them on what lies beside them; or
+            weights are absent, damaged, unsafe, quantized, or there twice.
+    """
+    if find_adapter_config_file(name) is not None:
+        raise CheckpointError(
+            f"model.language.pretrained: {name} holds adapters ({ADAPTER_FILE}), which would be put on a base that no"
+            f" setting names: merge them into it (merge_and_unload of peft), or remove {ADAPTER_FILE} if the weights"
+            " beside it are whole"
+        )
+    if Path(name).is_dir() and weights_file(Path(name)):
+        check_not_quantized(read_config(name), read_weights(name), f"model.language.pretrained: {name}")
+
+
+def _check_tied(model: PreTrainedModel, where: str) -> None:
+    """Refuse weights with a head of their own under a configuration that ties it: it would be lost on the way.
+
+    Raises:
+        CheckpointError: They have one.
+    """
+    head = model.get_output_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
+        raise CheckpointError(
+            f"{where}: its config.json ties the head to the embeddings, and its weights have a head that differs: set"
+            " tie_word_embeddings to false there, or get both again"
+        )
 
 
 def fill_language_model(
@@ -82,12 +115,15 @@ def fill_language_model(
     tied = (skeleton._tied_weights_keys or ()) if config.tie_word_embeddings else ()
     advice = "the config.json is another model's, or the files are damaged; get both again"
     check_fit(skeleton.state_dict(), weights, f"{where}: the language model's weights", advice, optional=tied)
+    check_not_quantized(config.to_dict(), weights, where)
     if dtype == "auto":
         dtype = config.dtype or next(iter(weights.values())).dtype
     with refused_as(CheckpointError, f"{where}: its config.json and weights", "get both again"):
-        return type(skeleton).from_pretrained(
+        model = type(skeleton).from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, attn_implementation=attention
         )
+        _check_tied(model, where)
+        return model
 
 
 def check_language_config(config: Any) -> None:

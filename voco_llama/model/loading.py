@@ -22,7 +22,7 @@ from voco_llama.model.adapters import WHOLE_FILE, merge_adapters, read_adapters
 from voco_llama.model.language import fill_language_model
 from voco_llama.model.layouts import clip_to_open_clip, place_in_llava, split_llava
 from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
-from voco_llama.model.weights import Weights, check_fit, check_loaded, read_weights, weights_file
+from voco_llama.model.weights import Weights, check_fit, check_loaded, check_one_set, read_weights, weights_file
 from voco_llama.tokens import TokenIds, extend_embeddings
 from voco_llama.visibility import check_backend
 
@@ -33,17 +33,19 @@ class LoadingMixin:
     """The ways to get a `VoCoLlama`."""
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None, **kwargs: Any) -> Self:
         """Load what `save_pretrained` wrote; keyword arguments as in transformers (`dtype`, `attn_implementation`).
 
-        A LLaVA's folder is read by `from_llava`. A name `user/model` where no such folder is: a model of the hub.
+        A LLaVA's folder is read by `from_llava`. A name `user/model` where no such folder is: a model of the hub, of
+        which `revision` names a branch, a tag or a commit.
 
         Raises:
             CheckpointError: The folder holds no `VoCoLlama`, or its weights are not this model's: a tensor is
                 missing, unexpected, or of another shape.
         """
-        folder = local_folder(folder)
+        folder = local_folder(folder, revision=revision)
         check_is_model(folder)
+        check_one_set(folder)
         if kwargs.get("attn_implementation") is not None:
             check_backend(kwargs["attn_implementation"])
         if is_llava(folder):
@@ -101,10 +103,11 @@ class LoadingMixin:
         parts = split_llava(weights, where, replaced)
         if parts.vision:
             vision = clip_to_open_clip(parts.vision, described.vision_config["embed_dim"], where)
-        elif described.vision_source is not None:
+        elif described.vision_source is not None and not described.trained_tower:
             vision = read_vision_weights(*described.vision_source)
         else:
-            raise CheckpointError(f"{where}: the weights of its vision tower are missing: get it again")
+            trained = ", which was trained with it," if described.trained_tower else ""
+            raise CheckpointError(f"{where}: the weights of its vision tower{trained} are missing: get it again")
         language_model = fill_language_model(
             described.text_config, parts.language, where, dtype=dtype, attention=attn_implementation
         )

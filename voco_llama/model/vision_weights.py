@@ -18,7 +18,7 @@ from voco_llama.files import read_json
 from voco_llama.model.layouts import clip_to_open_clip, is_clip
 from voco_llama.model.parts import VisionTower
 from voco_llama.model.weights import Weights, below, check_fit, guess_layout, read_weights, weights_file
-from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, config_in_file, read_vision_config
+from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, config_in_file, is_tag, read_vision_config
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def read_vision_weights(name: str, pretrained: str | None) -> Weights:
             f"model.vision.pretrained: no weights are given for {name}: name an open_clip tag, a file or a folder"
         )
     config = read_vision_config(name)
-    if not Path(pretrained).exists():
+    if not Path(pretrained).exists() or is_tag(name, pretrained):
         return _read_tag(name, pretrained, config)
     path = Path(pretrained)
     known = _activation_beside(path)

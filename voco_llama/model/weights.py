@@ -60,6 +60,7 @@ def read_weights(path: str | Path) -> Weights:
     file = weights_file(path)
     if file is None:
         raise CheckpointError(f"{path}: holds no weights ({', '.join(WEIGHT_FILES)}, or an index): download it again")
+    check_one_set(path)
     return _read_shards(file) if file.suffix == ".json" else read_file(file)
 
 
@@ -67,6 +68,37 @@ def weights_file(folder: Path) -> Path | None:
     """The file of weights, or the index of such, that `read_weights` reads in a folder; None: there is none."""
     files = (folder / f"{name}{end}" for name in WEIGHT_FILES for end in (INDEX_SUFFIX, ""))
     return next((file for file in files if file.is_file()), None)
+
+
+def check_one_set(folder: Path) -> None:
+    """Refuse a folder with two sets of weights of one format, of which one reader takes this and another that.
+
+    Raises:
+        CheckpointError: A file of all weights lies beside an index that names others.
+    """
+    for name in WEIGHT_FILES:
+        file, index = folder / name, folder / f"{name}{INDEX_SUFFIX}"
+        if file.is_file() and index.is_file():
+            with refused_as(CheckpointError, index, "it is no index of weights; download it again"):
+                named = set(read_json(index)["weight_map"].values())
+            if named != {name}:
+                raise CheckpointError(
+                    f"{folder}: holds {name} and beside it {index.name}, which names other files: two sets of weights,"
+                    " and nothing says which is meant: remove one"
+                )
+
+
+def check_not_quantized(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that are numbers of a quantization, which would be read as if they were the weights themselves.
+
+    Raises:
+        CheckpointError: `config.json` says so, or they have one byte each.
+    """
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    name = next((name for name, tensor in weights.items() if tensor.dtype.itemsize == 1 and tensor.dim() > 1), None)
+    if method is not None or name is not None:
+        why = f"{name} is {weights[name].dtype}" if method is None else f"its config.json says {method}"
+        raise CheckpointError(f"{where}: its weights are quantized ({why}): get them as they were before")
 
 
 def read_file(file: Path) -> Weights:

@@ -45,7 +45,7 @@ def costs_of(commands: Iterable[Command], records: Records) -> list[Cost]:
         VoCoError: A training's settings contradict each other, or its shape is not known here.
     """
     alike: dict[tuple[str, ...], list[Command]] = {}
-    for command in commands:
+    for command in dict.fromkeys(commands):  # base stages that seeds share are one
         if command.name == TRAIN:
             alike.setdefault(command.overrides, []).append(command)
     found = ((records.compose(same[0]), same) for same in alike.values())

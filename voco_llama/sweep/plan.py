@@ -1,7 +1,7 @@
 """What a sweep runs: settings become rows, and rows, for each seed, base stages and one job a row.
 
 Every seed has its own world, base stages and runs below `<runs>/seed_<seed>`, and its results in
-`<results>/seed_<seed>`. A job is one training and the evaluations of its checkpoint; a row that evaluates another
+`<results>/seed_<seed>`; with `base_seed` the world and the base stages of that one serve all. A job is one training and the evaluations of its checkpoint; a row that evaluates another
 row's checkpoint joins that row's job. Nothing is read from disk here.
 
 Rows are listed, or made by Hydra's sweep grammar, as its multirun has it: one for each combination of values.
@@ -101,9 +101,15 @@ class Job:
 
 @dataclass(frozen=True)
 class SeedPlan:
-    """All of one seed: the base stages in order, and the jobs, none of which needs another."""
+    """All of one seed: the base stages in order, and the jobs, none of which needs another.
+
+    Attributes:
+        base_seed: Whose base stages they are: its own, or those that all seeds share.
+        runs: Folder of that seed's runs, with the base stages.
+    """
 
     seed: int
+    base_seed: int
     runs: Path
     results: Path
     base: tuple[Command, ...]
@@ -111,7 +117,7 @@ class SeedPlan:
 
     @property
     def base_name(self) -> str:
-        return f"{seed_folder(self.seed)}/{BASE}"
+        return f"{seed_folder(self.base_seed)}/{BASE}"
 
 
 def seed_folder(seed: int) -> str:
@@ -198,24 +204,33 @@ def _check_not_owned(overrides: Collection[str], owned: Collection[str]) -> None
 
 def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, settings: SweepSettings) -> SeedPlan:
     runs, results = (folder / seed_folder(seed) for folder in (settings.runs, settings.results))
-    seeded = (f"paths.runs={as_value(runs)}", f"seed={seed}")
+    base_seed = seed if settings.base_seed is None else settings.base_seed
+    base_runs = settings.runs / seed_folder(base_seed)
+    place = f"paths.runs={as_value(base_runs)}"
+    seeded = (place, f"seed={base_seed}")
     inside = "/".join(["${paths.runs}", *([settings.folder] if settings.folder else [])])
     given = {"hub": settings.hub, "suite": settings.suite}
     benchmarks = tuple(f"{key}={as_value(value)}" for key, value in given.items() if value is not None)
 
     def job(row: str, evaluations: Mapping[str, list[str]]) -> Job:
-        run = f"{inside}/{row}"
+        run, run_folder = f"{inside}/{row}", runs / settings.folder / row
+        elsewhere = seed != base_seed
+        own = (place, f"seed={seed}", *([f"output_dir={as_value(run_folder)}"] if elsewhere else []))
         overrides = (*rows[row].train, *settings.trainings, *settings.overrides, f"output_dir={run}")
-        train = Command(TRAIN, overrides, seeded)
+        train = Command(TRAIN, overrides, own)
         evaluate = {
             result: Command(
                 EVALUATE,
                 (f"row={result}", f"checkpoint={run}/final", *benchmarks, *overrides, *settings.evaluate),
-                (f"output={as_value(results)}", *seeded),
+                (
+                    *([f"checkpoint={as_value(run_folder / 'final')}"] if elsewhere else []),
+                    f"output={as_value(results)}",
+                    *own[:2],
+                ),
             )
             for result, overrides in evaluations.items()
         }
-        return Job(seed, row, runs / settings.folder / row, results, train, evaluate)
+        return Job(seed, row, run_folder, results, train, evaluate)
 
     for stage in settings.base:
         if not stage:
@@ -223,7 +238,7 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
     of_all = {TRAIN: settings.trainings}
     places = {name: seeded[:1] if name in SEEDLESS else seeded for name, *_ in settings.base}
     base = tuple(Command(name, (*given, *of_all.get(name, ())), places[name]) for name, *given in settings.base)
-    return SeedPlan(seed, runs, results, base, tuple(job(row, results) for row, results in selected.items()))
+    return SeedPlan(seed, base_seed, base_runs, results, base, tuple(job(row, results) for row, results in selected.items()))
 
 
 def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:

@@ -99,7 +99,7 @@ class Records:
 
     def write_base(self, plan: SeedPlan) -> None:
         """Record what the results of a seed stand on."""
-        _write(plan.results / f"{BASE}.sweep.json", {"seed": plan.seed, "base": self.check_base(plan)})
+        _write(plan.results / f"{BASE}.sweep.json", {"seed": plan.base_seed, "base": self.check_base(plan)})
 
     def pending(self, job: Job) -> dict[str, Command]:
         """The evaluations of a job whose results are not there.

@@ -153,7 +153,7 @@ def _run_all(
     for one in work:
         if any(one.pending.values()):
             records.write_base(one.plan)
-    tasks = [task for one in work for task in one.tasks()]
+    tasks = list(dict.fromkeys(task for one in work for task in one.tasks()))  # base stages that seeds share, once
     total = sum(len(one.plan.jobs) for one in work)
     finished = total - sum(task.counts for task in tasks)
     progress = Progress(total, finished, max(1, slots))

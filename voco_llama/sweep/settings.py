@@ -30,6 +30,8 @@ class SweepSettings:
         rows: Name of a row -> what it is.
         folder: Where the rows' runs lie below a seed's; each by its row's name.
         seeds: Each is another world (where there is one) and other training.
+        base_seed: Whose world and base stages serve all seeds, which then differ by the training of their rows alone;
+            null: each has its own.
         only: Rows or results to take, by name or glob; empty: all.
         skip: Rows or results to leave out.
         overrides: Appended to every row's training.
@@ -50,6 +52,7 @@ class SweepSettings:
     rows: dict[str, RowSettings] = field(default_factory=dict)
     folder: str = ""
     seeds: list[int] = field(default_factory=lambda: [0])
+    base_seed: int | None = None
     only: list[str] = field(default_factory=list)
     skip: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)

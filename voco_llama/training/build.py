@@ -21,10 +21,10 @@ from voco_llama.model.layouts import split_llava
 from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.model.weights import read_weights
-from voco_llama.settings import CompressionSettings, DataSettings, SourceSettings, TrainSettings
+from voco_llama.settings import CompressionSettings, DataSettings, ModelSettings, SourceSettings, TrainSettings
 from voco_llama.sharding import sharding_of
-from voco_llama.tokens import add_special_tokens, check_tokenizer, check_vocabulary
-from voco_llama.vision_config import num_patches, read_vision_config
+from voco_llama.tokens import add_special_tokens, check_as_stored, check_same_tokens, check_tokenizer, check_vocabulary
+from voco_llama.vision_config import num_patches, read_normalization, read_vision_config
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,10 @@ def build_processor(settings: TrainSettings) -> VoCoProcessor:
             raise CheckpointError(f"model.checkpoint: {model.checkpoint} ({one_line(error)})") from error
     else:
         vision_config = read_vision_config(model.vision.name)
-        tokenizer = load_tokenizer(model.tokenizer or model.language.pretrained)
+        tokenizer = _tokenizer_of(model)
         add_special_tokens(tokenizer)
-        processor = VoCoProcessor(tokenizer, ImageTransform(vision_config["vision_cfg"]["image_size"]))
+        colors = read_normalization(model.vision.name, model.vision.pretrained) or ()
+        processor = VoCoProcessor(tokenizer, ImageTransform(vision_config["vision_cfg"]["image_size"], *colors))
     prompt, compression = settings.prompt, settings.compression
     if prompt.chat_template is not None:
         processor.tokenizer.chat_template = read_chat_template(prompt.chat_template)
@@ -117,7 +118,9 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         processor.tokenizer, language_model.get_input_embeddings().num_embeddings, "model.tokenizer and model.language"
     )
     vision_weights = projector = None
-    if not model.vision.name.endswith(".json"):
+    if model.vision.name.endswith(".json"):
+        logger.warning("%s is a configuration alone: the vision tower has random weights", model.vision.name)
+    else:
         vision_weights = read_vision_weights(model.vision.name, model.vision.pretrained)
     if (path := model.projector_weights) is not None:
         projector = split_llava(read_weights(path), f"model.projector_weights: {path}").projector
@@ -138,6 +141,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     return built if dtype == "auto" else built.to(dtype), processor
 
 
+<<<<<<< HEAD
 def read_chat_template(path: str) -> str:
     """A Jinja template.
 
@@ -146,6 +150,15 @@ def read_chat_template(path: str) -> str:
     """
     with refused_as(SettingsError, f"prompt.chat_template: {path}", "name a file with a Jinja template"):
         return Path(path).read_text(encoding="utf-8")
+=======
+def _tokenizer_of(model: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model of parts, whose tokens are the language model's."""
+    own = model.language.pretrained
+    tokenizer = load_tokenizer(model.tokenizer or own)
+    if model.tokenizer is not None and own is not None:
+        check_same_tokens(tokenizer, own, f"model.tokenizer: {model.tokenizer}")
+    return tokenizer
+>>>>>>> i15-talk
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -160,6 +173,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # of a damaged file, of any type
         raise CheckpointError(f"model.tokenizer: {name} cannot be loaded ({one_line(error)})") from error
     check_tokenizer(tokenizer)
+    check_as_stored(tokenizer, name)
     return tokenizer
 
 

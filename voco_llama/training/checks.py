@@ -25,7 +25,7 @@ from voco_llama.training.passes import check_flash_is_here, check_passes
 from voco_llama.training.position_checks import check_positions_here
 from voco_llama.training.trackers import check_trackers
 from voco_llama.training.trainer_values import check_trainer_values
-from voco_llama.vision_config import num_patches, read_vision_config
+from voco_llama.vision_config import num_patches, read_vision_config, weights_beside
 
 OWNED_KEYS = {
     "output_dir": "output_dir",
@@ -185,6 +185,13 @@ def _check_model(model: ModelSettings, settings: TrainSettings) -> None:
         model.vision.pretrained is None
         or (not Path(model.vision.name).is_dir() and not model.vision.name.endswith(".json")),
         f"model.vision.name={model.vision.name} brings its own weights or none: set model.vision.pretrained to null",
+    )
+
+    beside = weights_beside(model.vision.name)
+    require(
+        beside is None,
+        f"model.vision.name={model.vision.name} is a configuration alone, whose tower has random weights, and beside it"
+        f" lies {beside}: name the folder for a tower with those, or put the configuration elsewhere",
     )
 
 

@@ -13,7 +13,7 @@ from voco_llama.errors import SettingsError
 from voco_llama.hub import is_cached, is_hub_name
 from voco_llama.provenance import sampled_fingerprint
 from voco_llama.settings import ModelSettings, SourceSettings, TrainSettings
-from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, read_vision_config
+from voco_llama.vision_config import CLIP_CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, is_tag, read_vision_config
 
 LANGUAGE_WEIGHTS = (
     "model.safetensors.index.json",
@@ -112,7 +112,7 @@ def _of_model(model: ModelSettings, is_tower: bool) -> Iterator[Input]:
     )
     yield Input("model.vision.name", vision.name, "start", holds=holds, hint=hint, is_read=is_path, sign=".")
     if vision.pretrained is not None:
-        if Path(vision.pretrained).exists():
+        if Path(vision.pretrained).exists() and not is_tag(vision.name, vision.pretrained):
             yield Input("model.vision.pretrained", vision.pretrained, "other")
         else:
             tag = f"{vision.name} {vision.pretrained}"
