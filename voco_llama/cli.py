@@ -293,7 +293,6 @@ def export(settings: Any) -> None:
     export(settings)
 
 
-<<<<<<< HEAD
 @_command("voco_llama.convert_gguf:ConvertGgufSettings")
 def convert_gguf(settings: Any) -> None:
     """Write the language model of a GGUF file as a folder of transformers; SmolLM2-135M of the extra [real]."""
@@ -302,10 +301,7 @@ def convert_gguf(settings: Any) -> None:
     convert_gguf(settings)
 
 
-@_command("voco_llama.inference:AskSettings")
-=======
 @_command("voco_llama.asking:AskSettings")
->>>>>>> i15-talk
 def ask(settings: Any) -> str:
     """Answer questions on images, a clip, or text alone: compressed once and read from a cache, or seen whole."""
     from voco_llama.asking import ask

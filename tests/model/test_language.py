@@ -130,7 +130,6 @@ def test_a_tokenizer_of_another_model_is_refused():
     check_vocabulary(tiny_processor().tokenizer, size, "here")  # with tokens of ours, which are not counted
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("two_steps", [False, True])
 def test_a_pad_token_that_ends_turns_learns_as_any_other_and_padding_teaches_nothing(two_steps):
     """SmolLM2 pads with the token that ends its turns; torch's `padding_idx` would leave out what is learned of it."""
@@ -147,7 +146,8 @@ def test_a_pad_token_that_ends_turns_learns_as_any_other_and_padding_teaches_not
     assert of[0][processor.tokens.eos].abs().max() > 0
     assert of[0][0].abs().max() == 0
     torch.testing.assert_close(of[processor.tokens.eos], of[0], rtol=0, atol=0)
-=======
+
+
 # ---- folders of which transformers would make another model
 
 
@@ -215,4 +215,3 @@ def test_safetensors_go_before_bin_files_for_all_readers(tmp_path):
     for name, tensor in load(tmp_path).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
         assert torch.equal(tensor, read[name])
->>>>>>> i15-talk

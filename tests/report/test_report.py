@@ -5,11 +5,7 @@ import math
 
 import pytest
 
-<<<<<<< HEAD
-from tests.evaluation.rows import write_bounds, write_clips, write_row, write_text
-=======
-from tests.evaluation.rows import FULL, write_bounds, write_clips, write_row
->>>>>>> i15-ladder
+from tests.evaluation.rows import FULL, write_bounds, write_clips, write_row, write_text
 from voco_llama.errors import DataError, SettingsError
 from voco_llama.report.paper import read_paper_table
 from voco_llama.report.report import ReportSettings, report
@@ -357,7 +353,6 @@ def test_a_number_that_is_none_is_left_out(tmp_path):
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["–", "100.0 (100.0)", "100.0 (100.0)"]
 
 
-<<<<<<< HEAD
 def test_texts_have_a_table_of_their_own_whatever_the_rows_of_the_table(seeds):
     write_text(seeds, "before", {"docs": 1.0, "story": 0.5})
     for seed, rate in ((0, 1.25), (7, 1.75)):
@@ -389,7 +384,8 @@ def test_losses_on_other_texts_or_windows_cannot_stand_in_one_table(tmp_path, ch
     write_text(tmp_path, "after", {"docs": 1.0}, **{changed: "other" if changed == "data_fingerprint" else 17})
     with pytest.raises(DataError, match=f"plain text has {changed}"):
         run(tmp_path)
-=======
+
+
 COLUMNS = {"GQA": "GQA", "MMBench": "MMB", "MME": "MME", "POPE": "POPE", "SQA": "SQA-I", "VQAv2": "VQAv2"}
 REPRODUCED = {"GQA": 52.3, "MMBench": 52.7, "MME": 1036, "POPE": 79.1, "SQA": 61.2, "VQAv2": 65.0}
 """What a user who followed the authors' script reported."""
@@ -435,4 +431,3 @@ def test_without_science_qa_there_is_one_average(results):
     text = run(results)
     assert "without SQA" not in text
     assert "without SQA" not in (results.parent / "out" / "summary.csv").read_text()
->>>>>>> i15-ladder

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.gguf_files import write_gguf
 from tests.data.chat.families import TEMPLATES
+from tests.gguf_files import write_gguf
 from tests.training.conftest import WORLD
 from voco_llama import cli
 from voco_llama.toyworld import write_toyworld
@@ -147,13 +147,10 @@ def make_place(root: Path) -> Place:
     (root / "videos" / clips[0]).rename(root / "videos" / "video7010.mp4")
     asked = {"id": 0, "video_id": 7010, "question": "what is shown?", "answer": "a dog", "category_id": 3}
     (root / "test_qa.json").write_text(json.dumps([asked]), encoding="utf-8")
-<<<<<<< HEAD
     write_gguf(root / "model.gguf")
     (root / "text.txt").write_text("What color is it? It is red, and the square beside it is blue.\n", encoding="utf-8")
-=======
     said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
     (root / "history.json").write_text(json.dumps(said), encoding="utf-8")
->>>>>>> i15-talk
     image = next((place.world / "instruct" / "images").iterdir())
     shutil.copy(image, root / f"image{image.suffix}")
     return place

@@ -148,15 +148,11 @@ TEXTS = {
     "data-check": ("drop",),
     "evaluate": ("row", "condition", "suite", "tasks"),
     "evaluate-clips": ("row",),
-<<<<<<< HEAD
     "evaluate-text": ("row",),
-    "sweep": ("base", "rows", "folder", "only", "skip", "overrides", "suite", "evaluate", "train", "launcher", "job"),
-=======
     "sweep": (
         "base", "rows", "folder", "only", "skip", "overrides", "trainings", "suite", "evaluate", "train", "launcher",
         "job",
     ),
->>>>>>> i15-ladder
     "report": ("reference", "paper", "upper", "lower"),
     "ask": ("questions",),
     "bench": ("train.workloads", "train.variants", "answer.asked", "evaluate"),

@@ -19,20 +19,13 @@ from transformers.utils import PushToHubMixin
 
 from voco_llama.choices import CONDITIONS, Condition, require_choice
 from voco_llama.configuration import VoCoLlamaConfig
-<<<<<<< HEAD
 from voco_llama.data.chat_template import ChatTemplate
-from voco_llama.data.media.decoded import decode_clip, decode_images
-from voco_llama.data.media.images import ImageTransform
-from voco_llama.data.pieces import Piece, PieceTokenizer
-from voco_llama.data.prompts import PromptStyle, render, with_marks
-from voco_llama.data.records import IMAGE_MARK, Record, Turn
-=======
 from voco_llama.data.conversations import Conversation, Prompt, conversations_of
 from voco_llama.data.media.decoded import decode_clip, decode_images
 from voco_llama.data.media.images import ImageTransform
-from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
+from voco_llama.data.pieces import Piece, PieceTokenizer
+from voco_llama.data.prompts import PromptStyle, render
 from voco_llama.data.records import Record, Turn
->>>>>>> i15-talk
 from voco_llama.errors import CheckpointError, DataError, SettingsError, refused_as
 from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
@@ -139,14 +132,9 @@ class VoCoProcessor(PushToHubMixin):
         max_length: int | None = None,
         system: str | None = None,
     ) -> Row:
-<<<<<<< HEAD
-        """Lay out a conversation without loading anything."""
-        parts = self.tokenize(render(turns, self.style, segments_per_mark, chat=self._chat))
-=======
         """Lay out a conversation without loading anything; `system`, if given, is its own system text."""
         style = self.style if system is None else replace(self.style, system=system)
-        parts = self.tokenize(render(turns, style, segments_per_mark))
->>>>>>> i15-talk
+        parts = self.tokenize(render(turns, style, segments_per_mark, chat=self._chat))
         return lay_out(parts, self.tokens, shape or self.segment_shape(), condition or self.condition, max_length)
 
     # ---- inference

@@ -4,20 +4,16 @@ import math
 from collections.abc import Sequence
 
 from voco_llama.errors import DataError
-<<<<<<< HEAD
 from voco_llama.evaluation.results import BITS_PER_BYTE, IN_ORDER, NATS_PER_TOKEN, SHUFFLED
-from voco_llama.report.aggregate import PERCENT, Comparison, Estimate, Row, estimate, mean_over, paired_difference
-=======
-from voco_llama.evaluation.results import IN_ORDER, SHUFFLED
 from voco_llama.report.aggregate import (
     PERCENT,
     Comparison,
     Estimate,
     Row,
+    estimate,
     mean_over,
     paired_difference,
 )
->>>>>>> i15-ladder
 from voco_llama.report.paper import PaperTable
 from voco_llama.report.selection import Selection
 from voco_llama.text import TextTable

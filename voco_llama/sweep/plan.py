@@ -1,8 +1,9 @@
 """What a sweep runs: settings become rows, and rows, for each seed, base stages and one job a row.
 
 Every seed has its own world, base stages and runs below `<runs>/seed_<seed>`, and its results in
-`<results>/seed_<seed>`; with `base_seed` the world and the base stages of that one serve all. A job is one training and the evaluations of its checkpoint; a row that evaluates another
-row's checkpoint joins that row's job. Nothing is read from disk here.
+`<results>/seed_<seed>`; with `base_seed` the world and the base stages of that one serve all. A job is one training
+and the evaluations of its checkpoint; a row that evaluates another row's checkpoint joins that row's job. Nothing is
+read from disk here.
 
 Rows are listed, or made by Hydra's sweep grammar, as its multirun has it: one for each combination of values.
 
@@ -238,7 +239,9 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
     of_all = {TRAIN: settings.trainings}
     places = {name: seeded[:1] if name in SEEDLESS else seeded for name, *_ in settings.base}
     base = tuple(Command(name, (*given, *of_all.get(name, ())), places[name]) for name, *given in settings.base)
-    return SeedPlan(seed, base_seed, base_runs, results, base, tuple(job(row, results) for row, results in selected.items()))
+    return SeedPlan(
+        seed, base_seed, base_runs, results, base, tuple(job(row, results) for row, results in selected.items())
+    )
 
 
 def grid(overrides: Sequence[str]) -> dict[str, RowSettings]:

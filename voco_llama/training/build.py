@@ -141,7 +141,6 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     return built if dtype == "auto" else built.to(dtype), processor
 
 
-<<<<<<< HEAD
 def read_chat_template(path: str) -> str:
     """A Jinja template.
 
@@ -150,7 +149,8 @@ def read_chat_template(path: str) -> str:
     """
     with refused_as(SettingsError, f"prompt.chat_template: {path}", "name a file with a Jinja template"):
         return Path(path).read_text(encoding="utf-8")
-=======
+
+
 def _tokenizer_of(model: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of a model of parts, whose tokens are the language model's."""
     own = model.language.pretrained
@@ -158,7 +158,6 @@ def _tokenizer_of(model: ModelSettings) -> PreTrainedTokenizerBase:
     if model.tokenizer is not None and own is not None:
         check_same_tokens(tokenizer, own, f"model.tokenizer: {model.tokenizer}")
     return tokenizer
->>>>>>> i15-talk
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
