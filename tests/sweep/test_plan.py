@@ -146,7 +146,7 @@ def test_what_makes_no_sense_is_refused(settings, changes, message):
 
 
 def test_seeds_may_share_the_base_stages_of_one(settings):
-    """Its world, its stages and its benchmarks; only the rows' trainings are each seed's own, in folders of their own."""
+    """Its world, stages and benchmarks; only the rows are each seed's own, in folders of their own."""
     changed = replace(settings, seeds=[0, 7], base_seed=0)
     first, second = expand(changed)
     assert first.base == second.base == expand(replace(settings, seeds=[0]))[0].base
