@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.gguf_files import write_gguf
 from tests.data.chat.families import TEMPLATES
+from tests.gguf_files import write_gguf
 from tests.training.conftest import WORLD
 from voco_llama import cli
 from voco_llama.toyworld import write_toyworld
