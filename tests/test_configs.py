@@ -164,6 +164,7 @@ def test_the_small_recipe():
         (128, 1e-4, 1)
     }
     assert {s.model.checkpoint for s in rows} == {f"{composed('small/align').output_dir}/final"}
+    assert {s.prompt.template for s in rows} == {"chat"}
     assert all(s.model.dtype == "float32" and s.trainer["bf16"] and not s.model.lora.rank for s in rows)
 
 
@@ -178,7 +179,10 @@ def test_other_language_models_have_the_recipe_of_7b(model, stage, of_7b):
         "model.language.pretrained",
         "model.checkpoint",
         "output_dir",
+        *(["prompt.template"] if model != "vicuna_13b" and stage != "align" else []),
     }
+    expected = "plain" if stage == "align" else "vicuna_v1" if model == "vicuna_13b" else "chat"
+    assert composed(f"{model}/{stage}").prompt.template == expected
     assert composed(f"{model}/{stage}").model.checkpoint in (None, f"runs/{model}/align/final")
 
 

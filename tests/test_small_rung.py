@@ -23,9 +23,13 @@ from voco_llama.preflight.shapes import SHAPES_DIR
 
 LANGUAGE, TOWER = "HuggingFaceTB/SmolLM2-135M-Instruct", "ViT-B-16-quickgelu"
 WORDS, WIDTH, LAYERS, PATCHES = 49152, 576, 3, 196
+CHATML = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 KV_BYTES = 2 * LAYERS * 3 * 64 * 4
 """Of a token, in float32: three key-value heads of 64."""
-SHORT = ("data.max_length=512", "prompt.system=''", "data.index_folder=null", "global_batch_size=2")
+SHORT = ("data.max_length=512", "data.index_folder=null", "global_batch_size=2")
 ON_A_CPU = (
     "trainer.use_cpu=true",
     "trainer.bf16=false",
@@ -51,7 +55,7 @@ def write_language(folder):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     names = {"unk_token": special[0], "bos_token": special[1], "eos_token": special[2], "pad_token": special[2]}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=CHATML, **names).save_pretrained(folder)
 
 
 def write_data(folder):

@@ -406,8 +406,16 @@ def papers_scores(tmp_path):
     return tmp_path / "results"
 
 
-def test_averages_with_science_qa_and_without(papers_scores, tmp_path):
+def test_averages_with_science_qa_and_without(papers_scores, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "voco_llama.report.report.plot_retention", lambda series, stem: drawn.update({stem.name: series[-1].label})
+    )
     text = run(papers_scores, table="table_1", reference="table_1")
+    assert [("SQA-I" in drawn[name], "GQA" in drawn[name]) for name in ("retention", "retention_without_SQA")] == [
+        (True, True),
+        (False, True),
+    ]
     kept = cells(text, "Retention in % (plain ratio in %)")["VoCo (1)"]
     assert (kept["SQA"], kept["Average"], kept["Average without SQA"]) == ("8.6 (92.0)", "56.4 (84.4)", "65.9 (82.9)")
     beside = cells(text, "Retention in % beside the paper's Table 1")
