@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from voco_llama.choices import CONDITIONS, ORDERS, PROJECTORS, TEMPLATES, Condition, Order, Template, require_choice
 from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.files import read_json
-from voco_llama.hub import FINAL_FOLDER, local_folder
+from voco_llama.hub import FINAL_FOLDER, is_hub_name, local_folder
 from voco_llama.layout import SegmentShape
 from voco_llama.tokens import (
     VOCO_TOKEN,
@@ -117,7 +117,8 @@ def adapter_base(folder: Path) -> Path:
     file = folder / ADAPTER_FILE
     if not file.is_file():
         return folder
-    base = read_json(file, advice="get the adapters again").get("base_model_name_or_path")
+    described = read_json(file, advice="get the adapters again")
+    base, revision = described.get("base_model_name_or_path"), described.get("revision")
     advice = (
         f"put its folder where base_model_name_or_path in {ADAPTER_FILE} says, or merge the adapters into it (peft)"
     )
@@ -127,7 +128,7 @@ def adapter_base(folder: Path) -> Path:
         if path.is_dir():
             return path
     try:
-        found = local_folder(base)
+        found = local_folder(base, revision=revision if is_hub_name(base) else None)
         if found.is_dir():
             return found
         raise CheckpointError(f"{base}: no such folder")

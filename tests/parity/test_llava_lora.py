@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from tests.model.rows import random_images
 from tests.parity.llava_files import parts_of, tiny_llava, write_hub, write_own
 from tests.tiny import tiny_tokenizer
-from voco_llama import VoCoLlama, VoCoLlamaConfig, VoCoProcessor, cli
+from voco_llama import VoCoLlama, VoCoLlamaConfig, VoCoProcessor, cli, hub
 from voco_llama.errors import CheckpointError, VoCoError
 from voco_llama.inference import Inference, checkpoint_fingerprint
 from voco_llama.model.adapters import merge_adapters, read_adapters
@@ -205,6 +205,20 @@ def test_export_writes_the_merged_model(llava, trained, merged, tmp_path):
     folder = write_adapters(tmp_path / "lora", trained, base, config=base)
     assert cli.main(["export", f"checkpoint={folder}", "layout=voco", f"output={tmp_path}/merged"]) == 0
     same(VoCoLlama.from_pretrained(tmp_path / "merged"), merged)
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_the_base_is_that_of_the_revision_that_the_adapters_name(
+    revision, llava, trained, merged, tmp_path, monkeypatch
+):
+    base, asked = write_own(llava, tmp_path / "base"), []
+    folder = write_adapters(tmp_path / "lora", trained, base, config=base)
+    file = folder / "adapter_config.json"
+    named = {"base_model_name_or_path": "somebody/llava", "revision": revision}
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **more: asked.append(more["revision"]) or str(base))
+    same(VoCoLlama.from_pretrained(folder), merged)
+    assert set(asked) == {revision}
 
 
 # ---- refused

@@ -1,5 +1,8 @@
 """Overrides that a training would not read."""
 
+import json
+import re
+
 import pytest
 
 from voco_llama import cli
@@ -94,3 +97,32 @@ def test_the_overrides_of_a_sweep_are_for_all_rows(capsys):
     rows = 'only=["upper","q_former_1"]'  # one of them reads neither
     assert cli.main(["sweep", "plan=toy", overrides, rows, "seeds=[0]", "dry_run=true"]) == 0
     assert "would not be read" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "held", "says"),
+    [
+        (
+            "vicuna_13b",
+            {"text_config": {"hidden_size": 4096, "num_hidden_layers": 32}},
+            "32 layers of 4096, .*13b-v1.5,",
+        ),
+        (
+            "vicuna_13b",
+            {"hidden_size": 4096, "num_hidden_layers": 32, "mm_vision_tower": "a"},
+            "has 40 layers of 5120$",
+        ),
+        ("vicuna_13b", {"text_config": {"hidden_size": 5120, "num_hidden_layers": 40}}, None),
+        ("vicuna_13b", {"text_config": {"model_type": "llama"}}, None),
+        ("vicuna_13b", None, None),
+        ("llava_7b", {"text_config": {"hidden_size": 4096, "num_hidden_layers": 32}}, None),
+    ],
+)
+def test_a_checkpoint_of_another_language_model_than_files_name_is_said(model, held, says, tmp_path, caplog):
+    """An experiment of 13B with the checkpoint of 7B trains 7B."""
+    if held is not None:
+        (tmp_path / "config.json").write_text(json.dumps(held))
+    composed(f"model={model}", f"model.checkpoint={tmp_path}")
+    assert bool(says) == bool(caplog.records)
+    assert says is None or re.search(says, caplog.text.strip())
+    assert says is None or "which the settings name and which is not read" in caplog.text

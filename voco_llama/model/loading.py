@@ -3,6 +3,7 @@
 Names and shapes of every part are held against the model before anything is loaded; then the tensors are handed over.
 """
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,8 @@ from voco_llama.model.vision_weights import load_vision_tower, read_vision_weigh
 from voco_llama.model.weights import Weights, check_fit, check_loaded, check_one_set, read_weights, weights_file
 from voco_llama.tokens import TokenIds, extend_embeddings
 from voco_llama.visibility import check_backend
+
+logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
 
@@ -95,6 +98,7 @@ class LoadingMixin:
             )
         weights, adapters, replaced = read_weights(described.base), {}, {}
         if described.base != described.path:
+            logger.info("the adapters in %s are merged into %s", where, described.base)
             adapters, replaced = read_adapters(described.path)
             if not any(place_in_llava(name)[0] == "projector" for name in (*weights, *replaced)):
                 raise CheckpointError(

@@ -24,12 +24,12 @@ from voco_llama.preflight.memory import Decoder, Tower
 from voco_llama.settings import TrainSettings
 from voco_llama.tokens import IGNORE_INDEX, add_special_tokens, check_tokenizer, check_vocabulary
 from voco_llama.training.build import compression_config
+from voco_llama.training.given import SHAPES_DIR
 from voco_llama.training.lora import add_adapters, trained_by
 from voco_llama.training.stages import ModuleCount, set_trainable
 from voco_llama.visibility import TokenFacts
 from voco_llama.vision_config import MLP_RATIO, read_vision_config
 
-SHAPES_DIR = CONFIG_DIR / "model_shapes"
 ADDED_TOKENS = 2
 """`<image>` and `<voco>`."""
 

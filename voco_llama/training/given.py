@@ -1,17 +1,28 @@
 """Settings that were given on the command line and that the training would not read: each is refused, with the reason.
 
-What one file of `configs/` sets and another supersedes is no mistake, so only overrides are looked at.
+What one file of `configs/` sets and another supersedes is no mistake, so only overrides are looked at. Of the language
+model that files name and a checkpoint stands for, it is said where the checkpoint's is another one (`named_otherwise`).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
-from voco_llama.errors import require
+from voco_llama.config_files import CONFIG_DIR
+from voco_llama.errors import CheckpointError, require
+from voco_llama.files import read_json
 from voco_llama.settings import TeacherSettings, TrainSettings
 from voco_llama.training.loss_checks import has_kl
 
+logger = logging.getLogger(__name__)
+
 NOTHING = ("", "null", "none")
+SHAPES_DIR = CONFIG_DIR / "model_shapes"
+"""Configurations of language models that are on the hub."""
+SHAPE = ("hidden_size", "num_hidden_layers")
+"""What tells one language model from another, of a `config.json`."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,33 @@ def check_given(overrides: Sequence[str], settings: TrainSettings) -> None:
         "model" not in given or "model.checkpoint" in given or follows,
         f"model={given.get('model')} and model.checkpoint={checkpoint}, of the experiment, both name the model: set"
         " model.checkpoint=null, or leave model=... out",
+    )
+    if (otherwise := named_otherwise(settings)) is not None:
+        logger.warning("%s", otherwise)
+
+
+def named_otherwise(settings: TrainSettings) -> str | None:
+    """What is to be said where the settings name a language model and `model.checkpoint` holds one of another shape.
+
+    None: it is of the same, or one of the two is not known here.
+    """
+    name, checkpoint = settings.model.language.pretrained or settings.model.language.config, settings.model.checkpoint
+    if name is None or checkpoint is None:
+        return None
+    files = [Path(name), Path(name) / "config.json", SHAPES_DIR / f"{name}.json", Path(checkpoint) / "config.json"]
+    named = next((file for file in files[:-1] if file.is_file()), None)
+    try:
+        there, held = read_json(named or files[0]), read_json(files[-1])
+    except CheckpointError:
+        return None
+    held = held.get("text_config", held)
+    shapes = [tuple(config.get(key) for key in SHAPE) for config in (there, held)]
+    if any(None in shape for shape in shapes) or shapes[0] == shapes[1]:
+        return None
+    sizes = [f"{layers} layers of {width}" for width, layers in shapes]
+    return (
+        f"model.checkpoint={checkpoint} has a language model of {sizes[1]}, and {name}, which the settings name and"
+        f" which is not read, has {sizes[0]}"
     )
 
 
