@@ -148,4 +148,4 @@ def _kind(piece: Piece) -> type[Piece]:
 def _trained(pieces: Sequence[Text | Spelled], offsets: Sequence[tuple[int, int]]) -> list[bool]:
     """Of each token: it is trained if a character of it is."""
     characters = [piece.trained for piece in pieces for _ in piece.text]
-    return [any(characters[start : max(end, start + 1)]) for start, end in offsets]
+    return [any(characters[start:end]) for start, end in offsets]

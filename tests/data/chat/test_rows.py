@@ -161,14 +161,14 @@ def test_a_mark_is_text_where_nothing_is_looked_at(family):
     assert "<image>" in trained_text(processor, row)
 
 
-def test_where_a_token_is_spelled_out_all_other_text_is_tokenized_as_without_it():
-    """The first of a row alone has a space before it, in these vocabularies."""
-    for family in ("mistral", "mistral_first"):
-        processor = chat_processor(family)
-        first, odd = (Turn("user", "What is it?"), Turn("assistant", "A cat.")), Turn("user", "Why </s>?")
-        row = processor.lay_out((*first, odd)).input_ids.tolist()
-        known = processor.lay_out((*first, Turn("user", "Why"))).input_ids.tolist()[:-1]  # without [/INST]
-        assert row[: len(known)] == known
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_a_token_is_spelled_out_all_other_text_is_tokenized_as_without_it(family):
+    """Some vocabularies put a space before the first text of a row alone, not before what stands after a token."""
+    processor = chat_processor(family)
+    said = [(*turns_of(1), Turn("user", f"Why {odd}?")) for odd in ("<voco>", "")]
+    odd, plain = (processor.lay_out(turns).input_ids.tolist() for turns in said)
+    why = next(place for place, pair in enumerate(zip(odd, plain, strict=False)) if pair[0] != pair[1])
+    assert processor.tokenizer.decode(odd[:why]).rstrip().endswith("Why")
 
 
 def test_the_row_is_cut_at_its_end():
