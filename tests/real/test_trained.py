@@ -20,7 +20,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("way", ["lora", "full"])
 def test_trained_saved_and_read_back_it_still_says_paris_and_stops(trained, way):
-    more = {"lora": ["model.lora.rank=8", "trainer.learning_rate=2e-4"], "full": ["trainer.learning_rate=1e-5"]}
+    more = {"lora": ["model.lora.rank=8", "trainer.learning_rate=2e-4"], "full": ["trainer.learning_rate=1e-6"]}
     final: Path = trained(way, *more[way])
     settings = AskSettings(final, questions=[CAPITAL], condition="blind", max_new_tokens=20, device="cpu")
     assert ask(settings) == ["The capital of France is Paris."]  # 20 tokens would hold twice that

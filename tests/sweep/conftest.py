@@ -74,6 +74,8 @@ class FakeCommands:
             settings.output.mkdir(parents=True, exist_ok=True)
             made = {"row": settings.row, "num_voco": settings.num_voco, "seed": settings.seed}
             (settings.output / f"{settings.row}.benchmarks.json").write_text(json.dumps(made))
+        elif name == "convert-gguf":
+            settings.output.mkdir(parents=True, exist_ok=True)
         else:
             settings.root.mkdir(parents=True)
 

@@ -1,5 +1,6 @@
 """Settings become commands: every one of them, to the letter."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,3 +168,19 @@ def test_seeds_may_share_the_base_stages_of_one(settings):
         "paths.runs=runs/seed_0",
         "seed=7",
     ]
+
+
+def test_a_language_model_is_converted_for_all_seeds_alike_and_no_data_is_said_of_a_seed(run, settings, tmp_path):
+    base = [["convert-gguf", "output=${paths.data}/smollm2"], *settings.base]
+    plans = expand(replace(settings, base=base, seeds=[0, 7]))
+    assert [str(plan.base[0]) for plan in plans] == [
+        f"voco-llama convert-gguf 'output=${{paths.data}}/smollm2' paths.runs=runs/seed_{seed}" for seed in (0, 7)
+    ]
+    made = run(base=base)
+    assert made[:3] == ["convert-gguf", "toyworld", "train clip"]
+    assert (tmp_path / "data" / "smollm2").is_dir()
+    recorded = json.loads((tmp_path / "results" / "seed_0" / "base.sweep.json").read_text())["base"]
+    assert recorded["convert-gguf data/smollm2"] == {"output": "data/smollm2", "source": None}
+    assert run(base=base) == []
+    with pytest.raises(SettingsError, match="other settings: source"):
+        run(base=[[*base[0], "source=other.gguf"], *settings.base])
