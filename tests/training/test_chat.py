@@ -11,7 +11,7 @@ from tests.tiny import tiny_text_config
 from voco_llama import VoCoLlama, VoCoProcessor, cli
 from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
-from voco_llama.training.build import build_processor
+from voco_llama.training.build import build_or_load, build_processor
 from voco_llama.training.checks import check_settings
 from voco_llama.training.run import train
 
@@ -43,6 +43,17 @@ def language(tmp_path) -> Path:
     return tmp_path / "language"
 
 
+def test_a_model_of_parts_ends_answers_where_its_prompts_do(world, language):
+    common = ["experiment=toy/voco_1", f"model.vision.name={world}/clip/tiny_clip.json", "model.checkpoint=null"]
+    ends = {}
+    for prompt in ("chat", "vicuna_v1"):
+        model, processor = build_or_load(compose([*common, *parts(language), f"prompt={prompt}"]))
+        assert model.config.eos_token_id == model.language_model.generation_config.eos_token_id
+        ends[prompt] = model.config.eos_token_id
+    assert set(ends["chat"]) == {ends["vicuna_v1"], *processor.tokenizer.convert_tokens_to_ids(["<|eot_id|>"])}
+
+
+@pytest.mark.slow
 def test_answers_end_where_training_taught_it_saved_read_back_and_exported(settings_for, language, tmp_path):
     settings = settings_for("toy/instruct", *parts(language), "prompt=chat", "trainer.max_steps=2")
     final = train(settings)
@@ -66,6 +77,7 @@ def test_answers_end_where_training_taught_it_saved_read_back_and_exported(setti
     assert set(VoCoLlama.from_pretrained(tmp_path / "hf").config.eos_token_id) == {taught, other}
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_on_in_another_prompt(settings_for, language, tmp_path):
     """Its tokenizer's end, and the template's, end answers both: what one stage taught, another may teach anew."""
     first = train(settings_for("toy/instruct", *parts(language), "trainer.max_steps=1"))

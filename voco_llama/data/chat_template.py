@@ -240,27 +240,19 @@ def _find(rendered: str, literals: Sequence[str], texts: Sequence[str]) -> list[
         DataError: One stands there otherwise.
     """
     found, end = [], len(literals[0])
-    mismatch = "" if rendered.startswith(literals[0]) else "the beginning"
-    for text, literal in zip(texts, literals[1:], strict=True):
-        ways = (
-            text,
-            text.strip(),
-            text.lstrip(),
-            text.rstrip(),
-            text.strip("\n"),
-            text.lstrip("\n"),
-            text.rstrip("\n"),
-        )
-        fits = (way for way in ways if rendered.startswith(way + literal, end))
-        said = next(fits, None)
+    fault = "" if rendered.startswith(literals[0]) else "its beginning"
+    for text, literal in zip(texts if not fault else (), literals[1:], strict=not fault):
+        ways = (text, *(trim(text, blanks) for blanks in (None, "\n") for trim in (str.strip, str.lstrip, str.rstrip)))
+        said = next((way for way in ways if rendered.startswith(way + literal, end)), None)
         if said is None:
-            mismatch = mismatch or shown(text)
+            is_there = any(rendered.startswith(way, end) for way in ways)
+            fault = f"what follows {shown(text)}" if is_there else shown(text)
             break
         found.append(said)
         end += len(said) + len(literal)
-    if mismatch or end != len(rendered):
+    if fault or end != len(rendered):
         raise DataError(
-            f"the chat template writes {mismatch or 'the end'} otherwise than it stands in the conversation: {_MEND}",
+            f"the chat template writes {fault or 'its end'} otherwise than it stands in the conversation: {_MEND}",
             ProblemKind.CHAT_TEMPLATE,
         )
     return found

@@ -136,7 +136,7 @@ def _in_chat_template(
             {"role": turn.role, "content": _place_marks(turn.text, style.order) if is_placed else turn.text}
         )
     pieces: list[Piece] = [Segment()] * (num_marks * (segments_per_mark or 0)) if style.order == "first" else []
-    for piece in chat.write(messages, asks and turns[-1].role == "user"):
+    for piece in chat.write(messages, asks and bool(turns) and turns[-1].role == "user"):
         if not isinstance(piece, Said):
             pieces.append(piece)
         elif looks and messages[piece.message]["role"] == "user":

@@ -67,7 +67,8 @@ def test_rows_of_odd_texts(family, said, system, order, sees):
     for token, index in special.items():
         if token != "<unk>":
             assert of_text.count(index) == without_words.count(index), token
-    assert (row.labels == processor.ends[0]).sum() == sum(bool(text) for text in said[1::2])
-    if len(turns) % 2:
+    trims = family in ("llama3", "mistral", "mistral_first")
+    assert (row.labels == processor.ends[0]).sum() == sum(bool(text.strip() if trims else text) for text in said[1::2])
+    if len(turns) % 2 and not family.startswith("vicuna"):  # whose last space becomes a token with what follows
         asked = processor.lay_out(turns).input_ids.tolist()
         assert asked[: len(row)] == row.input_ids.tolist()

@@ -152,6 +152,15 @@ def test_special_tokens_that_are_spelled_out_are_text(family, order):
     assert torch.equal(odd.input_ids[: len(asked)], asked.input_ids)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mark_is_text_where_nothing_is_looked_at(family):
+    processor = chat_processor(family)
+    row = trained_row(processor, (Turn("user", "Write <image> here."), Turn("assistant", "<image>")))
+    assert not (row.input_ids == processor.tokens.image).any()
+    assert spelled(processor, row).count("<image>") == 2
+    assert "<image>" in trained_text(processor, row)
+
+
 def test_where_a_token_is_spelled_out_all_other_text_is_tokenized_as_without_it():
     """The first of a row alone has a space before it, in these vocabularies."""
     for family in ("mistral", "mistral_first"):
