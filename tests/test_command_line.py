@@ -46,7 +46,7 @@ def test_help_of_a_command_lists_what_it_reads(capsys, tmp_path):
     assert "experiment=align_7b, " in text
     assert "toy/voco_kl" in text
     assert "dry_run: Count what the training would be" in text
-    assert "plan=7b, table_1" in printed(capsys, "sweep", "seeds=[1]", "-h")
+    assert "plan=13b, 7b, " in printed(capsys, "sweep", "seeds=[1]", "-h")
     evaluate = printed(capsys, "evaluate", "-h")
     assert "go_on: List questions that fail" in evaluate
     assert "None" not in evaluate

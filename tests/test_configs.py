@@ -87,7 +87,7 @@ def test_nothing_ships_untested():
     }
     shipped = {file.relative_to(CONFIG_DIR).as_posix() for file in CONFIG_DIR.rglob("*.yaml")}
     tables = {file for file in shipped if file.startswith("plan/")}  # tests/sweep/test_tables.py
-    shapes = {f"shape/{name}.yaml" for name in ("tiny", "small", "7b")}  # tests/bench
+    shapes = {f"shape/{name}.yaml" for name in ("tiny", "small", "smollm2_135m", "7b")}  # tests/bench
     sets = {file for file in shipped if file.startswith("data_sets/")}  # tests/data_tools/test_sets.py
     assert shipped == tested | top | tables | sets | shapes | {"sweep.yaml", "paths/default.yaml"}
     assert {"toy/clip", "toy/video", "voco_1", "toy/voco_4_distinct", "video_7b"} <= set(EXPERIMENTS)

@@ -135,14 +135,15 @@ def test_every_step_at_its_true_widths(small, tmp_path):
     assert torch.equal(table[:WORDS], begun)
     assert (aligned.config.num_vision_tokens, aligned.config.image_size) == (PATCHES, 224)
 
-    upper = trained("instruct")
-    assert not torch.equal(upper.get_input_embeddings().weight[:WORDS], begun)
+    del aligned, table
+
+    assert not torch.equal(trained("instruct").get_input_embeddings().weight[:WORDS], begun)
     assert evaluated("upper", "instruct", "condition=full")["tokens_per_image"] == PATCHES + 1
     assert evaluated("lower", "instruct", "condition=voco")["tokens_per_image"] == 1
     shutil.rmtree(runs / "instruct")
 
-    voco = trained("voco_4")
-    assert (voco.config.num_voco, voco.config.condition) == (4, "voco")
+    config = trained("voco_4").config
+    assert (config.num_voco, config.condition) == (4, "voco")
     answered = evaluated("voco_4", "voco_4")
     assert (answered["tokens_per_image"], answered["kv_bytes_per_image"]) == (4, 4 * KV_BYTES)
     shutil.rmtree(runs / "voco_4")

@@ -16,12 +16,15 @@ from voco_llama.bench.efficiency_page import implied_text, questions
 from voco_llama.bench.measuring import alternate, in_own_process, ratios
 from voco_llama.bench.run import bench
 from voco_llama.bench.settings import LIGER, VARIANTS, WORKLOADS, BenchSettings, check_bench
-from voco_llama.bench.shape import build_model
+from voco_llama.bench.shape import build_model, config_of
 from voco_llama.bench.train import Batch, Stepper
 from voco_llama.bench.train_page import page
 from voco_llama.bench.workloads import KNOWN, draw, even
 from voco_llama.cli import COMMANDS
+from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
+from voco_llama.model.flops import training_flops
+from voco_llama.preflight.shapes import meta_model
 
 __all__ = ["one_thread"]
 
@@ -32,6 +35,15 @@ def settings_of(tmp_path, *overrides: str) -> BenchSettings:
     settings = COMMANDS["bench"].compose([*TINY, f"output={tmp_path}", *overrides])
     check_bench(settings)
     return settings
+
+
+@pytest.mark.parametrize(("shape", "experiment"), [("smollm2_135m", "small/voco_1"), ("7b", "voco_1")])
+def test_shapes_are_those_of_the_models(tmp_path, shape, experiment):
+    """By the FLOPs of a step, for which every size counts; at 7B the vocabulary is a padded one."""
+    benched = config_of(settings_of(tmp_path, f"shape={shape}").shape)
+    trained = meta_model(compose([f"experiment={experiment}"])).model.config
+    found, expected = (training_flops(config, [100] * 2, [1] * 2, 2, 100) for config in (benched, trained))
+    assert found == pytest.approx(expected, rel=0 if shape == "smollm2_135m" else 1e-3)
 
 
 def test_all_ways_of_a_step_compute_one_loss_and_its_gradients(tmp_path):

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from voco_llama.errors import SettingsError, VoCoError
 from voco_llama.files import locked
 from voco_llama.sweep.checks import check_needs
-from voco_llama.sweep.cost import cost_lines, costs_of
 from voco_llama.sweep.jobs import (
     JobProcess,
     devices,
@@ -102,8 +101,7 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
     plans = expand(settings)
     if settings.dry_run:
         work = [Work(plan, records) for plan in plans]
-        for line in cost_lines(costs_of((command for one in work for command in one.needed()[0]), records)):
-            logger.info("%s", line)  # before anything is refused, so that it is heard where the data is not
+        _log_costs(work, records)  # before anything is refused, so that they are heard where the data is not
         _check(work, records)
         return "\n".join(map(str, work))
     slots, pinned_to = _slots(settings)
@@ -114,6 +112,13 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
         work = [Work(plan, records) for plan in plans]
         _check(work, records)
         return _run_all(work, settings, overrides, records, slots, pinned_to)
+
+
+def _log_costs(work: Sequence[Work], records: Records) -> None:
+    from voco_llama.sweep.cost import cost_lines, costs_of  # slow to import: it brings all that trains
+
+    for line in cost_lines(costs_of((command for one in work for command in one.needed()[0]), records)):
+        logger.info("%s", line)
 
 
 def _check(work: Sequence[Work], records: Records) -> None:
