@@ -205,7 +205,10 @@ class ChatTemplate:
                 f"the chat template's rows are not those of transformers' own apply_chat_template: {_CHOOSE}"
             )
         if asked != ids[: len(asked)] or any(trained[: len(asked)][-1:]) or not trained[len(asked)]:
-            raise DataError(f"the chat template's prompt for an answer is not what stands before it: {_CHOOSE}")
+            raise DataError(
+                "the chat template's prompt for an answer has other tokens than a row has before one, as where a space"
+                f" at its end becomes one token with the answer: {_CHOOSE}"
+            )
 
     def _check_marks(self, messages: Sequence[Message]) -> None:
         """What is trained is marked as the assistant's, where a template marks that."""

@@ -64,6 +64,10 @@ def test_the_template_that_others_are_wrong_variants_of_is_good():
             f"{PREFIX}'s prompt for an answer ('<|im_end|><|im_start|>bot\\n') is not how it begins one (",
         ),
         (
+            each("{{ m.role }}: {{ m.content }}<|im_end|>", "{% if add_generation_prompt %}assistant: {% endif %}"),
+            f"{PREFIX}'s prompt for an answer has other tokens than a row has before one",
+        ),
+        (
             each(f"{HEAD}{{{{ m.content }}}}<|im_end|>").replace("{% for", "{{ strftime_now('%d %b') }}{% for"),
             f"{PREFIX} writes today's date",
         ),

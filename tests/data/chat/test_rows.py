@@ -201,20 +201,17 @@ def test_saved_and_loaded_it_writes_the_same(tmp_path):
 
 
 def test_tokens_that_take_in_blanks_are_tokenized_as_transformers_does():
-    """Phi-3's special tokens swallow the newline after them."""
+    """Phi-3's special tokens swallow the newline after them; here one swallows a space of the answer, too."""
     tokenizer = new_tokenizer("smollm2")
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": [AddedToken("<|user|>", rstrip=True), AddedToken("<|end|>", rstrip=True)]},
-        replace_extra_special_tokens=False,
-    )
+    swallowing = [AddedToken(token, rstrip=True) for token in ("<|user|>", "<|assistant|>", "<|end|>")]
+    tokenizer.add_special_tokens({"extra_special_tokens": swallowing}, replace_extra_special_tokens=False)
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|user|>\\n' if m.role == 'user' else '<|im_start|>\\n' }}{{ m.content }}<|end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>\n{% endif %}"
+        "{% for m in messages %}{{ '<|user|>\n' if m.role == 'user' else '<|assistant|>' }}{{ m.content }}<|end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     processor = chat_processor("smollm2", tokenizer=tokenizer)
     processor.check_style()
-    turns = (Turn("user", " a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
+    turns = (Turn("user", " a"), Turn("assistant", " b"), Turn("user", "c"), Turn("assistant", "d"))
     row = trained_row(processor, turns)
     assert row.input_ids.tolist() == theirs(processor, turns)
     assert trained_text(processor, row) == "b<|end|>d<|end|>"
-    assert processor.tokenizer.convert_ids_to_tokens(row.input_ids.tolist()).count("Ċ") == 2
