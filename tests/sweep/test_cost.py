@@ -94,7 +94,7 @@ def test_the_dry_run_says_it_before_it_refuses_what_is_not_there(monkeypatch, tm
 
 
 def test_what_cannot_be_counted_says_why_and_keeps_no_other_from_it(plans, records):
-    more = 'overrides=["model.checkpoint=null","model.language.pretrained=runs/converted"]'
+    more = 'overrides=["model.checkpoint=null","model.language.pretrained=runs/seed_0/converted"]'
     trainings = [plan.jobs[0].train for plan in plans("plan=small", "only=[voco_1]", more)]
     (cost,) = costs_of(trainings, records)
     assert (cost.gpu_hours, cost.peak) == (None, None)
@@ -102,4 +102,4 @@ def test_what_cannot_be_counted_says_why_and_keeps_no_other_from_it(plans, recor
     assert lines[3].split() == ["voco_1", "1", "?", "?", "2", "?"]
     assert lines[-2].startswith("  together: ")
     assert ", without 1 of unknown length" in lines[-2]
-    assert lines[-1].startswith("  voco_1: not counted: model.language.pretrained: runs/converted does not exist")
+    assert lines[-1].startswith("  voco_1: not counted: model.language.pretrained: runs/seed_0/converted does not exist")
