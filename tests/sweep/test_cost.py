@@ -35,7 +35,7 @@ def test_the_sum_is_that_of_the_rows():
 
 
 def test_what_is_not_known_is_said():
-    first, other = (replace(cost, misfit="") for cost in COSTS)
+    first, other = (replace(cost, problem="") for cost in COSTS)
     unknown = [first, replace(other, gpu_hours=None)]
     assert (
         "  together: 4.5 GPU hours, 6.75 at hardware.gpu_hour_price=1.5, without 1 of unknown length"
@@ -70,7 +70,7 @@ def test_a_row_costs_what_its_own_dry_run_says_and_is_counted_once_for_all_seeds
     named = compose(["experiment=small/voco_1"])
     assert (run.settings.model.language, run.settings.trainer) == (named.model.language, named.trainer)
     assert (cost.name, cost.seeds, cost.gpu_hours) == ("voco_1", 2, run.scales.planned.gpu_hours)
-    assert (cost.peak, cost.misfit) == (run.memory.estimate.peak, "")
+    assert (cost.peak, cost.problem) == (run.memory.estimate.peak, "")
 
 
 def test_what_trains_on_no_gpu_is_not_counted(plans, records):
@@ -93,7 +93,13 @@ def test_the_dry_run_says_it_before_it_refuses_what_is_not_there(monkeypatch, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_a_contradiction_is_told_with_its_command(plans, records):
-    trainings = [plan.jobs[0].train for plan in plans("plan=small", "only=[voco_1]", 'overrides=["data.max_length=0"]')]
-    with pytest.raises(SettingsError, match=r"^voco-llama train experiment=small/voco_1 .*: data.max_length is 0"):
-        costs_of(trainings, records)
+def test_what_cannot_be_counted_says_why_and_keeps_no_other_from_it(plans, records):
+    more = 'overrides=["model.checkpoint=null","model.language.pretrained=runs/seed_0/converted"]'
+    trainings = [plan.jobs[0].train for plan in plans("plan=small", "only=[voco_1]", more)]
+    (cost,) = costs_of(trainings, records)
+    assert (cost.gpu_hours, cost.peak) == (None, None)
+    lines = list(cost_lines([COSTS[0], cost]))
+    assert lines[3].split() == ["voco_1", "1", "?", "?", "2", "?"]
+    assert lines[-2].startswith("  together: ")
+    assert ", without 1 of unknown length" in lines[-2]
+    assert lines[-1].startswith("  voco_1: not counted: model.language.pretrained: runs/seed_0/converted does not exist")

@@ -38,7 +38,7 @@ def check_needs(stages: Sequence[Command], evaluations: Iterable[Command], recor
     seen: set[tuple] = set()
     for command in stages:
         settings = records.compose(command)
-        with told_of(command):
+        with _of(command):
             if command.name == TRAIN:
                 check_settings(settings, paths=False)
                 check_inputs(settings, coming=coming)
@@ -46,13 +46,12 @@ def check_needs(stages: Sequence[Command], evaluations: Iterable[Command], recor
         made += [settings.loss.top_k_folder] if command.name == TEACHER else []
         coming += [Path(place).absolute() for place in made if place is not None]
     for command in evaluations:
-        with told_of(command):
+        with _of(command):
             _check_evaluation(records.compose(command), coming, seen)
 
 
 @contextmanager
-def told_of(command: Command) -> Iterator[None]:
-    """Within it, an error has the command's line before its words."""
+def _of(command: Command) -> Iterator[None]:
     try:
         yield
     except VoCoError as error:
