@@ -32,7 +32,7 @@ ATTENTIONS = (*BACKENDS, "flash_attention_2")
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-Template = Literal["vicuna_v1", "plain"]
+Template = Literal["vicuna_v1", "chat", "plain"]
 TEMPLATES: tuple[Template, ...] = get_args(Template)
 
 Order = Literal["first", "authors", "llava", "inline"]

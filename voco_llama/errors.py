@@ -29,7 +29,8 @@ class ProblemKind(StrEnum):
     - `odd_marks`, with the option `marks: llava` of `llava_json`, an error else.
 
     Where images stand (`prompt.order`) changes nothing of it. The template `plain` writes answers alone, each with a
-    newline, and trains them all; of an empty one the newline.
+    newline, and trains them all; of an empty one the newline. The template `chat` writes what the tokenizer's own does,
+    and trains each answer that is not empty, whatever its question and the row's end.
 
     Attributes:
         meaning: In words.
@@ -59,6 +60,7 @@ class ProblemKind(StrEnum):
     EMPTY_FILE = "empty_file", "an image or a clip of zero bytes"
     UNDECODABLE = "undecodable", "an image or a clip that is corrupt, truncated, too large, or something else"
     IMAGE_CUT = "image_cut", "cutting it to data.max_length would cut an image"
+    CHAT_TEMPLATE = "chat_template", "the tokenizer's chat template refuses it, or does not write it as it stands"
     NO_ANSWER_LEFT = "no_answer_left", "cutting it to data.max_length would leave no answer"
     CUT = "cut", "longer than data.max_length: the end of its text is cut", True
     OTHER_FORMAT = "other_format", "an image of another format than its name says", True
@@ -66,7 +68,11 @@ class ProblemKind(StrEnum):
     DUPLICATE = "duplicate", "the same conversation on the same media as an earlier record", True
     REPEATED_ID = "repeated_id", "an id that records of different content share", True
     LEFT_OUT_TURN = "left_out_turn", "its first turn is the assistant's: that is left out, as LLaVA does", True
-    EMPTY_TURN = "empty_turn", "a question or an answer without text: its row is as LLaVA writes it", True
+    EMPTY_TURN = (
+        "empty_turn",
+        "a question or an answer without text: its row is as LLaVA, or the chat template, has it",
+        True,
+    )
     UNANSWERED = "unanswered", "ends without an answer: under vicuna_v1 nothing of it is trained, as LLaVA does", True
     ODD_MARKS = "odd_marks", "<image> marks that do not fit its images, read as LLaVA does", True
 

@@ -2,12 +2,13 @@
 
 LLaVA's own layout and llava-hf's, which transformers reads, hold the weights and nothing of the VoCo mask: read there,
 the model sees images in full. `config.json` gets an entry of ours beside, from which `VoCoLlama.from_llava` knows
-condition, number of VoCo tokens and order again.
+condition, number of VoCo tokens and how prompts are written again.
 """
 
 import json
 import logging
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,7 @@ def _text_config(model: VoCoLlama) -> dict[str, Any]:
 
 def _trained_as(model: VoCoLlama, processor: VoCoProcessor) -> dict[str, Any]:
     config = model.config
-    return {
-        EXPORT_KEY: {"condition": config.condition, "num_voco": config.num_voco, "order": processor.style.order},
-    }
+    return {EXPORT_KEY: {"condition": config.condition, "num_voco": config.num_voco, **asdict(processor.style)}}
 
 
 def _write_hub_layout(model: VoCoLlama, processor: VoCoProcessor, folder: Path) -> None:

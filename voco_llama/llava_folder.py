@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from voco_llama.choices import CONDITIONS, ORDERS, PROJECTORS, Condition, Order, require_choice
+from voco_llama.choices import CONDITIONS, ORDERS, PROJECTORS, TEMPLATES, Condition, Order, Template, require_choice
 from voco_llama.errors import CheckpointError, SettingsError, refused_as
 from voco_llama.files import read_json
 from voco_llama.hub import FINAL_FOLDER, is_hub_name, local_folder
@@ -35,7 +35,7 @@ from voco_llama.vision_config import from_clip_config, num_patches, read_vision_
 CONFIG_FILE, ADAPTER_FILE = "config.json", "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 EXPORT_KEY = "voco_llama"
-"""Of `config.json`: what our export adds to say how the model was trained (condition, num_voco, order)."""
+"""Of `config.json`: what our export adds to say how the model was trained (condition, num_voco, its prompts)."""
 
 LANGUAGE_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 """`model_type` of LLaVA's own layout -> that of its language model."""
@@ -68,6 +68,7 @@ class LlavaFolder:
         tokenizer, tokens: With `<image>` and `<voco>`, and its ids.
         new_tokens: Those of the two that have no embedding worth keeping.
         shape, condition, order: Of a segment, visibility, and where an image stands in its prompts.
+        template, system: How else its prompts are written.
     """
 
     path: Path
@@ -85,6 +86,8 @@ class LlavaFolder:
     shape: SegmentShape
     condition: Condition
     order: Order
+    template: Template
+    system: str | None
 
 
 def is_llava(folder: str | Path) -> bool:
@@ -199,10 +202,12 @@ def read_llava_folder(
         trained = export.get("condition") or ("voco" if VOCO_TOKEN in vocabulary else "full")
         condition = condition or trained
         order = export.get("order") or ("authors" if trained == "voco" else "llava")
+        template, system = export.get("template", "vicuna_v1"), export.get("system")
         if num_voco is None:
             num_voco = operator.index(export.get("num_voco", 1 if condition == "voco" else 0))
         require_choice("condition", condition, CONDITIONS)
         require_choice("order", order, ORDERS)
+        require_choice("template", template, TEMPLATES)
     known = {id for id in vocabulary.values() if id < num_rows}
     tokens = add_special_tokens(tokenizer)
     return LlavaFolder(
@@ -215,6 +220,8 @@ def read_llava_folder(
         shape=SegmentShape(num_patches(parts["vision_config"]), num_voco, *segment_affixes(tokenizer, order)),
         condition=condition,
         order=order,
+        template=template,
+        system=system,
     )
 
 

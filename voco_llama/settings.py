@@ -145,14 +145,17 @@ class PromptSettings:
     """How conversations are written (`voco_llama.data.prompts`).
 
     Attributes:
+        template: `vicuna_v1` (LLaVA-1.5); `chat`, the tokenizer's own chat template; `plain`, captions alone.
         order: `first`: images before the system prompt; `authors`: the same with BOS and newline inside the segment;
             `llava`: at the start of their turn; `inline`: where the `<image>` mark stands.
-        system: System prompt; null keeps Vicuna's.
+        system: System prompt; null keeps Vicuna's, or what a chat template writes by itself.
+        chat_template: For template `chat`: a file with a Jinja template in place of the tokenizer's own.
     """
 
     template: str = _choice(TEMPLATES, default="vicuna_v1")
     order: str = _choice(ORDERS, default="first")
     system: str | None = field(default=None, metadata={"is_prose": True})
+    chat_template: str | None = None
 
 
 @dataclass

@@ -53,7 +53,7 @@ def test_one_of_each_defect(settings, defects, images, tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     found = [(problem["file"], problem["record"], problem["kind"]) for problem in report["problems"]]
     assert found == [*expected, (str(pictureless), 0, "no_media_folder"), (str(markless), 0, "odd_marks")]
-    assert report["counts"] == findings.counts == dict.fromkeys(set(ProblemKind) - {"empty_answer"}, 1)
+    assert report["counts"] == findings.counts == dict.fromkeys(set(ProblemKind) - {"empty_answer", "chat_template"}, 1)
     assert check_data(of_clips).counts == {"empty_answer": 1}
     assert [problem["level"] for problem in report["problems"]] == [
         "error" if problem["kind"] in [*refused(DEFECTS), "no_media_folder"] else "note"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.data.chat.families import TEMPLATES
 from tests.training.conftest import WORLD
 from voco_llama import cli
 from voco_llama.toyworld import write_toyworld
@@ -136,6 +137,7 @@ def make_place(root: Path) -> Place:
     """Writes the world, trains a model on it, and lays out the questions of a public data set."""
     place = Place(root)
     write_toyworld(WORLD, place.world)
+    shutil.copy(TEMPLATES / "vicuna.jinja", root)
     ended = seen(["train", *place.training(), *outputs(root / "first")])
     assert ended.status == 0, ended
     shutil.copytree(root / "first" / "run" / "final", place.checkpoint)

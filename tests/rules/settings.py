@@ -59,6 +59,7 @@ _OF_A_TRAINING = {
     "data.index_folder": PathSetting(OUTPUT),
     "loss.teacher_checkpoint": PathSetting(CHECKPOINT, _checkpoint, ("loss=kl", "loss.teacher=checkpoint")),
     "loss.top_k_folder": PathSetting(FOLDER, None, ("loss=kl", "loss.teacher=top_k")),
+    "prompt.chat_template": PathSetting(FILE, _in("vicuna.jinja"), ("prompt.template=chat",)),
     "trainer.deepspeed": PathSetting(FILE),
     "trainer.fsdp_config": PathSetting(FILE, with_it=("trainer.fsdp=full_shard",)),
     "paths.data": PathSetting(FOLDER),

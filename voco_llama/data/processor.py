@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,17 @@ from transformers.utils import PushToHubMixin
 
 from voco_llama.choices import CONDITIONS, Condition, require_choice
 from voco_llama.configuration import VoCoLlamaConfig
+from voco_llama.data.chat_template import ChatTemplate
 from voco_llama.data.conversations import Conversation, Prompt, conversations_of
 from voco_llama.data.media.decoded import decode_clip, decode_images
 from voco_llama.data.media.images import ImageTransform
-from voco_llama.data.prompts import Piece, PromptStyle, Segment, Text, render
+from voco_llama.data.pieces import Piece, PieceTokenizer
+from voco_llama.data.prompts import PromptStyle, render
 from voco_llama.data.records import Record, Turn
 from voco_llama.errors import CheckpointError, DataError, SettingsError, refused_as
 from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
-from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
+from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentShape, TextSpan, lay_out, pad_rows
 from voco_llama.llava_folder import check_is_model, is_llava, load_tokenizer, read_config, read_llava_folder
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
@@ -107,8 +108,8 @@ class VoCoProcessor(PushToHubMixin):
         """
         looks = record.images or record.video is not None
         segments_per_mark = None if not looks else 1 if record.video is None else self.num_frames
-        parts = self.tokenize(render(record.turns, self.style, segments_per_mark, asks=False))
-        if not self._is_trained(parts):
+        parts = self.tokenize(render(record.turns, self.style, segments_per_mark, asks=False, chat=self._chat))
+        if self.style.template != "chat" and not self._is_trained(parts):
             parts = [TextSpan(p.ids, (False,) * len(p.ids)) if isinstance(p, TextSpan) else p for p in parts]
         return lay_out(parts, self.tokens, self.segment_shape(), self.condition, max_length)
 
@@ -133,7 +134,7 @@ class VoCoProcessor(PushToHubMixin):
     ) -> Row:
         """Lay out a conversation without loading anything; `system`, if given, is its own system text."""
         style = self.style if system is None else replace(self.style, system=system)
-        parts = self.tokenize(render(turns, style, segments_per_mark))
+        parts = self.tokenize(render(turns, style, segments_per_mark, chat=self._chat))
         return lay_out(parts, self.tokens, shape or self.segment_shape(), condition or self.condition, max_length)
 
     # ---- inference
@@ -186,39 +187,35 @@ class VoCoProcessor(PushToHubMixin):
     # ---- tokens
 
     def tokenize(self, pieces: Sequence[Piece]) -> list[Part]:
-        """Tokenize pieces; neighboring texts are tokenized as one, so that a border does not change the tokens.
+        """The parts of a row, of the pieces of a prompt."""
+        return self._pieces(pieces)
 
-        Special tokens spelled out in a text are text, never the tokens themselves.
+    @cached_property
+    def _pieces(self) -> PieceTokenizer:
+        return PieceTokenizer(self.tokenizer, self.tokens)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate | None:
+        return ChatTemplate(self._pieces) if self.style.template == "chat" else None
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """All of the tokenizer, by their spelling; spelled out in a text they are text."""
+        return self._pieces.special_tokens
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that answers end with."""
+        return (self.tokens.eos,) if self._chat is None else self._chat.ends
+
+    def check_style(self) -> None:
+        """Refuse a chat template before a row is written in it.
+
+        Raises:
+            SettingsError: As `ChatTemplate.check`.
         """
-        groups = [(kind, list(group)) for kind, group in groupby(pieces, key=type)]
-        spans = iter(self._text_spans([group for kind, group in groups if kind is Text]))
-        parts: list[Part] = []
-        for kind, group in groups:
-            if kind is Text:
-                parts.append(next(spans))
-            elif kind is Segment:
-                parts += [SegmentMark()] * len(group)
-            else:
-                ids = [(getattr(self.tokens, special.role), special.trained) for special in group]
-                parts += [TextSpan((token,), (trained,)) for token, trained in ids if token is not None]
-        return parts
-
-    def _text_spans(self, stretches: Sequence[Sequence[Text]]) -> list[TextSpan]:
-        """One span a stretch; a token is trained if a character of it is."""
-        if not stretches:
-            return []
-        encoded = self.tokenizer(
-            ["".join(text.text for text in stretch) for stretch in stretches],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        spans = []
-        for stretch, ids, offsets in zip(stretches, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            trained_chars = [text.trained for text in stretch for _ in text.text]
-            spans.append(TextSpan(tuple(ids), tuple(any(trained_chars[a:b]) for a, b in offsets)))
-        return spans
+        if self._chat is not None:
+            self._chat.check(self.style.system)
 
     # ---- files
 
@@ -284,9 +281,10 @@ class VoCoProcessor(PushToHubMixin):
             value = getattr(self, name)
             if type(value) is not int or value < smallest:
                 raise SettingsError(f"{name} is {value!r}: it should be a whole number of at least {smallest}")
-        if not isinstance(self.style.system, str):
+        if not isinstance(self.style.system, str | None):
             raise SettingsError(f"system is {self.style.system!r}: it should be a text")
         self.segment_shape(), self.tokens
+        self.check_style()
 
     @classmethod
     def from_llava(
@@ -305,15 +303,20 @@ class VoCoProcessor(PushToHubMixin):
         folder = local_folder(folder, DESCRIPTIONS)
         described = read_llava_folder(folder, vision_tower, tokenizer, num_voco, condition)
         check_tokenizer(described.tokenizer)
-        return cls(
+        processor = cls(
             tokenizer=described.tokenizer,
             image_transform=ImageTransform.beside(described.base, described.vision_config["vision_cfg"]["image_size"]),
-            style=PromptStyle(order=described.order),
+            style=PromptStyle(described.template, described.order, described.system),
             num_vision=described.shape.num_vision,
             num_voco=described.shape.num_voco,
             condition=described.condition,
             max_length=described.max_length or cls.max_length,
         )
+        try:
+            processor._check()
+        except SettingsError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        return processor
 
 
 def _with_marks(conversations: list[Conversation], num_images: int) -> list[Conversation]:

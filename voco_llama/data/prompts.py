@@ -4,6 +4,7 @@ Templates:
 
     vicuna_v1   `<s>{system} USER: {question} ASSISTANT: {answer}</s>USER: ...` (LLaVA-1.5); of a turn without text its
                 role is written and nothing after it, and after an empty question no answer is trained, as in LLaVA
+    chat        the tokenizer's own chat template (`voco_llama.data.chat_template`)
     plain       `<s>{caption}\n`: the user's words are dropped (LLaVA's alignment stage)
 
 Orders, which say where a segment stands:
@@ -19,11 +20,12 @@ Orders, which say where a segment stands:
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from voco_llama.choices import ORDERS, TEMPLATES, Order, Template, require_choice
+from voco_llama.data.chat_template import ChatTemplate, Said
+from voco_llama.data.pieces import Piece, Segment, Special, Text
 from voco_llama.data.records import IMAGE_MARK, Turn
-from voco_llama.errors import DataError
+from voco_llama.errors import DataError, SettingsError
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -33,61 +35,54 @@ USER, ASSISTANT = "USER:", "ASSISTANT:"
 
 
 @dataclass(frozen=True)
-class Text:
-    """Text to be tokenized; `trained` text is an answer."""
-
-    text: str
-    trained: bool = False
-
-
-@dataclass(frozen=True)
-class Special:
-    """One special token, named by its role, never by its spelling."""
-
-    role: Literal["bos", "eos"]
-    trained: bool = False
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A compressed segment stands here."""
-
-
-Piece = Text | Special | Segment
-
-
-@dataclass(frozen=True)
 class PromptStyle:
     """How conversations are written.
 
+    Attributes:
+        system: System text; None: Vicuna's, or what a chat template writes by itself.
+
     Raises:
-        SettingsError: The template or the order is unknown.
+        SettingsError: The template or the order is unknown, or they contradict each other.
     """
 
     template: Template = "vicuna_v1"
     order: Order = "first"
-    system: str = VICUNA_SYSTEM
+    system: str | None = None
 
     def __post_init__(self) -> None:
         require_choice("prompt.template", self.template, TEMPLATES)
         require_choice("prompt.order", self.order, ORDERS)
+        if self.template != "chat":
+            object.__setattr__(self, "system", VICUNA_SYSTEM if self.system is None else self.system)
+        elif self.order == "authors":
+            raise SettingsError(
+                "prompt.order=authors puts the first token of a row inside its segment, and with prompt.template=chat"
+                " the chat template writes it: set prompt.order to first, llava or inline"
+            )
 
 
 def render(
-    turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int | None = 1, asks: bool = True
+    turns: Sequence[Turn],
+    style: PromptStyle,
+    segments_per_mark: int | None = 1,
+    asks: bool = True,
+    chat: ChatTemplate | None = None,
 ) -> list[Piece]:
     """Write a conversation as pieces.
 
     Args:
         turns: User and assistant by turns, the user first.
         style: Template, order, system text.
+        chat: What the template `chat` stands for.
         segments_per_mark: What a mark stands for: 1 segment for images, the number of frames for a clip; None: a mark
             is text like any other.
         asks: A conversation that ends with a user turn ends with the assistant's role, for an answer.
 
     Raises:
-        DataError: The template `plain` needs a caption and there is none.
+        DataError: The template `plain` needs a caption and there is none, or as `ChatTemplate.write`.
     """
+    if chat is not None:
+        return _in_chat_template(turns, style, segments_per_mark, asks, chat)
     num_marks = sum(turn.text.count(IMAGE_MARK) for turn in turns) if segments_per_mark else 0
     moved_first = style.order in ("first", "authors")
     bos_inside_segment = style.order == "authors" and num_marks > 0
@@ -129,13 +124,44 @@ def _conversation(turns: Sequence[Turn], order: Order, segments_per_mark: int | 
         yield Text(ASSISTANT)
 
 
+def _in_chat_template(
+    turns: Sequence[Turn], style: PromptStyle, segments_per_mark: int | None, asks: bool, chat: ChatTemplate
+) -> list[Piece]:
+    looks = segments_per_mark is not None
+    num_marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role == "user") if looks else 0
+    messages = [] if style.system is None else [{"role": "system", "content": style.system}]
+    for turn in turns:
+        is_placed = looks and turn.role == "user"
+        messages.append(
+            {"role": turn.role, "content": _place_marks(turn.text, style.order) if is_placed else turn.text}
+        )
+    pieces: list[Piece] = [Segment()] * (num_marks * (segments_per_mark or 0)) if style.order == "first" else []
+    for piece in chat.write(messages, asks and bool(turns) and turns[-1].role == "user"):
+        if not isinstance(piece, Said):
+            pieces.append(piece)
+        elif looks and messages[piece.message]["role"] == "user":
+            pieces += _cut_at_marks(piece.text, segments_per_mark)
+        else:
+            pieces.append(Text(piece.text, piece.trained))
+    return pieces
+
+
 def _user_text(text: str, order: Order, segments_per_mark: int | None) -> list[Piece]:
     if segments_per_mark is None:
         return [Text(text)]
+    return _cut_at_marks(_place_marks(text, order), segments_per_mark)
+
+
+def _place_marks(text: str, order: Order) -> str:
+    """The text with its marks where its order has images, none where they stand before everything."""
     if order in ("first", "authors"):
-        return [Text(_without_marks(text))]
+        return _without_marks(text)
     if order == "llava" and text.count(IMAGE_MARK) == 1:
         text = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()
+    return text
+
+
+def _cut_at_marks(text: str, segments_per_mark: int) -> list[Piece]:
     pieces: list[Piece] = []
     for index, stretch in enumerate(text.split(IMAGE_MARK)):
         pieces += [Segment()] * segments_per_mark if index else []

@@ -81,6 +81,8 @@ def prompt_line(settings: TrainSettings, processor: VoCoProcessor) -> str:
     """How a training writes and cuts its conversations."""
     style = processor.style
     system = f"system text {shown(style.system)}" if style.system else "no system text"
+    if style.system is None:
+        system = "system text as it has it"
     return (
         f"tokenizer of {_tokenizer(settings)}; template {style.template}, order {style.order}, {system};"
         f" data.max_length {processor.max_length}"

@@ -151,7 +151,7 @@ class Examiner:
     @cached_property
     def _special_tokens(self) -> set[str]:
         """Those of the tokenizer and ours; the image's mark has checks of its own."""
-        known = {IMAGE_TOKEN, VOCO_TOKEN, *(self.processor.tokenizer.all_special_tokens if self.processor else ())}
+        known = {IMAGE_TOKEN, VOCO_TOKEN, *(self.processor.special_tokens if self.processor else ())}
         return known - {IMAGE_MARK}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import SettingsError
 from voco_llama.preflight.epoch import Epoch, Length, count_epoch, count_steps
 from voco_llama.preflight.finding import GB
@@ -72,7 +73,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
         raise SettingsError("dry_run is for models with a language model: stage clip trains a tower alone")
     batch = GlobalBatch.of(settings)
     meta = meta_model(settings)
-    _check_parts(settings)
+    check_parts(settings)
     segment = meta.model.config.segment_shape().num_vision, settings.compression.num_voco
     memory = plan_memory(settings, meta)
     text = tokens_for_text(settings, sum(segment))
@@ -93,18 +94,23 @@ def dry_run(settings: TrainSettings) -> DryRun:
     )
 
 
-def _check_parts(settings: TrainSettings) -> None:
+def check_parts(settings: TrainSettings) -> VoCoProcessor | None:
     """Refuse a processor, and a teacher, that a training would refuse; what is not here is not looked at.
+
+    Returns:
+        The processor; None: something of the model is not here.
 
     Raises:
         CheckpointError: They are not the model's.
+        SettingsError: The tokenizer's chat template cannot be used.
     """
     parts = [entry for entry in list_inputs(settings) if entry.part != "data" and entry.is_read]
     if any(entry.is_hub or not entry.is_here for entry in parts):
-        return
+        return None
     processor = build_processor(settings)
     if settings.loss.teacher == "checkpoint":
         check_teacher(settings.loss.teacher_checkpoint, processor)
+    return processor
 
 
 def _missing(settings: TrainSettings) -> list[str]:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from voco_llama.errors import one_line
 from voco_llama.files import check_writable
+from voco_llama.preflight.dry_run import check_parts
 from voco_llama.preflight.finding import GB, SECONDS, SHARED_MEMORY, Check, Finding, judged, num_cores
 from voco_llama.preflight.plan import Memory, count_saved, plan_memory, uncounted, verdict
 from voco_llama.preflight.shapes import meta_model
@@ -33,6 +34,7 @@ def training_checks(settings: TrainSettings) -> list[tuple[str, Check]]:
         "settings": check_combination,
         "data": partial(check_inputs, what="data"),
         "model": partial(check_inputs, what="model"),
+        "prompt": check_prompt,
         "processes": check_processes,
         "precision": check_precision,
         "reports": check_reports,
@@ -82,6 +84,13 @@ def _ask_hub(entry: Input) -> Finding:
         text = f"{name} is not in the cache, and the hub does not answer ({one_line(error)})"
         return Finding("error", entry.key, text, f"on a machine with a network: {download}")
     return Finding("note", entry.key, f"{name} would be downloaded", f"or before: {download}")
+
+
+def check_prompt(settings: TrainSettings) -> Iterator[Finding]:
+    """A chat template is tried, where its tokenizer is here."""
+    if settings.prompt.template == "chat" and (processor := check_parts(settings)) is not None:
+        ends = ", ".join(processor.tokenizer.convert_ids_to_tokens(list(processor.ends)))
+        yield Finding("ok", "prompt", f"the tokenizer's chat template; answers end with {ends}")
 
 
 def check_processes(settings: TrainSettings) -> Iterator[Finding]:

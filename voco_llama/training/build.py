@@ -15,7 +15,7 @@ from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import Reader, open_reader
-from voco_llama.errors import CheckpointError, VoCoError, one_line
+from voco_llama.errors import CheckpointError, SettingsError, VoCoError, one_line, refused_as
 from voco_llama.model.language import build_language_model
 from voco_llama.model.layouts import split_llava
 from voco_llama.model.vision_weights import read_vision_weights
@@ -82,16 +82,19 @@ def build_processor(settings: TrainSettings) -> VoCoProcessor:
         colors = read_normalization(model.vision.name, model.vision.pretrained) or ()
         processor = VoCoProcessor(tokenizer, ImageTransform(vision_config["vision_cfg"]["image_size"], *colors))
     prompt, compression = settings.prompt, settings.compression
-    style = PromptStyle(template=prompt.template, order=prompt.order)
-    return replace(
+    if prompt.chat_template is not None:
+        processor.tokenizer.chat_template = read_chat_template(prompt.chat_template)
+    built = replace(
         processor,
-        style=style if prompt.system is None else replace(style, system=prompt.system),
+        style=PromptStyle(template=prompt.template, order=prompt.order, system=prompt.system),
         num_vision=num_patches(vision_config) if compression.compressor == "language_model" else 0,
         num_voco=compression.num_voco,
         condition=compression.condition,
         max_length=settings.data.max_length,
         num_frames=settings.data.num_frames,
     )
+    built.check_style()
+    return built
 
 
 def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
@@ -134,6 +137,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         projector_weights=projector,
         **compression_config(settings.compression),
     )
+    built.end_answers_at(*processor.ends)
     return built if dtype == "auto" else built.to(dtype), processor
 
 
@@ -144,6 +148,16 @@ def _tokenizer_of(model: ModelSettings) -> PreTrainedTokenizerBase:
     if model.tokenizer is not None and own is not None:
         check_same_tokens(tokenizer, own, f"model.tokenizer: {model.tokenizer}")
     return tokenizer
+
+
+def read_chat_template(path: str) -> str:
+    """A Jinja template.
+
+    Raises:
+        SettingsError: The file cannot be read.
+    """
+    with refused_as(SettingsError, f"prompt.chat_template: {path}", "name a file with a Jinja template"):
+        return Path(path).read_text(encoding="utf-8")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -167,6 +181,7 @@ def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
     model = VoCoLlama.from_pretrained(folder, dtype=dtype, attn_implementation=settings.model.attention)
     rows = entries_of_rows(processor.segment_shape(), processor.tokens, processor.condition)
     _set_compression(model, compression_config(settings.compression) | rows, folder)
+    model.end_answers_at(*processor.ends)
     return model if dtype == "auto" else model.to(dtype)
 
 

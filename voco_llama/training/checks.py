@@ -11,6 +11,7 @@ from typing import Any
 from voco_llama.choices import PARTS
 from voco_llama.composition import flatten, to_plain
 from voco_llama.data.media.roots import list_archives
+from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import check_streamed
 from voco_llama.errors import SettingsError, did_you_mean, require
 from voco_llama.files import check_writable, read_json
@@ -80,6 +81,7 @@ def check_settings(settings: TrainSettings, paths: bool = True) -> None:
     _check_compression(settings)
     _check_stage(settings.stage, settings)
     _check_model(settings.model, settings)
+    PromptStyle(settings.prompt.template, settings.prompt.order, settings.prompt.system)
     check_passes(settings)
     check_liger(settings)
     _check_data(settings)

@@ -57,6 +57,11 @@ UNREAD = (
         "nothing is drawn: set compression.num_voco_choices",
     ),
     Unread(
+        ("prompt.chat_template",),
+        lambda settings: settings.prompt.template != "chat",
+        "prompt.template is {settings.prompt.template}: set prompt.template=chat",
+    ),
+    Unread(
         ("data.shuffle_buffer",),
         lambda settings: not settings.data.streaming,
         "nothing is streamed, and all rows are shuffled: set data.streaming=true",

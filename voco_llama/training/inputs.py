@@ -85,7 +85,10 @@ def list_inputs(settings: TrainSettings) -> list[Input]:
     """All of them, the data's first."""
     sources = enumerate(settings.data.sources)
     of_data = [entry for index, source in sources for entry in _of_source(f"data.sources.{index}", source)]
-    return [*of_data, *_of_model(settings.model, settings.stage.name == "clip"), *_of_teacher(settings)]
+    of_model = _of_model(settings.model, settings.stage.name == "clip")
+    template = settings.prompt.chat_template
+    of_prompt = [] if template is None else [Input("prompt.chat_template", template, "other", sign=".")]
+    return [*of_data, *of_model, *of_prompt, *_of_teacher(settings)]
 
 
 def _of_source(where: str, source: SourceSettings) -> Iterator[Input]:
