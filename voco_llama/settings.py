@@ -40,7 +40,8 @@ class VisionSettings:
     Attributes:
         name: An open_clip architecture, a folder with `open_clip_config.json` (stage `clip` writes one; its weights
             are read too), or an open_clip model config (`.json`), whose weights are random.
-        pretrained: open_clip tag or weights file for an architecture name; null for a folder or a `.json`.
+        pretrained: open_clip tag or weights file for an architecture name; null for a folder or a `.json`. A file that
+            is called as a tag is named by `./` before it.
         layer: Block whose output is used; -2 is the layer before the last.
     """
 
@@ -85,7 +86,7 @@ class ModelSettings:
             VoCo-LLaMA of the authors. `vision`, `language`, `projector` and `tokenizer` are then not read.
         projector_weights: Of a projector that was trained before: a file (LLaVA's `mm_projector.bin`), or a folder of
             a whole model; null starts with a fresh one.
-        tokenizer: Folder or hub name; null takes that of `language.pretrained`.
+        tokenizer: Folder or hub name; null takes that of `language.pretrained`, whose tokens it must have.
         attention: Implementation of attention. flash_attention_2 cannot express the mask: it trains in two steps only.
         dtype: Of the weights as loaded. Mixed precision is `trainer.bf16`.
     """

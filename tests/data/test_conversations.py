@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.data.chat.families import FAMILIES, chat_processor, new_tokenizer, template_of
 from tests.model.rows import greedy_from_scratch, random_images
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.choices import CONDITIONS, ORDERS
+from voco_llama.data.chat_template import ARGUMENTS
 from voco_llama.data.conversations import Conversation, conversations_of, read_messages, with_marks_in
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.records import Record, Turn
@@ -164,3 +166,25 @@ def test_a_model_of_captions_answers_nothing():
     for texts in (["Why?"], ["Why?", "So.", "And?"]):
         with pytest.raises(DataError, match="prompt.template=plain writes captions"):
             plain(text=said(*texts))
+
+
+# ---- in a chat template
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_a_chat_template_a_conversation_is_what_transformers_makes_of_it(family):
+    """Its own system message too; a text stands for a conversation of one turn."""
+    processor = chat_processor(family)
+    for messages in (said("Why?", "So. 3", "Is it?"), [SYSTEM, *said("Why?")], [SYSTEM, *said("Why?", "So.", "And?")]):
+        arguments = ARGUMENTS | {"add_generation_prompt": True, "return_dict": False}
+        expected = processor.tokenizer.apply_chat_template(messages, **arguments)
+        assert processor(text=messages)["input_ids"].tolist() == [expected]
+    assert torch.equal(processor(text="Why?")["input_ids"], processor(text=said("Why?"))["input_ids"])
+
+
+def test_a_system_message_that_the_chat_template_refuses_is_one_line():
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    processor = chat_processor("smollm2", tokenizer=new_tokenizer("smollm2", refusal + template_of("smollm2")))
+    with pytest.raises(DataError, match="the chat template refuses the conversation .no system role.") as refused:
+        processor(text=[SYSTEM, *said("Why?")])
+    assert "\n" not in str(refused.value)

@@ -40,6 +40,10 @@ def test_what_will_be_made_need_not_be_there(plan, tmp_path):
             r"row=upper .*task msvd_qa_judge is scored by a judge and there is none",
         ),
         (['overrides=["model.checkpoint=nowhere"]'], r"^voco-llama train .*model.checkpoint: nowhere does not exist"),
+        (
+            ['overrides=["model.language.pretrained=another"]'],
+            r"^voco-llama train .*model.language.pretrained=another would not be read, for model.checkpoint=",
+        ),
         (['overrides=["data.max_length=0"]'], r"^voco-llama train .*data.max_length is 0: give 1 or more$"),
         (['overrides=["trainer.max_step=3"]'], r"^voco-llama train .*unknown setting 'trainer.max_step'; did you mean"),
     ],

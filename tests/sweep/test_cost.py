@@ -102,4 +102,6 @@ def test_what_cannot_be_counted_says_why_and_keeps_no_other_from_it(plans, recor
     assert lines[3].split() == ["voco_1", "1", "?", "?", "2", "?"]
     assert lines[-2].startswith("  together: ")
     assert ", without 1 of unknown length" in lines[-2]
-    assert lines[-1].startswith("  voco_1: not counted: model.language.pretrained: runs/seed_0/converted does not exist")
+    assert lines[-1].startswith(
+        "  voco_1: not counted: model.language.pretrained: runs/seed_0/converted does not exist"
+    )

@@ -17,6 +17,7 @@ from voco_llama.llava_folder import check_is_model
 from voco_llama.sweep.plan import TRAIN, Command
 from voco_llama.sweep.records import MADE, Records
 from voco_llama.training.checks import check_settings
+from voco_llama.training.given import check_model_given
 from voco_llama.training.inputs import check_inputs
 
 TEACHER = "teacher"
@@ -40,6 +41,7 @@ def check_needs(stages: Sequence[Command], evaluations: Iterable[Command], recor
         settings = records.compose(command)
         with _of(command):
             if command.name == TRAIN:
+                check_model_given(command.overrides, settings)
                 check_settings(settings, paths=False)
                 check_inputs(settings, coming=coming)
         made = [getattr(settings, key, None) for key in MADE]

@@ -141,6 +141,15 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     return built if dtype == "auto" else built.to(dtype), processor
 
 
+def _tokenizer_of(model: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model of parts, whose tokens are the language model's."""
+    own = model.language.pretrained
+    tokenizer = load_tokenizer(model.tokenizer or own)
+    if model.tokenizer is not None and own is not None:
+        check_same_tokens(tokenizer, own, f"model.tokenizer: {model.tokenizer}")
+    return tokenizer
+
+
 def read_chat_template(path: str) -> str:
     """A Jinja template.
 
@@ -149,15 +158,6 @@ def read_chat_template(path: str) -> str:
     """
     with refused_as(SettingsError, f"prompt.chat_template: {path}", "name a file with a Jinja template"):
         return Path(path).read_text(encoding="utf-8")
-
-
-def _tokenizer_of(model: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model of parts, whose tokens are the language model's."""
-    own = model.language.pretrained
-    tokenizer = load_tokenizer(model.tokenizer or own)
-    if model.tokenizer is not None and own is not None:
-        check_same_tokens(tokenizer, own, f"model.tokenizer: {model.tokenizer}")
-    return tokenizer
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

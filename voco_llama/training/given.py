@@ -105,22 +105,35 @@ def check_given(overrides: Sequence[str], settings: TrainSettings) -> None:
     Raises:
         SettingsError: The first.
     """
-    given = dict(_given(overrides))
-    for key, value in given.items():
-        for unread in UNREAD:
-            is_for_teacher = isinstance(settings, TeacherSettings) and key.startswith("loss.")
-            if not is_for_teacher and any(fnmatchcase(key, pattern) for pattern in unread.keys):
-                why = unread.why.format(settings=settings)
-                require(not unread.holds(settings), f"{key}={value} would not be read, for {why}, or leave it out")
-    checkpoint, language = settings.model.checkpoint, settings.model.language.pretrained
+    _check_read(overrides, settings, UNREAD)
+    check_model_given(overrides, settings)
+    if (otherwise := named_otherwise(settings)) is not None:
+        logger.warning("%s", otherwise)
+
+
+def check_model_given(overrides: Sequence[str], settings: TrainSettings) -> None:
+    """Of `check_given`, what is about the model that is trained; the rest a sweep may have for some of its rows.
+
+    Raises:
+        SettingsError: The first.
+    """
+    _check_read(overrides, settings, UNREAD[:1])
+    given, checkpoint, language = dict(_given(overrides)), settings.model.checkpoint, settings.model.language.pretrained
     follows = checkpoint is None or (language is not None and f"/{language}/" in checkpoint)
     require(
         "model" not in given or "model.checkpoint" in given or follows,
         f"model={given.get('model')} and model.checkpoint={checkpoint}, of the experiment, both name the model: set"
         " model.checkpoint=null, or leave model=... out",
     )
-    if (otherwise := named_otherwise(settings)) is not None:
-        logger.warning("%s", otherwise)
+
+
+def _check_read(overrides: Sequence[str], settings: TrainSettings, unreads: Sequence[Unread]) -> None:
+    for key, value in _given(overrides):
+        for unread in unreads:
+            is_for_teacher = isinstance(settings, TeacherSettings) and key.startswith("loss.")
+            if not is_for_teacher and any(fnmatchcase(key, pattern) for pattern in unread.keys):
+                why = unread.why.format(settings=settings)
+                require(not unread.holds(settings), f"{key}={value} would not be read, for {why}, or leave it out")
 
 
 def named_otherwise(settings: TrainSettings) -> str | None:
