@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.model.rows import answered, asked, batch_of, one_pass_logits, random_images, two_step_logits
-from voco_llama.inference import AskSettings, Inference, ask
+from voco_llama.asking import AskSettings, ask
+from voco_llama.inference import Inference
 
 CAPITAL = "What is the capital of France?"
 QUESTIONS = ("<image>\nWhat is in the picture?", "<image>\nHow many things are there, and of which color is each?")

@@ -282,7 +282,10 @@ def test_an_unknown_job_is_refused(run):
         ({"processes": -1}, "processes is -1"),
         ({"launcher": "no-such-program --x"}, "launcher: 'no-such-program' is not found"),
         ({"launcher": "env", "processes": 2}, "a launcher gives every training all devices"),
-        ({"base": [["evaluate-clips"]]}, "a sweep cannot run 'evaluate-clips': choose from toyworld, train"),
+        (
+            {"base": [["evaluate-clips"]]},
+            "a sweep cannot run 'evaluate-clips': choose from toyworld, convert-gguf, train",
+        ),
         ({"overrides": ["trainer.max_steps=[", "x=1"]}, "cannot read the override"),
         ({"evaluate": ["lmit=3"]}, "voco-llama evaluate row=upper .* unknown setting 'lmit'; did you mean 'limit'"),
     ],

@@ -137,7 +137,7 @@ def test_the_command_ends_in_the_signals_status(monkeypatch, capsys):
         """Ends."""
         raise Interrupted(signal.SIGTERM, "SIGTERM: this and that")
 
-    command = cli.Command(ends, "voco_llama.inference:AskSettings", "ask")
+    command = cli.Command(ends, "voco_llama.asking:AskSettings", "ask")
     monkeypatch.setitem(cli.COMMANDS, "ask", command)
     assert cli.main(["ask", "checkpoint=a", "image=b", "questions=[c]"]) == 143
     assert capsys.readouterr().err == "SIGTERM: this and that\n"

@@ -152,6 +152,6 @@ def test_the_command_ends_in_the_status_of_what_may_go_on(monkeypatch, capsys):
         """Ends."""
         raise LostError("another process is gone")
 
-    monkeypatch.setitem(cli.COMMANDS, "ask", cli.Command(ends, "voco_llama.inference:AskSettings", "ask"))
+    monkeypatch.setitem(cli.COMMANDS, "ask", cli.Command(ends, "voco_llama.asking:AskSettings", "ask"))
     assert cli.main(["ask", "checkpoint=a", "image=b", "questions=[c]"]) == 75
     assert capsys.readouterr().err == "error: another process is gone\n"
