@@ -41,6 +41,34 @@ def test_each_seed_has_its_own(run, tmp_path):
     assert run(seeds=[0, 1, 3]) == ALL
 
 
+BASE, ROWS = ALL[:2], ALL[2:]
+
+
+def test_seeds_that_share_the_base_stages_run_them_once(run, tmp_path):
+    assert run(seeds=[0, 3], base_seed=0) == [*BASE, *ROWS, *ROWS]
+    assert run(seeds=[0, 3], base_seed=0) == []
+    assert not (tmp_path / "runs/seed_3/toyworld").exists()
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "results/seed_3/voco_4.benchmarks.json").unlink()
+    (tmp_path / "results/seed_3/voco_4.sweep.json").unlink()
+    assert run(seeds=[0, 3], base_seed=0) == [*BASE, "train voco_4", "evaluate voco_4", "evaluate voco_4_at_2"]
+
+
+def test_shared_base_stages_are_made_for_the_seed_that_needs_most_of_them(run, tmp_path):
+    """Seed 0 wants only a world to evaluate on, seed 3 all that it trains from."""
+    run(base_seed=0)
+    (tmp_path / "results/seed_0/lower.benchmarks.json").unlink()
+    for made in ("toyworld", "toy/clip"):
+        shutil.rmtree(tmp_path / "runs/seed_0" / made)
+    assert run(seeds=[0, 3], base_seed=0) == [*BASE, "evaluate lower", *ROWS]
+
+
+def test_results_on_another_seeds_base_stages_are_refused(run):
+    run(seeds=[0, 3], base_seed=0)
+    with pytest.raises(SettingsError, match="seed_3 stand on the base stages of seed 0, not 3: set base_seed=0, or"):
+        run(seeds=[3])
+
+
 def test_results_are_enough_wherever_they_lie(run, tmp_path):
     """Committed results, no runs, other folders."""
     run()

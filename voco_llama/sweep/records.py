@@ -83,8 +83,14 @@ class Records:
         Returns:
             What each stage makes -> its settings, of then and now.
         """
-        there = _read(plan.results / f"{BASE}.sweep.json").get("base", {})
-        here = {}
+        file = plan.results / f"{BASE}.sweep.json"
+        record, here = _read(file), {}
+        there, remedy = record.get("base", {}), f"remove {plan.results} and {plan.runs} to make them again"
+        if record.get("seed", plan.base_seed) != plan.base_seed:
+            raise SettingsError(
+                f"the results in {plan.results} stand on the base stages of seed {record['seed']}, not {plan.base_seed}:"
+                f" set base_seed={record['seed']}, or choose other results=... and runs=..., or {remedy}"
+            )
         for command in plan.base:
             described = self.describe(command)
             made = next((described[key] for key in MADE if key in described), "")
@@ -93,7 +99,7 @@ class Records:
                 there.get(stage, described),
                 command,
                 f"the results in {plan.results} stand on '{stage}'",
-                f"choose other results=... and runs=..., or remove {plan.results} and {plan.runs} to make them again",
+                f"choose other results=... and runs=..., or {remedy}",
             )
         return there | here
 
