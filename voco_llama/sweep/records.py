@@ -88,8 +88,8 @@ class Records:
         there, remedy = record.get("base", {}), f"remove {plan.results} and {plan.runs} to make them again"
         if record.get("seed", plan.base_seed) != plan.base_seed:
             raise SettingsError(
-                f"the results in {plan.results} stand on the base stages of seed {record['seed']}, not {plan.base_seed}:"
-                f" set base_seed={record['seed']}, or choose other results=... and runs=..., or {remedy}"
+                f"the results in {plan.results} stand on the base stages of seed {record['seed']}, not of"
+                f" {plan.base_seed}: set base_seed={record['seed']}, or choose other results=... and runs=..., or {remedy}"
             )
         for command in plan.base:
             described = self.describe(command)
