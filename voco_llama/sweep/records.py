@@ -89,7 +89,7 @@ class Records:
         if record.get("seed", plan.base_seed) != plan.base_seed:
             raise SettingsError(
                 f"the results in {plan.results} stand on the base stages of seed {record['seed']}, not of"
-                f" {plan.base_seed}: set base_seed={record['seed']}, or choose other results=... and runs=..., or {remedy}"
+                f" {plan.base_seed}: set base_seed={record['seed']}, choose other results=... and runs=..., or {remedy}"
             )
         for command in plan.base:
             described = self.describe(command)
