@@ -15,6 +15,7 @@ from voco_llama.sweep.records import Records, record_file
 from voco_llama.training.checks import check_settings
 
 TABLES = sorted(file.stem for file in (CONFIG_DIR / "plan").glob("*.yaml"))
+MANY_ROWS = ("toy", "toy_gpu", "real_gpu", "small")
 
 
 @functools.cache
@@ -36,7 +37,7 @@ def results_of(table):
 
 @pytest.mark.parametrize(
     "table",
-    [pytest.param(table, marks=pytest.mark.slow if table in ("toy_gpu", "real_gpu") else ()) for table in TABLES],
+    [pytest.param(table, marks=pytest.mark.slow if table in MANY_ROWS else ()) for table in TABLES],
 )
 def test_every_command_composes(table, records):
     plan = plan_of(table)
@@ -163,6 +164,7 @@ def test_num_voco_of_a_result_is_what_its_name_says():
                 assert given == ([f"num_voco={number}"] if at else [])
 
 
+@pytest.mark.slow
 def test_trainings_that_were_recorded_before_are_those_of_now(records):
     """The committed ones are older than many settings."""
     results = CONFIG_DIR.parent / "docs/results/comparison"

@@ -145,6 +145,7 @@ def test_companions_make_shapes_alike() -> None:
     assert alike(0.0) < 0.25 < alike(1.0)
 
 
+@pytest.mark.slow
 def test_too_small_a_world_is_refused() -> None:
     settings = ToyWorldSettings(colors=2, shapes=2, empty=0.0, benchmark_images=200)
     with pytest.raises(SettingsError, match="found only .* use more colors, shapes or cells"):

@@ -192,6 +192,7 @@ def teacher_settings(settings, k: int, *overrides: str) -> TeacherSettings:
     return composed
 
 
+@pytest.mark.slow
 def test_top_k_of_the_whole_vocabulary_gives_the_curve_of_the_teacher_at_hand(distilled, settings_for, upper, tmp_path):
     live, _ = distilled("live", "loss.temperature=2")
     vocabulary = json.loads((upper / "config.json").read_text())["text_config"]["vocab_size"]

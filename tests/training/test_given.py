@@ -92,6 +92,7 @@ def test_the_dry_run_refuses_it_too(capsys):
     assert capsys.readouterr().err.startswith("error: model.language.pretrained=another would not be read")
 
 
+@pytest.mark.slow
 def test_the_overrides_of_a_sweep_are_for_all_rows(capsys):
     overrides = 'overrides=["trainer.num_train_epochs=2","compression.q_former.layers=1"]'
     rows = 'only=["upper","q_former_1"]'  # one of them reads neither

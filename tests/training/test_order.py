@@ -107,8 +107,7 @@ ORDERS = {
     ("order", "workers"),
     [
         *((order, 0) for order in ORDERS),
-        *((order, 2) for order in ("none", "stream")),
-        *(pytest.param(order, 2, marks=pytest.mark.slow) for order in ("length", "modality")),
+        *(pytest.param(order, 2, marks=pytest.mark.slow) for order in ORDERS),
     ],
 )
 def test_a_killed_run_goes_on_with_the_record_it_would_have_seen(settings_of, seen, order, workers):

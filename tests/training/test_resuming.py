@@ -223,6 +223,7 @@ def test_another_optimizer_than_adamw_is_not_carried_over(tmp_path):
         read_states(tmp_path, "PyTorch", [["weight", "bias"]])
 
 
+@pytest.mark.slow
 def test_an_epoch_stays_as_long_however_often_a_run_goes_on(settings_of, settings_for, tmp_path):
     """Going on a second time in passes of 2 is no change of division any more; nor does the log of records say so."""
     steps = (*STEPS, "trainer.max_steps=12")

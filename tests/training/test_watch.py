@@ -73,7 +73,7 @@ def poisons(trainer, loss):
     return loss
 
 
-@pytest.mark.parametrize("logging_steps", [1, 5])
+@pytest.mark.parametrize("logging_steps", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_no_checkpoint_is_written_of_weights_that_are_no_numbers(settings_for, at_step, logging_steps):
     settings = settings_for("toy/voco_1", *STEPS, f"trainer.logging_steps={logging_steps}", "trainer.max_grad_norm=0")
     at_step(4, poisons)
