@@ -65,7 +65,9 @@ def test_shared_base_stages_are_made_for_the_seed_that_needs_most_of_them(run, t
 
 def test_results_on_another_seeds_base_stages_are_refused(run):
     run(seeds=[0, 3], base_seed=0)
-    with pytest.raises(SettingsError, match="seed_3 stand on the base stages of seed 0, not of 3: set base_seed=0, choose"):
+    with pytest.raises(
+        SettingsError, match="seed_3 stand on the base stages of seed 0, not of 3: set base_seed=0, choose"
+    ):
         run(seeds=[3])
 
 
