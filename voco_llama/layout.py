@@ -12,9 +12,9 @@ where BOS and a newline stand inside it. The module assumes text that is already
 tokenizers, templates or images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -225,6 +225,25 @@ class HostRows:
     fields: dict[str, Tensor]
     media: Tensor | None = None
     medium: Tensor | None = None
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Any]) -> "HostRows":
+        """Those of a batch of either kind that a `Collator` makes."""
+        if "rows" in batch:
+            return batch["rows"]
+        return cls({name: batch[name] for name in ROW_FIELDS}, batch.get("media"), batch.get("medium"))
+
+    def read_through(self, num_voco: Tensor, pad_token_id: int) -> "HostRows":
+        """The rows once for each reading, one reading after the other, all looking at the same images.
+
+        Args:
+            num_voco: int64 `[readings, rows]`: VoCo tokens that each keeps of its segments (`truncate_voco`).
+            pad_token_id: Id of padding.
+        """
+        times = len(num_voco)
+        fields = {name: values.repeat(times, 1) for name, values in self.fields.items()}
+        medium = None if self.medium is None else self.medium.repeat(times)
+        return HostRows(truncate_voco(fields, num_voco.flatten(), pad_token_id), self.media, medium)
 
 
 def _padding(pad_token_id: int) -> dict[str, int]:

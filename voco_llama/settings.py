@@ -125,6 +125,9 @@ class CompressionSettings:
         num_voco_choices: Elastic training: of the `num_voco` tokens that are laid out, the first n are kept, n drawn
             from these numbers; null trains with `num_voco` always. One model then serves every n.
         draw: Elastic training draws n for each `row`, or once for a whole global `batch`.
+        readings: Elastic training reads each row so many times a step: 1, through n drawn; 2, through the fewest and
+            the most; 3 and more, besides through others drawn between. An image is compressed once for all readings,
+            in two steps; the loss is their mean.
         segment_attention: Of the vision tokens of a segment among themselves: `causal` (the paper) or `bidirectional`.
         voco_embeddings: `shared`: one for all VoCo tokens (the paper). `distinct`: with an offset for each.
         compressor: What makes the VoCo tokens: the `language_model` (the method), or, outside it, `average_pool` or
@@ -135,6 +138,7 @@ class CompressionSettings:
     num_voco: int = MISSING
     num_voco_choices: list[int] | None = None
     draw: str = _choice(DRAWS, default="row")
+    readings: int = 1
     segment_attention: str = _choice(SEGMENT_ATTENTIONS, default="causal")
     voco_embeddings: str = _choice(VOCO_EMBEDDINGS, default="shared")
     compressor: str = _choice(COMPRESSORS, default="language_model")

@@ -254,3 +254,29 @@ def test_nothing_waits_for_the_device(segment_attention):
     packing = segments_alone(model.config.segment_shape(), model.config.added_tokens, len(pixels))
     model.run_packed(packing.to(pixels.device), pixels, kept := [])
     assert [keys.shape for keys, _ in kept] == [(len(pixels), 2, 2, 8)] * 2
+
+
+@pytest.mark.parametrize("order", ["first", "inline"])
+@pytest.mark.parametrize("two_steps", [False, True])
+def test_several_readings_of_one_compression_are_their_mean(order, two_steps, monkeypatch):
+    """Loss and gradients are those of the same rows read alone, through each number of VoCo tokens in turn."""
+    texts = ["<image>\nWhat?", "Oh.", "<image>\nHow many?", "<image>\n<image>\nWhich?"]
+    processor = tiny_processor(num_voco=4, order=order)
+    model = tiny_model(processor).train()
+    batch, images = rows_of(processor, texts), processor.pixels(random_images(2))
+    inputs = shared(batch, [[0, -1], [0, 1]], [0, -1, 0, 1], images)
+    numbers = torch.tensor([[1, 1, 1, 1], [2, 3, 3, 2], [4, 4, 4, 4]])
+    alone = [
+        loss_and_gradients(model, inputs | {"rows": inputs["rows"].read_through(reading[None], processor.tokens.pad)})
+        for reading in numbers
+    ]
+    mean = {name: sum(each[name] for each in alone) / len(alone) for name in alone[0]}
+    encoded = []
+    monkeypatch.setattr(
+        model.vision, "forward", lambda pixels, run=model.vision.forward: encoded.append(pixels) or run(pixels)
+    )
+    rows = inputs["rows"].read_through(numbers, processor.tokens.pad)
+    together = loss_and_gradients(model, {"rows": rows, "pixel_values": images}, two_steps=two_steps)
+    assert [len(pixels) for pixels in encoded] == [2]
+    for name, expected in mean.items():
+        assert float((together[name] - expected).norm()) <= 1e-5 * float(expected.norm()) + 1e-9, name

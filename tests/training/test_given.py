@@ -43,6 +43,7 @@ def composed(*overrides: str, command: str = "train"):
         ),
         ([Q_FORMER], "compression.compressor is language_model: choose compression=q_former_N"),
         (["compression.draw=batch"], "set compression.num_voco_choices"),
+        (["compression.readings=2"], "set compression.num_voco_choices"),
         (["data.shuffle_buffer=9"], "set data.streaming=true"),
         (["loss.temperature=2"], "the loss has no KL term: choose loss=kl"),
         (["loss.teacher_checkpoint=a"], "loss.teacher is none: choose loss=kl"),

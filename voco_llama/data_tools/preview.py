@@ -121,12 +121,14 @@ def _samples(
 
 
 def _batch(settings: PreviewSettings, processor: VoCoProcessor, loaded: list[_Loaded]) -> list[dict[str, Tensor]]:
-    """Fields of each row, padded; under elastic training with the VoCo tokens that the first step would leave them."""
+    """Fields of each row, padded; under elastic training with the VoCo tokens of the first step's first reading."""
     batch = Collator(processor.tokens)([one.row for one in loaded])
     compression = settings.compression
     if compression.num_voco_choices is not None:
-        draw = ElasticDraw(compression.num_voco_choices, compression.draw, len(loaded), settings.seed)
-        batch = truncate_voco(batch, draw(0, 0, len(loaded)), processor.tokens.pad)
+        draw = ElasticDraw(
+            compression.num_voco_choices, compression.draw, len(loaded), settings.seed, compression.readings
+        )
+        batch = truncate_voco(batch, draw(0, 0, len(loaded))[0], processor.tokens.pad)
     return [{name: batch[name][index] for name in ROW_FIELDS} for index in range(len(loaded))]
 
 
@@ -149,7 +151,8 @@ def _notes(settings: PreviewSettings, processor: VoCoProcessor) -> tuple[str, ..
     compression = settings.compression
     num_voco = str(processor.num_voco)
     if compression.num_voco_choices is not None:
-        num_voco = f"1 to {num_voco} (elastic: drawn from {compression.num_voco_choices}, here as in step 0)"
+        drawn = f"elastic: {compression.readings} of {compression.num_voco_choices} a step, here the first of step 0"
+        num_voco = f"1 to {num_voco} ({drawn})"
     return (
         f"condition {compression.condition}, {num_voco} VoCo tokens an image; {processor.num_vision} vision tokens of"
         f" {processor.image_transform.image_size} x {processor.image_transform.image_size} pixels,"

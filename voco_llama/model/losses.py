@@ -11,7 +11,7 @@ backward pass. Peak memory grows with the chunk, not with the number of tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -27,6 +27,9 @@ class TeacherTokens(Protocol):
 
     def __len__(self) -> int:
         """The number of tokens."""
+
+    def repeated(self, times: int) -> "TeacherTokens":
+        """The same said so many times over."""
 
     def divergence(self, tokens: slice, logits: Tensor, temperature: float) -> Tensor:
         """KL(teacher || student) summed over some of the tokens, in nats; a float32 scalar.
@@ -49,6 +52,9 @@ class TeacherStates:
 
     def __len__(self) -> int:
         return len(self.hidden_states)
+
+    def repeated(self, times: int) -> "TeacherStates":
+        return replace(self, hidden_states=self.hidden_states.repeat(times, 1))
 
     def divergence(self, tokens: slice, logits: Tensor, temperature: float) -> Tensor:
         with torch.no_grad():
@@ -74,6 +80,9 @@ class TeacherTopK:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def repeated(self, times: int) -> "TeacherTopK":
+        return TeacherTopK(self.token_ids.repeat(times, 1), self.log_probs.repeat(times, 1))
 
     def divergence(self, tokens: slice, logits: Tensor, temperature: float) -> Tensor:
         token_ids, teacher = self.token_ids[tokens], self.log_probs[tokens]
@@ -115,6 +124,12 @@ class Objective:
     temperature: float = 1.0
     chunk_size: int = 1024
     teacher: TeacherTokens | None = None
+
+    def of_readings(self, times: int) -> "Objective":
+        """For a batch that is read so many times over, one reading after the other."""
+        if self.teacher is None or times == 1:
+            return self
+        return replace(self, teacher=self.teacher.repeated(times))
 
     def __call__(
         self, head: nn.Module, hidden_states: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None

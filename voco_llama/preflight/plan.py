@@ -19,6 +19,7 @@ from voco_llama.settings import TrainSettings
 from voco_llama.sharding import FLOAT32, HALF, MOMENTS, Group, Sharding, Zero, sharding_of
 from voco_llama.training.batch import GlobalBatch, num_processes
 from voco_llama.training.checks import segments_a_row, tokens_for_text
+from voco_llama.training.passes import uses_two_steps
 from voco_llama.training.position_checks import check_positions
 from voco_llama.training.stages import MODULES
 
@@ -43,12 +44,13 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
     element = HALF if half else FLOAT32 if sharding.keeps_masters else groups[0].element
     if settings.loss.teacher == "checkpoint":
         groups = (*groups, Group("teacher", 0, sum(group.all for group in groups), groups[0].element, is_saved=False))
-    lora = settings.model.lora
+    lora, length, readings = settings.model.lora, settings.data.max_length, settings.compression.readings
+    read_again = text if uses_two_steps(settings) else length
     work = Pass(
         rows=rows,
-        length=settings.data.max_length,
+        length=length + (readings - 1) * read_again,
         images=rows * segments_a_row(settings),
-        trained_tokens=rows * min(text, settings.data.max_length - 1),
+        trained_tokens=readings * rows * min(text, length - 1),
         element=element,
         attention=settings.model.attention,
         checkpointing=bool(trainer.get("gradient_checkpointing") or trainer.get("activation_checkpointing")),

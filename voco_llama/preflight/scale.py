@@ -132,7 +132,10 @@ def step_flops(settings: TrainSettings, config: VoCoLlamaConfig, epoch: Epoch, s
         tokens, images = epoch.tokens / epoch.rows, epoch.encoded / epoch.rows
         segments = epoch.images / epoch.rows
     text = max(tokens - segments * (shape.num_compressed + shape.num_voco), 0)
-    a_row = training_flops(config, [text], [segments], images, text, settings.stage.trains)
+    readings = settings.compression.readings
+    a_row = training_flops(
+        config, [text] * readings, [segments] * readings, images, readings * text, settings.stage.trains
+    )
     return size * a_row
 
 

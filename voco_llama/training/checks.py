@@ -126,6 +126,11 @@ def _check_compression(settings: TrainSettings) -> None:
             "compression.num_voco_choices is for condition voco: text that sees the image does not read it through"
             " them",
         )
+        readings, most = compression.readings, len(set(choices))
+        require(
+            1 <= readings <= most,
+            f"compression.readings is {readings}: give 1 to {most}, as many as there are num_voco_choices",
+        )
     if compression.compressor != "language_model":
         _check_external(compression)
 

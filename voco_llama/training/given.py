@@ -52,7 +52,7 @@ UNREAD = (
         "compression.compressor is {settings.compression.compressor}: choose compression=q_former_N",
     ),
     Unread(
-        ("compression.draw",),
+        ("compression.draw", "compression.readings"),
         lambda settings: settings.compression.num_voco_choices is None,
         "nothing is drawn: set compression.num_voco_choices",
     ),

@@ -101,7 +101,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
     compression = settings.compression
     elastic = None
     if (choices := compression.num_voco_choices) is not None:
-        elastic = ElasticDraw(choices, compression.draw, batch.size, settings.seed)
+        elastic = ElasticDraw(choices, compression.draw, batch.size, settings.seed, compression.readings)
     if arguments.should_save:
         run.begin()
 

@@ -8,7 +8,6 @@ loss by their number, so that a global batch has one gradient however it is divi
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 
 from voco_llama.errors import SettingsError, refused_as
-from voco_llama.layout import HostRows, truncate_voco
+from voco_llama.layout import HostRows
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.sharding import use_plugin
 from voco_llama.training.batch import GlobalBatch
@@ -165,27 +164,29 @@ class VoCoTrainer(ResumingTrainer):
             self.records.take(batches)
         return batches, num_items
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward pass, of fewer VoCo tokens if training is elastic; its work is counted."""
-        in_two_steps = isinstance(inputs.get("rows"), HostRows)
-        fields = inputs["rows"].fields if in_two_steps else inputs
-        if self.elastic is not None:
-            num_voco = self._drawn_num_voco(len(fields["document"]))
-            fields = truncate_voco(fields, num_voco, self.processing_class.tokens.pad)
-        if self.speed is not None:
-            images = inputs.get("pixel_values")
-            self.speed.add(fields, 0 if images is None else len(images), in_two_steps)
-        if in_two_steps:
-            others = {name: value for name, value in inputs.items() if name not in ("rows", "labels")}
-            inputs = {**others, "rows": replace(inputs["rows"], fields=fields), "two_steps": True}
-        else:
-            inputs = fields
-        loss = super().training_step(model, inputs, *args, **kwargs)
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass."""
+        loss = super().training_step(*args, **kwargs)
         self.loss_watch.add(self.state.global_step, loss)
         return loss
 
+    def _as_read(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch as the model reads it, each row once or several times; its work is counted."""
+        in_two_steps, rows = "rows" in batch, HostRows.of_batch(batch)
+        if self.elastic is not None:
+            rows = rows.read_through(
+                self._drawn_num_voco(len(rows.fields["document"])), self.processing_class.tokens.pad
+            )
+        if self.speed is not None:
+            images = batch.get("pixel_values")
+            self.speed.add(rows.fields, 0 if images is None else len(images), in_two_steps)
+        if in_two_steps:
+            others = {name: value for name, value in batch.items() if name not in ("rows", "labels")}
+            return {**others, "rows": rows, "two_steps": True}
+        return {**batch, **rows.fields, "media": rows.media, "medium": rows.medium}
+
     def _drawn_num_voco(self, num_rows: int) -> Tensor:
-        """VoCo tokens of the rows of the next batch, which stands `micro_step`-th in its accumulation."""
+        """For each reading VoCo tokens of the next batch's rows, which stands `micro_step`-th in its accumulation."""
         step = self.state.global_step
         self._micro_step = self._micro_step + 1 if step == self._last_step else 0
         self._last_step = step
@@ -199,13 +200,16 @@ class VoCoTrainer(ResumingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The model's loss by the objective of this moment; the teacher reads the batch first, if there is one."""
-        if self.scheduled_loss is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        step = self.state.global_step
-        student = self.accelerator.unwrap_model(model)
+        """The model's loss by the objective of this moment; a teacher reads the batch first, and once."""
+        step, readings = self.state.global_step, 1 if self.elastic is None else self.elastic.readings
+        if num_items_in_batch is not None:
+            num_items_in_batch = num_items_in_batch * readings
         inputs = {**inputs}
-        inputs["objective"] = self.scheduled_loss.objective(step / self.state.max_steps, student, inputs)
+        if self.scheduled_loss is None:
+            return super().compute_loss(model, self._as_read(inputs), return_outputs, num_items_in_batch)
+        student = self.accelerator.unwrap_model(model)
+        objective = self.scheduled_loss.objective(step / self.state.max_steps, student, inputs)
+        inputs = {**self._as_read(inputs), "objective": objective.of_readings(readings)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not self.scheduled_loss.settings.is_plain:
             is_scaled = self.args.average_tokens_across_devices and num_items_in_batch is not None

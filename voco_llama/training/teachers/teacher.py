@@ -6,8 +6,8 @@
 
 A teacher reads the student's own batch: the same text, images and order of rows, under condition `full` and with
 contiguous positions. It may have been trained with fewer VoCo tokens than the rows have, so it is shown no more than
-that; and no more than the rows have, as after an elastic draw. VoCo tokens are never trained on, so the i-th trained
-token of the teacher's rows is the i-th of the student's.
+that. VoCo tokens are never trained on, so the i-th trained token of the teacher's rows is the i-th of the student's,
+through however many of them it reads.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
-from voco_llama.layout import ROW_FIELDS, HostRows, next_tokens, truncate_voco
+from voco_llama.layout import HostRows, next_tokens, truncate_voco
 from voco_llama.model.losses import TeacherStates, TeacherTokens, TeacherTopK
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.packing import cannot_pack
@@ -126,9 +126,7 @@ def read_uncompressed(model: Any, batch: dict[str, Tensor], num_voco: int, pad_t
     Returns:
         `[trained tokens, hidden]`, in row-major order.
     """
-    whose = batch.get("rows")
-    if whose is None:
-        whose = HostRows({name: batch[name] for name in ROW_FIELDS}, batch.get("media"), batch.get("medium"))
+    whose = HostRows.of_batch(batch)
     fields = truncate_voco(whose.fields, num_voco, pad_token_id)
     fields["position"] = contiguous_positions(fields["document"])
     trained = next_tokens(fields.pop("labels")) != IGNORE_INDEX
