@@ -81,6 +81,8 @@ class VoCoLlamaConfig(PreTrainedConfig):
         compressor: What makes the VoCo tokens: the `language_model` under its mask (the method), or, as baselines,
             `average_pool` or `q_former` outside it (`voco_llama.model.parts`).
         q_former: Shape of the Q-Former: `layers`, `width`, `heads`, `cross_attention_every`.
+        reconstruction: Whether the decoder of the reconstruction is there (`voco_llama.model.reconstruction`): in
+            checkpoints of a training that has one.
         image_token_id: Id of `<image>`; None until a tokenizer is known.
         voco_token_id: Id of `<voco>`.
         segment_prefix_ids: Token ids before the vision tokens of a segment (the authors' order: BOS).
@@ -102,6 +104,7 @@ class VoCoLlamaConfig(PreTrainedConfig):
     voco_embeddings: str = "shared"
     compressor: str = "language_model"
     q_former: dict[str, int] | None = None
+    reconstruction: bool = False
     image_token_id: int | None = None
     voco_token_id: int | None = None
     segment_prefix_ids: Sequence[int] = ()

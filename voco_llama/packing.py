@@ -121,7 +121,7 @@ def images_of_rows(rows: Mapping[str, Tensor], media: Tensor | None = None, medi
         ValueError: A row has segments that its medium has no image for, or several documents (segments begin anew).
     """
     if media is None:
-        return _segment_numbers(rows)
+        return segment_numbers(rows)
     segment = rows["segment"]
     images = media[medium.clamp(min=0)] if len(media) else media.new_full((len(segment), 1), -1)
     images = torch.nn.functional.pad(images.masked_fill(medium[:, None] < 0, -1), (1, 0), value=-1)
@@ -134,9 +134,31 @@ def images_of_rows(rows: Mapping[str, Tensor], media: Tensor | None = None, medi
 
 def images_in_order(rows: Mapping[str, Tensor], media: Tensor, medium: Tensor) -> Tensor:
     """The image of each segment of the rows, in row order, int64 `[segments]`; arguments as of `images_of_rows`."""
-    numbers = _segment_numbers(rows)
+    numbers = segment_numbers(rows)
     starts = (numbers >= 0) & (numbers.diff(dim=1, prepend=torch.full_like(numbers[:, :1], -1)) != 0)
     return images_of_rows(rows, media, medium)[starts]
+
+
+class ShownSegments(NamedTuple):
+    """The segments that rows show, in row order, each int64 `[segments]`.
+
+    Attributes:
+        image: Of the batch (`images_of_rows`).
+        num_voco: VoCo tokens of it that are there.
+        row: That shows it.
+    """
+
+    image: Tensor
+    num_voco: Tensor
+    row: Tensor
+
+
+def shown_segments(rows: Mapping[str, Tensor], images: Tensor) -> ShownSegments:
+    """See `ShownSegments`; arguments as of `pack`."""
+    numbers = segment_numbers(rows)
+    starts = (numbers >= 0) & (numbers.diff(dim=1, prepend=torch.full_like(numbers[:, :1], -1)) != 0)
+    num_voco = torch.bincount(numbers[rows["voco"] & (numbers >= 0)], minlength=int(starts.sum()))
+    return ShownSegments(images[starts], num_voco, starts.nonzero()[:, 0])
 
 
 def cannot_pack(rows: Mapping[str, Tensor], condition: Condition) -> str | None:
@@ -158,6 +180,7 @@ def pack(
     images: Tensor,
     wanted: Tensor,
     multiple: int = 1,
+    segments_too: bool = False,
 ) -> Packing:
     """Take rows apart.
 
@@ -170,6 +193,7 @@ def pack(
         wanted: bool `[rows, length]`: the tokens whose last hidden states are wanted.
         multiple: Rows of attention are as long as the longest, and then up to a multiple of this, so that fewer lengths
             occur: cuDNN makes a plan for each.
+        segments_too: The last hidden states of all segments' tokens are wanted besides, after those of the rows.
 
     Raises:
         SettingsError: The rows cannot be taken apart under this condition.
@@ -196,6 +220,9 @@ def pack(
     num_rows, longest = (int(row[-1]) + 1, int(place.max()) + 1) if len(documents) else (0, 0)
     longest = -(-longest // multiple) * multiple
     places = row * longest + place
+    outputs = packed[wanted]
+    if segments_too:
+        outputs = torch.cat([outputs, torch.arange(num_segment_tokens)])
     packing = Packing(
         input_ids=torch.cat([segments.input_ids.flatten(), rows["input_ids"][text]]),
         position_ids=torch.cat([segments.position_ids.flatten(), rows["position"][text]]),
@@ -209,7 +236,7 @@ def pack(
         longest=longest,
         text_places=places[is_text],
         read_places=places[~is_text],
-        outputs=packed[wanted],
+        outputs=outputs,
         voco=torch.cat([segments.voco.flatten(), torch.full((int(is_text.sum()),), -1)]),
         voco_places=(segments.voco[:1].flatten() >= 0).nonzero()[:, 0],
         segment=segments.segment,
@@ -256,7 +283,7 @@ def _documents(rows: Mapping[str, Tensor]) -> Tensor:
     return document + torch.arange(len(document))[:, None] * (int(document.max()) + 2 if document.numel() else 1)
 
 
-def _segment_numbers(rows: Mapping[str, Tensor]) -> Tensor:
+def segment_numbers(rows: Mapping[str, Tensor]) -> Tensor:
     """A number of its own, in row order, for each segment of a batch, `[rows, length]`; -1 for text."""
     _, in_segment = _text_and_segments(rows)
     mark = torch.where(in_segment, _documents(rows) * (int(rows["segment"].max()) + 1) + rows["segment"], -1)
@@ -270,7 +297,7 @@ def _alone(rows: Mapping[str, Tensor], shape: SegmentShape, tokens: AddedTokens,
     row = lay_out([SegmentMark()], tokens, shape, "voco")
     length = len(row)
     number = torch.full((int(shown.max()) + 1 if len(shown) else 1,), -1).index_put((shown,), torch.arange(len(shown)))
-    voco = voco_index(rows["voco"], _segment_numbers(rows))
+    voco = voco_index(rows["voco"], segment_numbers(rows))
     inside = torch.where(rows["voco"], shape.num_compressed + voco, -1)
     source = torch.where(inside >= 0, number[images.clamp(min=0)] * length + inside, -1)
     repeated = (len(shown), length)
@@ -291,7 +318,7 @@ def _leading(rows: Mapping[str, Tensor], shape: SegmentShape, tokens: AddedToken
     counts = torch.bincount(number)
     inside = torch.arange(len(number)) - (counts.cumsum(0) - counts)[number]
     length = int(counts.max()) if len(counts) else 1
-    numbers = _segment_numbers(rows)
+    numbers = segment_numbers(rows)
     described = torch.full((len(documents), 5, length), -1)
     facts = (rows["input_ids"], rows["position"], voco_index(rows["voco"], numbers), images, rows["segment"])
     for place, values in enumerate(facts):

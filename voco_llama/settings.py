@@ -235,6 +235,7 @@ class LossPoint:
     at: float = MISSING
     lm: float = MISSING
     kl: float = MISSING
+    reconstruction: float = 0.0
 
 
 LOSSES = tuple(entry.name for entry in fields(LossPoint) if entry.name != "at")
@@ -243,20 +244,26 @@ LOSSES = tuple(entry.name for entry in fields(LossPoint) if entry.name != "at")
 
 @dataclass
 class LossSettings:
-    """What is minimized: `lm` x cross entropy + `kl` x temperature^2 x KL(teacher || student), on answer tokens.
+    """What is minimized: the sum of these terms by their weights, on answer tokens, and on the images they are about.
 
     Attributes:
+        lm: Cross entropy.
+        kl: temperature^2 x KL(teacher || student).
+        reconstruction: Of the image's vision tokens, as the language model leaves them, from the VoCo tokens that are
+            read, by a small decoder that is dropped at the end (`voco_llama.model.reconstruction`); an image counts as
+            much as the answers about it.
         temperature: Both sides' logits are divided by it in the KL term.
         chunk_size: Tokens whose logits exist at the same time; smaller needs less memory.
         teacher: Reads the same rows under condition `full`. `checkpoint`: the model in `teacher_checkpoint`.
             `adapters_off`: the student without its LoRA. `top_k`: what `voco-llama teacher` wrote to `top_k_folder`.
         teacher_checkpoint: A VoCoLlama folder; it may be the one that the student starts from.
         schedule: Weights over training, linear between these points and constant before the first and after the last;
-            in place of `lm` and `kl`.
+            in place of the weights here.
     """
 
     lm: float = 1.0
     kl: float = 0.0
+    reconstruction: float = 0.0
     temperature: float = 1.0
     chunk_size: int = 1024
     teacher: str = _choice(TEACHERS, default="none")

@@ -97,16 +97,20 @@ class TeacherTopK:
 
 
 class Losses(NamedTuple):
-    """Scalars, float32. `total` has a gradient, the two it is made of have none; `kl` is None without a teacher."""
+    """Scalars, float32. `total` has a gradient, what it is made of has none; None: there is no such term."""
 
     total: Tensor
     lm: Tensor
     kl: Tensor | None
+    reconstruction: Tensor | None
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training step minimizes: `lm` x cross entropy + `kl` x temperature^2 x KL(teacher || student).
+    """What a training step minimizes.
+
+    `lm` x cross entropy + `kl` x temperature^2 x KL(teacher || student) + `reconstruction` x that of the image
+    (`voco_llama.model.reconstruction`).
 
     The factor temperature^2 keeps the size of the KL term's gradient comparable over temperatures (Hinton et al.,
     2015, "Distilling the Knowledge in a Neural Network", section 2).
@@ -114,6 +118,7 @@ class Objective:
     Attributes:
         lm: Weight of the cross entropy.
         kl: Weight of the KL divergence.
+        reconstruction: Weight of the reconstruction.
         temperature: Of the KL divergence.
         chunk_size: Tokens whose logits exist at the same time.
         teacher: None: there is no KL term.
@@ -121,6 +126,7 @@ class Objective:
 
     lm: float = 1.0
     kl: float = 0.0
+    reconstruction: float = 0.0
     temperature: float = 1.0
     chunk_size: int = 1024
     teacher: TeacherTokens | None = None
@@ -132,7 +138,12 @@ class Objective:
         return replace(self, teacher=self.teacher.repeated(times))
 
     def __call__(
-        self, head: nn.Module, hidden_states: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None
+        self,
+        head: nn.Module,
+        hidden_states: Tensor,
+        targets: Tensor,
+        num_items_in_batch: Tensor | int | None,
+        reconstruction: Tensor | None = None,
     ) -> Losses:
         """The losses of a batch.
 
@@ -144,6 +155,7 @@ class Objective:
             targets: `[tokens]`, the trained tokens' ids; -100 where one is not trained after all.
             num_items_in_batch: Trained tokens of the global batch, of which there may be none; None: those of this
                 batch.
+            reconstruction: Its loss summed over trained tokens, a scalar; None: there is none.
 
         Raises:
             ValueError: The teacher spoke about another number of tokens.
@@ -162,9 +174,13 @@ class Objective:
             )
         if num_items_in_batch is None:
             num_items_in_batch = (targets != IGNORE_INDEX).sum()
-        lm, kl = torch.stack(sums).sum(dim=0) / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        number = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        lm, kl = torch.stack(sums).sum(dim=0) / number
         total = self.lm * lm + self.kl * kl
-        return Losses(total, lm.detach(), None if self.teacher is None else kl.detach())
+        if reconstruction is not None:
+            reconstruction = reconstruction / number
+            total, reconstruction = total + self.reconstruction * reconstruction, reconstruction.detach()
+        return Losses(total, lm.detach(), None if self.teacher is None else kl.detach(), reconstruction)
 
     def _chunk(self, head: nn.Module, hidden_states: Tensor, targets: Tensor, tokens: slice) -> Tensor:
         """`[2]` float32: cross entropy and scaled KL divergence, summed over the tokens of a chunk."""

@@ -1,5 +1,6 @@
 """The two ways of one forward pass: whole rows under a mask, and packed tokens in two steps."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor
 
 from voco_llama.choices import Condition
 from voco_llama.layout import HostRows, voco_index
+from voco_llama.model.reconstruction import Readings, SegmentStates
 from voco_llama.model.two_steps import KeptKeys, check_decoder, keeping_attention, run_layers
-from voco_llama.packing import Packing, images_in_order, images_of_rows, pack
+from voco_llama.packing import Packing, images_in_order, images_of_rows, pack, segment_numbers, shown_segments
 from voco_llama.sharding import weights_are_divided
 from voco_llama.visibility import BlockMask, TokenFacts, attention_mask
 
@@ -22,8 +24,15 @@ class VoCoPasses:
     _runs_layer_by_layer = False
     """Whether `check_two_steps` has found so."""
 
-    def _masked(self, rows: HostRows, pixel_values: Tensor | None, condition: Condition, wanted: Tensor) -> Tensor:
-        """Last hidden states of the wanted tokens, `[wanted, hidden]`, from whole rows under a mask."""
+    def _masked(
+        self, rows: HostRows, pixel_values: Tensor | None, condition: Condition, wanted: Tensor, with_segments: bool
+    ) -> tuple[Tensor, SegmentStates | None]:
+        """From whole rows under a mask.
+
+        Returns:
+            Last hidden states of the wanted tokens, `[wanted, hidden]`; and, if they are asked for, those of the
+            segments, each as often as it is shown.
+        """
         order = None if rows.media is None else images_in_order(rows.fields, rows.media, rows.medium)
         fields = {name: values.to(self.device) for name, values in rows.fields.items()}
         facts = TokenFacts.of_batch(fields)
@@ -32,11 +41,19 @@ class VoCoPasses:
         hidden_states = self.decoder(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
         ).last_hidden_state
-        return hidden_states[wanted.to(self.device)]
+        segments = None
+        if with_segments:
+            index, num_voco = voco_index(fields["voco"], fields["segment"]), self._most_voco(fields)
+            numbers = segment_numbers(fields)
+            voco = hidden_states.new_zeros(int(numbers.max()) + 1, num_voco, hidden_states.shape[-1])
+            voco = voco.index_put((numbers[index >= 0], index[index >= 0]), hidden_states[index >= 0])
+            vision = hidden_states[fields["input_ids"] == self.config.image_token_id]
+            segments = SegmentStates(vision.unflatten(0, (-1, self.config.num_vision_tokens)), voco)
+        return hidden_states[wanted.to(self.device)], segments
 
     def _in_two_steps(
-        self, rows: HostRows, pixel_values: Tensor | None, condition: Condition, wanted: Tensor
-    ) -> Tensor:
+        self, rows: HostRows, pixel_values: Tensor | None, condition: Condition, wanted: Tensor, with_segments: bool
+    ) -> tuple[Tensor, SegmentStates | None]:
         """The same, from every distinct segment once and text without padding."""
         fields = {name: values.cpu() for name, values in rows.fields.items()}
         images = images_of_rows(fields, *(None if m is None else m.cpu() for m in (rows.media, rows.medium)))
@@ -46,11 +63,38 @@ class VoCoPasses:
                 f"the rows show {len(shown)} images and {num_images} are given: pass the images the rows were laid out"
                 " for"
             )
-        num_voco = max(self.config.num_voco, int(voco_index(fields["voco"], fields["segment"]).max()) + 1)
-        shape = self.config.segment_shape(num_voco)
+        shape = self.config.segment_shape(self._most_voco(fields))
         multiple = LENGTHS_ON_GPU if self.device.type == "cuda" else 1
-        packing = pack(fields, condition, shape, self.config.added_tokens, images, wanted.cpu(), multiple=multiple)
-        return self.run_packed(packing.to(self.device), pixel_values)
+        tokens = self.config.added_tokens
+        packing = pack(fields, condition, shape, tokens, images, wanted.cpu(), multiple, with_segments)
+        packing = packing.to(self.device)
+        hidden_states = self.run_packed(packing, pixel_values)
+        if not with_segments:
+            return hidden_states, None
+        number = packing.num_segment_tokens
+        hidden_states, inside = hidden_states.tensor_split([len(hidden_states) - number])
+        vision = inside[packing.image_places].unflatten(0, (-1, self.config.num_vision_tokens))
+        voco = inside.unflatten(0, (packing.num_segments, packing.segment_length))[:, packing.voco_places]
+        return hidden_states, SegmentStates(vision, voco)
+
+    def _most_voco(self, fields: Mapping[str, Tensor]) -> int:
+        """VoCo tokens that a segment has: as many as the model was trained with, or, if there are more, as the rows."""
+        return max(self.config.num_voco, int(voco_index(fields["voco"], fields["segment"]).max()) + 1)
+
+    def _reconstruction(self, rows: HostRows, states: SegmentStates, labels: Tensor, by_image: bool) -> Tensor:
+        """The reconstruction's loss, summed over what is trained; a float32 scalar.
+
+        The decoder runs even where no row shows an image, on a blank one that counts for nothing: every process must
+        touch the same parameters (see `_image_features`).
+        """
+        fields = rows.fields
+        shown = shown_segments(fields, images_of_rows(fields, rows.media, rows.medium))
+        readings = Readings.of(shown, labels, by_image).to(self.device)
+        if not len(readings.segment):
+            states = SegmentStates.blank(self.config.num_vision_tokens, states.voco)
+            readings = Readings(*torch.tensor([[0], [1], [0]], device=self.device))
+            readings = readings._replace(weight=readings.weight.float())
+        return self.reconstruction(states, readings)
 
     def run_packed(self, packing: Packing, pixel_values: Tensor | None, kept: KeptKeys | None = None) -> Tensor:
         """The language model without its head over packed tokens.

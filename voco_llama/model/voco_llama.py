@@ -23,6 +23,7 @@ from voco_llama.model.loading import LoadingMixin
 from voco_llama.model.losses import Objective
 from voco_llama.model.parts import VisionTower, build_compressor, build_projector
 from voco_llama.model.passes import VoCoPasses
+from voco_llama.model.reconstruction import ReconstructionDecoder
 from voco_llama.tokens import IGNORE_INDEX
 from voco_llama.visibility import FACTS, check_facts
 
@@ -38,6 +39,7 @@ class VoCoOutput(ModelOutput):
         hidden_states: `[kept, hidden]`, what the head would read; only without loss and logits.
         loss_lm: Scalar without gradient, the cross entropy in the loss.
         loss_kl: The same of the KL divergence; only with an objective that has a teacher.
+        loss_reconstruction: The same of the reconstruction; only with an objective, of a model that has its decoder.
     """
 
     loss: Tensor | None = None
@@ -46,6 +48,7 @@ class VoCoOutput(ModelOutput):
     hidden_states: Tensor | None = None
     loss_lm: Tensor | None = None
     loss_kl: Tensor | None = None
+    loss_reconstruction: Tensor | None = None
 
 
 class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
@@ -82,7 +85,10 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
         self.projector = build_projector(config.projector_type, self.vision.width, hidden_size)
         self.compressor: nn.Module | None = None
         self.voco_offsets: nn.Embedding | None = None
+        self.reconstruction: ReconstructionDecoder | None = None
         self.add_compression()
+        if config.reconstruction:
+            self.add_reconstruction()
         check_language_config(self.language_model.config)
         self.end_answers_at()
         if language_model is not None:  # its weights are what they should be: post_init must not touch them
@@ -105,6 +111,16 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
             self.voco_offsets = nn.Embedding(config.num_voco, self.get_input_embeddings().embedding_dim)
             self.voco_offsets._is_hf_initialized = True
             nn.init.zeros_(self.voco_offsets.weight)
+
+    def add_reconstruction(self) -> None:
+        """Build, with fresh weights, the decoder of the reconstruction in training; it is a part of the model then."""
+        hidden_size = self.get_input_embeddings().embedding_dim
+        self.reconstruction = ReconstructionDecoder(hidden_size, self.config.num_vision_tokens)
+        self.config.reconstruction = True
+
+    def remove_reconstruction(self) -> None:
+        """Leave the decoder away, if there is one."""
+        self.reconstruction, self.config.reconstruction = None, False
 
     def end_answers_at(self, *ids: int | Sequence[int] | None) -> None:
         """Have answers end at these tokens besides those at which they end already; the configuration keeps them.
@@ -212,7 +228,8 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
         wanted = logits_mask | trained if asked_for_logits and trained is not None else logits_mask
         run = self._in_two_steps if two_steps else self._masked
         batch = HostRows({"input_ids": input_ids, **{name: row[name] for name in FACTS}}, media, medium)
-        kept = run(batch, pixel_values, condition or self.config.condition, wanted)
+        reconstructs = self.reconstruction is not None and objective is not None
+        kept, segments = run(batch, pixel_values, condition or self.config.condition, wanted, reconstructs)
 
         def chosen(mask: Tensor) -> Tensor:
             return kept if mask is wanted else kept[mask[wanted].to(kept.device)]
@@ -220,8 +237,9 @@ class VoCoLlama(LoadingMixin, VoCoGeneration, VoCoPasses, PreTrainedModel):
         output, head = VoCoOutput(logits_mask=logits_mask), self.get_output_embeddings()
         if trained is not None:
             kept_targets = targets[trained].to(kept.device, non_blocking=True)
-            losses = (objective or Objective())(head, chosen(trained), kept_targets, num_items_in_batch)
-            output.loss, output.loss_lm, output.loss_kl = losses.total, losses.lm, losses.kl
+            reconstruction = self._reconstruction(batch, segments, labels, two_steps) if reconstructs else None
+            losses = (objective or Objective())(head, chosen(trained), kept_targets, num_items_in_batch, reconstruction)
+            output.loss, output.loss_lm, output.loss_kl, output.loss_reconstruction = losses
         if with_logits is None:
             with_logits = labels is None or asked_for_logits or not self.training
         if with_logits:

@@ -24,6 +24,7 @@ from voco_llama.model.weights import read_weights
 from voco_llama.settings import CompressionSettings, DataSettings, ModelSettings, SourceSettings, TrainSettings
 from voco_llama.sharding import sharding_of
 from voco_llama.tokens import add_special_tokens, check_as_stored, check_same_tokens, check_tokenizer, check_vocabulary
+from voco_llama.training.loss_checks import has_term
 from voco_llama.vision_config import num_patches, read_normalization, read_vision_config
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,17 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         CheckpointError: Weights or a tokenizer cannot be loaded or do not fit.
     """
     processor = build_processor(settings)
-    if settings.model.checkpoint is not None:
-        return _load(settings, processor), processor
+    model = _build(settings, processor) if settings.model.checkpoint is None else _load(settings, processor)
+    if not has_term(settings.loss, "reconstruction"):
+        model.remove_reconstruction()
+    elif model.reconstruction is None:
+        model.add_reconstruction()
+    dtype = _dtype_as_built(settings)
+    return model if dtype == "auto" else model.to(dtype), processor
+
+
+def _build(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
+    """Of the parts that `model` names."""
     model, dtype = settings.model, _dtype_as_built(settings)
     try:
         language_model = build_language_model(model.language.pretrained, model.language.config, model.attention, dtype)
@@ -138,7 +148,7 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
         **compression_config(settings.compression),
     )
     built.end_answers_at(*processor.ends)
-    return built if dtype == "auto" else built.to(dtype), processor
+    return built
 
 
 def _tokenizer_of(model: ModelSettings) -> PreTrainedTokenizerBase:
@@ -182,7 +192,7 @@ def _load(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:
     rows = entries_of_rows(processor.segment_shape(), processor.tokens, processor.condition)
     _set_compression(model, compression_config(settings.compression) | rows, folder)
     model.end_answers_at(*processor.ends)
-    return model if dtype == "auto" else model.to(dtype)
+    return model
 
 
 def _dtype_as_built(settings: TrainSettings) -> torch.dtype | str:

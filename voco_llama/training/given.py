@@ -14,7 +14,7 @@ from voco_llama.config_files import CONFIG_DIR
 from voco_llama.errors import CheckpointError, require
 from voco_llama.files import read_json
 from voco_llama.settings import TeacherSettings, TrainSettings
-from voco_llama.training.loss_checks import has_kl
+from voco_llama.training.loss_checks import has_term
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ UNREAD = (
     ),
     Unread(
         ("loss.temperature",),
-        lambda settings: not has_kl(settings.loss),
+        lambda settings: not has_term(settings.loss, "kl"),
         "the loss has no KL term: choose loss=kl or loss=lm_kl",
     ),
     Unread(

@@ -21,7 +21,7 @@ def check_losses(settings: TrainSettings) -> None:
     loss = settings.loss
     _check_numbers(loss)
     _check_lora(settings)
-    hears_teacher = has_kl(loss)
+    hears_teacher = has_term(loss, "kl")
     name = "loss.kl" if loss.schedule is None else "loss.schedule's kl"
     require(
         not hears_teacher or loss.teacher != "none",
@@ -35,13 +35,15 @@ def check_losses(settings: TrainSettings) -> None:
     if settings.stage.name == "clip":
         require(loss.is_plain, "stage clip has a loss of its own: use loss=lm")
     if hears_teacher:
-        _check_student(settings)
+        _check_student(settings, "the KL term teaches")
         _check_teacher(settings)
+    if has_term(loss, "reconstruction"):
+        _check_student(settings, "the reconstruction is for")
 
 
-def has_kl(loss: LossSettings) -> bool:
-    """Whether the KL term counts at any moment."""
-    return any(point.kl > 0 for point in loss.schedule or [loss])
+def has_term(loss: LossSettings, name: str) -> bool:
+    """Whether this one of `LOSSES` counts at any moment."""
+    return any(getattr(point, name) > 0 for point in loss.schedule or [loss])
 
 
 def _check_numbers(loss: LossSettings) -> None:
@@ -91,18 +93,17 @@ def _check_lora(settings: TrainSettings) -> None:
     )
 
 
-def _check_student(settings: TrainSettings) -> None:
+def _check_student(settings: TrainSettings, what: str) -> None:
     stage, compression = settings.stage.name, settings.compression
     require(
         stage in DISTILLED_STAGES and compression.condition == "voco",
-        f"the KL term teaches a student that reads through VoCo tokens, but stage is {stage} and"
+        f"{what} a student that reads through VoCo tokens, but stage is {stage} and"
         f" compression.condition {compression.condition}: use stage {' or '.join(DISTILLED_STAGES)} with"
         " compression=voco_N, or loss=lm",
     )
     require(
         compression.compressor == "language_model",
-        f"compression.compressor={compression.compressor} leaves no vision tokens in the rows for a teacher to see:"
-        " use loss=lm",
+        f"compression.compressor={compression.compressor} leaves no vision tokens in the rows: use loss=lm",
     )
 
 

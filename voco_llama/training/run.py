@@ -127,6 +127,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
     data_wait_share = trainer.data_wait.share
     if adapters is not None:
         save_and_merge(adapters, run.unfinished_final if arguments.should_save else None)
+    model.remove_reconstruction()
     save_final(trainer, run.unfinished_final)
     if arguments.should_save:
         bad_records = summarize_bad_records(run.bad_records)

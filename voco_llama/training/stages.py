@@ -7,7 +7,8 @@ align               frozen   trains                  frozen
 instruct/voco/video frozen   trains                  trains
 
 With adapters (`voco_llama.training.lora`), they and VoCo's embedding are what trains of the language model.
-An external compressor belongs to the projector, the offsets of distinct VoCo embeddings to the language model.
+An external compressor belongs to the projector, the offsets of distinct VoCo embeddings to the language model. The
+decoder of the reconstruction, where there is one, always trains.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,10 @@ MODULES = {
 """The modules of a model that a part of `stage.trains` means, as far as the model has them."""
 
 
+ALWAYS = ("reconstruction",)
+"""Modules that train in every stage, as far as the model has them."""
+
+
 @dataclass(frozen=True)
 class ModuleCount:
     """Parameters of one module; a tied weight counts where it stands first."""
@@ -44,7 +49,7 @@ def set_trainable(
 
     Of the language model its adapters alone train, if there are any.
     """
-    trained_modules = {module for part in trains for module in MODULES[part]}
+    trained_modules = {*ALWAYS, *(module for part in trains for module in MODULES[part])}
     for name, module in model.named_children():
         module.requires_grad_(name in trained_modules)
     if adapters is not None and "language_model" in trained_modules:

@@ -1,0 +1,116 @@
+"""Reconstruction, in training only: what an image's vision tokens became, told from its VoCo tokens alone.
+
+The language model's last hidden states of the vision tokens, layer-normed and without gradient, are what a small
+decoder is to predict from the last hidden states of the first n VoCo tokens:
+
+    queries [V, width], learned -> one cross-attention to n VoCo tokens -> one MLP -> [V, hidden]
+
+as the mean of a normal distribution with a learned variance for each channel. VoCo tokens thus learn from 64 or 576
+vectors an image, and not from the few words of an answer alone. The decoder is dropped when training ends.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from voco_llama.layout import next_tokens
+from voco_llama.packing import ShownSegments
+from voco_llama.tokens import IGNORE_INDEX
+
+HEADS = 8
+MOST_WIDTH = 1024
+"""The decoder is as wide as the language model, but no wider than this."""
+LOG_VARIANCE = (-6.0, 6.0)
+"""Of a channel, from and to: one that never varies must not outweigh all others."""
+
+
+class SegmentStates(NamedTuple):
+    """Last hidden states of segments: `[segments, V, hidden]`, and `[segments, N, hidden]`.
+
+    Where rows show fewer than N VoCo tokens of a segment, the others may be anything.
+    """
+
+    vision: Tensor
+    voco: Tensor
+
+    @classmethod
+    def blank(cls, num_vision: int, like: Tensor) -> "SegmentStates":
+        """One segment of zeros, of the dtype and width of other states."""
+        return cls(like.new_zeros(1, num_vision, like.shape[-1]), like.new_zeros(1, 1, like.shape[-1]))
+
+
+class Readings(NamedTuple):
+    """What reads segments, `[readings]` each.
+
+    Attributes:
+        segment: int64: which of the segments.
+        num_voco: int64: through how many of its VoCo tokens.
+        weight: float32: how much it counts.
+    """
+
+    segment: Tensor
+    num_voco: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, shown: ShownSegments, labels: Tensor, by_image: bool) -> "Readings":
+        """Of rows: each row counts as much as it has trained tokens, divided among the segments it shows.
+
+        Args:
+            shown: By the rows.
+            labels: `[rows, length]`.
+            by_image: The segments are the images, each once; else each is there as often as it is shown.
+        """
+        trained = (next_tokens(labels) != IGNORE_INDEX).sum(dim=1)
+        weight = trained[shown.row] / torch.bincount(shown.row, minlength=len(labels))[shown.row]
+        if not by_image:
+            return cls(torch.arange(len(shown.row), device=shown.row.device), shown.num_voco, weight)
+        pairs, which = torch.stack([shown.image, shown.num_voco]).unique(dim=1, return_inverse=True)
+        return cls(*pairs, weight.new_zeros(pairs.shape[1]).index_add(0, which, weight))
+
+    def to(self, device: torch.device) -> "Readings":
+        """On another device; the host does not wait for the copies."""
+        return Readings(*(part.to(device, non_blocking=True) for part in self))
+
+
+class ReconstructionDecoder(nn.Module):
+    """See the module.
+
+    Args:
+        hidden_size: Of the language model.
+        num_vision: Vision tokens of an image.
+    """
+
+    def __init__(self, hidden_size: int, num_vision: int) -> None:
+        super().__init__()
+        width = min(hidden_size, MOST_WIDTH)
+        heads = next(heads for heads in range(HEADS, 0, -1) if width % heads == 0)
+        self.queries = nn.Parameter(torch.empty(num_vision, width))
+        self.voco = nn.Linear(hidden_size, width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.output = nn.Linear(width, hidden_size)
+        self.log_variance = nn.Parameter(torch.zeros(hidden_size))
+        nn.init.normal_(self.queries, std=0.02)
+        for module in self.modules():  # all weights are what they should be: loading must not draw them anew
+            module._is_hf_initialized = True
+
+    def forward(self, states: SegmentStates, readings: Readings) -> Tensor:
+        """Negative log-likelihoods, but for their constant, summed by weight; a float32 scalar.
+
+        That of a reading is the mean over the image's vision tokens and their channels.
+        """
+        vision, voco = states.vision[readings.segment].detach(), self.voco(states.voco)[readings.segment]
+        queries = self.queries.expand(len(voco), -1, -1)
+        unread = torch.arange(voco.shape[1], device=voco.device) >= readings.num_voco[:, None]
+        read, _ = self.attention(queries, voco, voco, key_padding_mask=unread, need_weights=False)
+        read = queries + read
+        predicted = self.output(read + self.mlp(read)).float()
+        target = layer_norm(vision.float(), vision.shape[-1:])
+        log_variance = self.log_variance.float().clamp(*LOG_VARIANCE)
+        error = (predicted - target).square() * torch.exp(-log_variance)
+        return (0.5 * (error + log_variance).mean(dim=(1, 2))) @ readings.weight
