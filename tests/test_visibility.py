@@ -8,6 +8,7 @@ from tests.pictures import (
     FOUR_VOCO,
     FULL,
     FULL_BOTH_WAYS,
+    FULL_INDEPENDENT,
     IMAGE,
     IMAGE_INSIDE,
     ONE_IMAGE,
@@ -18,8 +19,10 @@ from tests.pictures import (
     TOKENS,
     TWO_DOCUMENTS,
     TWO_DOCUMENTS_BOTH_WAYS,
+    TWO_DOCUMENTS_INDEPENDENT,
     TWO_IMAGES,
     TWO_IMAGES_BOTH_WAYS,
+    TWO_IMAGES_INDEPENDENT,
     TWO_VOCO,
     picture,
     row,
@@ -89,23 +92,29 @@ def test_full_is_causal_within_a_document():
     assert dense_mask(packed, packed, "full")[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
 
 
-BOTH_WAYS = {
-    "two images": ([row(text(1), IMAGE, IMAGE, text(1), voco=2)], "voco", TWO_IMAGES_BOTH_WAYS),
-    "full": ([row(text(1), IMAGE, text(1))], "full", FULL_BOTH_WAYS),
+WITHIN_SEGMENTS = {
+    "two images": ([row(text(1), IMAGE, IMAGE, text(1), voco=2)], "voco", TWO_IMAGES_BOTH_WAYS, TWO_IMAGES_INDEPENDENT),
+    "full": ([row(text(1), IMAGE, text(1))], "full", FULL_BOTH_WAYS, FULL_INDEPENDENT),
     "documents": (
         [pack_rows([row(IMAGE), row(IMAGE, text(1))]), row(text(8))],
         "voco",
         TWO_DOCUMENTS_BOTH_WAYS,
+        TWO_DOCUMENTS_INDEPENDENT,
     ),
 }
 
 
-@pytest.mark.parametrize(("rows", "condition", "drawn"), BOTH_WAYS.values(), ids=BOTH_WAYS.keys())
-def test_vision_tokens_of_a_segment_may_see_each_other_both_ways(rows, condition, drawn):
-    facts, expected = facts_of(rows), picture(drawn)
-    assert torch.equal(dense_mask(facts, facts, condition, "bidirectional")[0], expected)
+@pytest.mark.parametrize("attention", ["bidirectional", "independent"])
+@pytest.mark.parametrize(
+    ("rows", "condition", "both_ways", "independent"), WITHIN_SEGMENTS.values(), ids=WITHIN_SEGMENTS.keys()
+)
+def test_vision_tokens_of_a_segment_may_see_each_other_both_ways_or_not(
+    rows, condition, both_ways, independent, attention
+):
+    facts, expected = facts_of(rows), picture(both_ways if attention == "bidirectional" else independent)
+    assert torch.equal(dense_mask(facts, facts, condition, attention)[0], expected)
     forms = [
-        attention_mask(backend, facts, facts, condition, torch.float32, "bidirectional")
+        attention_mask(backend, facts, facts, condition, torch.float32, attention)
         for backend in ("sdpa", "eager", "flex_attention")
     ]
     expected = expected | torch.diag(facts.document[0] < 0)

@@ -12,7 +12,7 @@ CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 ANSWER_CONDITIONS = ("full", "voco", "blind")
 """How questions are answered; `blind`: there is no image."""
 
-SegmentAttention = Literal["causal", "bidirectional"]
+SegmentAttention = Literal["causal", "bidirectional", "independent"]
 """Of what stands before a segment's VoCo tokens, among itself. `causal` is the paper's."""
 SEGMENT_ATTENTIONS: tuple[SegmentAttention, ...] = get_args(SegmentAttention)
 

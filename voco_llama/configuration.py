@@ -75,7 +75,8 @@ class VoCoLlamaConfig(PreTrainedConfig):
         projector_type: `linear` (the paper) or `mlp2x_gelu` (LLaVA-1.5).
         num_voco: VoCo tokens the model was trained with.
         condition: Visibility the model was trained with: `voco`, or `full` for the upper bound.
-        segment_attention: Of the vision tokens of a segment among themselves: `causal` (the paper) or `bidirectional`.
+        segment_attention: Of the vision tokens of a segment among themselves (`voco_llama.visibility`): `causal` (the
+            paper), `bidirectional` or `independent`.
         voco_embeddings: `shared`: one embedding for all VoCo tokens (the paper). `distinct`: besides, a trained offset
             for each of them.
         compressor: What makes the VoCo tokens: the `language_model` under its mask (the method), or, as baselines,

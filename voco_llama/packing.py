@@ -49,6 +49,7 @@ class Packing:
         voco_places: `[N]`: the places of its VoCo tokens in a segment, where all are alike.
         segment: `[segments, segment_length]`, or `[1, segment_length]` where all are alike: which of the images of a
             packed segment each token belongs to, from 1 on; 0 for its padding.
+        are_images: Each packed segment is one image, and all are laid out alike.
         last: What the last layer computes, if not all of it.
         kept: `[tokens of the last layer]`: the tokens that go on to it.
     """
@@ -69,6 +70,7 @@ class Packing:
     voco: Tensor
     voco_places: Tensor
     segment: Tensor
+    are_images: bool
     last: "Packing | None" = None
     kept: Tensor | None = None
 
@@ -240,6 +242,7 @@ def pack(
         voco=torch.cat([segments.voco.flatten(), torch.full((int(is_text.sum()),), -1)]),
         voco_places=(segments.voco[:1].flatten() >= 0).nonzero()[:, 0],
         segment=segments.segment,
+        are_images=condition == "voco",
     )
     return _with_short_last_layer(packing) if condition == "voco" else packing
 

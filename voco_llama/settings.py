@@ -128,7 +128,8 @@ class CompressionSettings:
         readings: Elastic training reads each row so many times a step: 1, through n drawn; 2, through the fewest and
             the most; 3 and more, besides through others drawn between. An image is compressed once for all readings,
             in two steps; the loss is their mean.
-        segment_attention: Of the vision tokens of a segment among themselves: `causal` (the paper) or `bidirectional`.
+        segment_attention: Of the vision tokens of a segment among themselves: `causal` (the paper), `bidirectional`, or
+            `independent`: none sees another.
         voco_embeddings: `shared`: one for all VoCo tokens (the paper). `distinct`: with an offset for each.
         compressor: What makes the VoCo tokens: the `language_model` (the method), or, outside it, `average_pool` or
             `q_former` (the paper's baselines).

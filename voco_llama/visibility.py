@@ -18,6 +18,15 @@ With segment attention `bidirectional`, beyond the paper, the vision tokens of a
     T   0 0 1 1 0
     T   0 0 1 1 1
 
+With `independent`, none of them sees another:
+
+        V V C T T
+    V   1 0 0 0 0
+    V   0 1 0 0 0
+    C   1 1 1 0 0
+    T   0 0 1 1 0
+    T   0 0 1 1 1
+
 VoCo tokens stay causal, so that a cache can still be truncated and moved. This is the only place of the project that
 knows the rule (section 3.1, equation 3 of the paper).
 """
@@ -97,11 +106,16 @@ def visible(
 
     causal, and within one document that is not padding, and -- under `voco` -- within one segment (text with
     text, a segment with itself) or from text to a VoCo token. Under `full` the first two alone. With segment attention
-    `bidirectional`, a segment's tokens see all of its tokens that are no VoCo tokens, later ones too.
+    `bidirectional`, a segment's tokens see all of its tokens that are no VoCo tokens, later ones too; with
+    `independent`, those that are no VoCo tokens see themselves alone of their segment.
     """
     allowed = key.index <= query.index
     if segment_attention == "bidirectional":
         allowed = allowed | ((query.segment == key.segment) & (key.segment > 0) & ~key.voco)
+    if segment_attention == "independent":
+        allowed = allowed & (
+            query.voco | (query.segment != key.segment) | (key.segment == 0) | (query.index == key.index)
+        )
     allowed = allowed & (query.document == key.document) & (key.document >= 0)
     if condition == "full":
         return allowed

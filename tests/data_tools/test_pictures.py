@@ -10,6 +10,7 @@ from PIL import Image
 from tests.data_tools.preview_page import counts, page_of, rows_of, settings_in
 from tests.pictures import FULL, ONE_IMAGE, TWO_IMAGES, picture
 from tests.tiny import IMAGE_SIZE
+from voco_llama.choices import SEGMENT_ATTENTIONS
 from voco_llama.composition import compose
 from voco_llama.data.media.images import load_image
 from voco_llama.data_tools import sample as preview_sample
@@ -81,7 +82,7 @@ def test_the_mask_is_the_drawn_one(drawn, letters, condition):
     assert [tuple(color) for color in np.array(image)[1:, 0].tolist()] == colors
 
 
-@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("attention", SEGMENT_ATTENTIONS)
 def test_the_mask_of_a_page_is_the_one_of_visibility(settings_for, attention):
     """Rows with padding and with runs of 64 vision tokens, of which 24 are drawn."""
     settings = settings_for(

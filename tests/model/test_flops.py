@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.tiny import tiny_model, tiny_processor, tiny_text_config
 from voco_llama.layout import HostRows, SegmentMark, TextSpan, lay_out, pad_rows
 from voco_llama.model.flops import HALF, answer_flops, compress_flops, tower_flops, training_flops
+from voco_llama.model.losses import Objective
 
 TEXT, IMAGE_SIZE, WHOLE = 90, 96, 1.0
 
@@ -34,6 +35,24 @@ def row(model):
     return lay_out(parts, tokens, model.config.segment_shape(), "voco"), tokens
 
 
+@pytest.fixture(params=["causal", "independent"])
+def attention(request, model):
+    """Of the vision tokens among themselves."""
+    model.config.segment_attention = request.param
+    yield request.param
+    model.config.segment_attention = "causal"
+
+
+@pytest.fixture(params=[False, True], ids=["", "reconstruction"])
+def objective(request, model):
+    """What a training step minimizes: with a reconstruction, the last layer runs on vision tokens too."""
+    if request.param:
+        model.add_reconstruction()
+    yield Objective(reconstruction=1.0)
+    model.remove_reconstruction()
+
+
+@pytest.mark.usefixtures("attention")
 def test_compressing(model):
     pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
     expected = compress_flops(model.config, 2, causal=WHOLE)
@@ -52,8 +71,9 @@ def test_an_answer_from_a_cache(model):
     assert counted(lambda: model.generate(**batch, cache=cache, **exactly)) == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_training_step_in_two_steps(model, shared):
+def test_a_training_step_in_two_steps(model, objective, shared):
     """Two rows: with one image in common, it is compressed once."""
     row_, tokens = row(model)
     images = 1 if shared else 2
@@ -63,7 +83,7 @@ def test_a_training_step_in_two_steps(model, shared):
     trained = 2 * (TEXT - 1)
 
     def step():
-        model.train()(rows=rows, pixel_values=pixels, two_steps=True).loss.backward()
+        model.train()(rows=rows, pixel_values=pixels, two_steps=True, objective=objective).loss.backward()
 
     # The head runs again in the backward pass, which is no need of the method.
     again = trained * 2 * model.config.text_config.hidden_size * model.config.text_config.vocab_size

@@ -11,7 +11,7 @@ from transformers import GraniteConfig
 from tests.model.rows import answered, batch_of, random_images
 from tests.model.test_two_steps import BATCHES, CLOSE, LANGUAGE_MODELS
 from tests.tiny import tiny_model, tiny_processor
-from voco_llama.choices import ORDERS
+from voco_llama.choices import ORDERS, SEGMENT_ATTENTIONS
 from voco_llama.errors import SettingsError
 from voco_llama.layout import HostRows, pack_rows, truncate_voco
 from voco_llama.model.losses import Objective
@@ -63,6 +63,8 @@ def test_every_language_model(name):
         {"attention": "eager"},
         {"attention": "eager", "segment_attention": "bidirectional"},
         {"segment_attention": "bidirectional"},
+        {"attention": "eager", "segment_attention": "independent"},
+        {"segment_attention": "independent"},
         {"voco_embeddings": "distinct"},
     ],
     ids=str,
@@ -93,7 +95,7 @@ def test_an_external_compressor_and_a_clip_of_frames():
 
 @pytest.mark.parametrize("order", ["first", "authors"])
 @pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("segment_attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("segment_attention", SEGMENT_ATTENTIONS)
 def test_full_where_images_come_first(order, name, segment_attention):
     processor = tiny_processor(order=order, condition="full")
     model = tiny_model(processor, segment_attention=segment_attention).train()
@@ -242,7 +244,7 @@ def test_modules_are_called_alike_with_images_and_without(condition, two_steps):
     assert orders[0] == orders[1]
 
 
-@pytest.mark.parametrize("segment_attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("segment_attention", SEGMENT_ATTENTIONS)
 def test_nothing_waits_for_the_device(segment_attention):
     """The device `meta` holds no values: whatever asks for one (a count, a mask as an index, a copy) fails."""
     processor = tiny_processor(order="inline")

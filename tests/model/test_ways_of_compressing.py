@@ -18,6 +18,7 @@ from voco_llama.model.parts import AveragePool, build_compressor
 Q_FORMER = {"layers": 3, "width": 24, "heads": 2, "cross_attention_every": 2}
 WAYS = {
     "bidirectional": {"segment_attention": "bidirectional"},
+    "independent": {"segment_attention": "independent"},
     "distinct": {"voco_embeddings": "distinct"},
     "average_pool": {"compressor": "average_pool"},
     "q_former": {"compressor": "q_former", "q_former": Q_FORMER},
@@ -89,7 +90,7 @@ def test_each_way_computes_something_else():
     assert min(float((a - b).abs().max()) for i, a in enumerate(seen) for b in seen[:i]) > 1e-4
 
 
-@pytest.mark.parametrize("way", ["bidirectional", "distinct"])
+@pytest.mark.parametrize("way", ["bidirectional", "independent", "distinct"])
 @pytest.mark.parametrize("kept", [1, 3])
 def test_the_first_tokens_of_a_cache_are_the_cache_of_fewer(way, kept):
     processor, model = processor_and_model(way, 4)
@@ -99,7 +100,7 @@ def test_the_first_tokens_of_a_cache_are_the_cache_of_fewer(way, kept):
     torch.testing.assert_close(model.compress(pixels).truncate(kept).values, fewer.values, **CLOSE)
 
 
-@pytest.mark.parametrize("way", ["bidirectional", "distinct"])
+@pytest.mark.parametrize("way", ["bidirectional", "independent", "distinct"])
 @pytest.mark.parametrize("condition", ["voco", "full"])
 def test_truncated_rows_have_the_loss_of_rows_laid_out_with_fewer_tokens(way, condition):
     """Elastic training's rows, each with a number of its own."""
@@ -120,29 +121,26 @@ def test_truncated_rows_have_the_loss_of_rows_laid_out_with_fewer_tokens(way, co
 # ---- segment attention
 
 
-def test_under_bidirectional_attention_every_patch_feels_every_other():
-    processor, model = processor_and_model("bidirectional", 2)
-    causal = tiny_model(processor, layers=LAYERS)
+@pytest.mark.parametrize(
+    ("way", "first", "last"), [("causal", False, True), ("bidirectional", True, True), ("independent", False, False)]
+)
+def test_which_patches_feel_the_others(way, first, last):
+    processor = tiny_processor(num_voco=2, order="inline", image_size=IMAGE_SIZE)
+    model = tiny_model(processor, layers=LAYERS, segment_attention=way)
     facts = {"segment": torch.ones(1, 18).long(), "voco": torch.arange(18)[None] >= 16}
     facts |= {"position": torch.arange(-16, 2)[None], "document": torch.zeros(1, 18).long()}
     ids = torch.where(facts["voco"], processor.tokens.voco, processor.tokens.image)
-
-    def first_patch(used: VoCoLlama, pixels: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros(1, 18, dtype=torch.bool)
-        mask[0, 0] = True
-        return used(ids, **facts, pixel_values=pixels, logits_mask=mask, condition="voco").logits
-
     pixels = processor.pixels(random_images(1))
-    for used, feels in ((causal, False), (model, True)):
-        features = used.projector(used.vision(pixels)).detach().requires_grad_(True)
-        embedded = used.embed(ids, pixels).detach()
-        embeddings = torch.cat([features, embedded[:, 16:]], dim=1)
-        used.embed = lambda *_, embeddings=embeddings: embeddings
-        try:
-            (gradient,) = torch.autograd.grad(first_patch(used, pixels).sum(), features)
-        finally:
-            del used.embed
-        assert bool((gradient[0, 1:].abs().sum(dim=-1) > 0).all()) is feels
+    features = model.projector(model.vision(pixels)).detach().requires_grad_(True)
+    embeddings = torch.cat([features, model.embed(ids, pixels).detach()[:, 16:]], dim=1)
+    model.embed = lambda *_: embeddings
+    for place, feels in ((0, first), (15, last), (16, True)):
+        mask = torch.arange(18)[None] == place
+        logits = model(ids, **facts, pixel_values=pixels, logits_mask=mask, condition="voco").logits
+        (gradient,) = torch.autograd.grad(logits.sum(), features)
+        felt = gradient[0].abs().sum(dim=-1) > 0
+        others = torch.arange(16) != place
+        assert felt[others].all() if feels else not felt[others].any()
 
 
 def test_a_cache_of_the_other_segment_attention_is_another_models():

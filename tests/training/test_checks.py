@@ -27,13 +27,15 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["compression.num_voco_choices=[]"], "compression.num_voco_choices is []: give numbers from 1 to"),
         (["compression.num_voco_choices=[0,1]"], "compression.num_voco_choices is [0, 1]"),
         (["compression.num_voco_choices=[1,2]"], "give numbers from 1 to compression.num_voco (1)"),
+        (["compression=elastic_16", "compression.readings=6"], "compression.readings is 6: give 1 to 5, as many as"),
+        (["compression=elastic_16", "compression.readings=0"], "compression.readings is 0: give 1 to 5, as many as"),
         (["compression=elastic_16", "compression.num_voco=32"], "(32), and that number among them"),
         (
             ["stage=instruct", "compression=full", "compression.num_voco_choices=[1]"],
             "compression.num_voco_choices is for condition voco",
         ),
         (["compression.draw=token"], "compression.draw is 'token': choose one of row, batch"),
-        (["compression.segment_attention=both"], "choose one of causal, bidirectional"),
+        (["compression.segment_attention=both"], "choose one of causal, bidirectional, independent"),
         (["compression.voco_embeddings=own"], "choose one of shared, distinct"),
         (["compression.compressor=pooling"], "choose one of language_model, average_pool, q_former"),
         (

@@ -6,6 +6,7 @@ import pytest
 
 from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
+from voco_llama.settings import LOSSES
 from voco_llama.training.checks import check_settings
 from voco_llama.training.losses import ScheduledLoss
 
@@ -41,9 +42,14 @@ def test_what_passes(overrides):
         ([f"loss.schedule={SCHEDULE}"], "loss.schedule's kl is above 0, but there is no teacher"),
         ([*KL, "loss.kl=0", "loss.lm=1"], "loss.teacher is checkpoint, but loss.kl is 0"),
         ([*KL, "loss.schedule=[{at: 0, lm: 1, kl: 0}]"], "loss.teacher is checkpoint, but loss.schedule's kl is 0"),
-        (["loss.lm=0"], "loss: all weights, lm and kl, are 0"),
+        (
+            ["stage=instruct", "compression=full", "loss.reconstruction=1"],
+            "the reconstruction is for a student that reads",
+        ),
+        (["compression=average_pool_1", "loss.reconstruction=1"], "leaves no vision tokens in the rows: use loss=lm"),
+        (["loss.lm=0"], "loss: all weights (lm, kl, reconstruction) are 0"),
         ([*KL, "loss.schedule=[{at: 0, lm: 0, kl: 1}, {at: 1, lm: 0, kl: 0}]"], "loss.schedule.1: all weights"),
-        (["loss.lm=-1"], "loss has the weights lm -1.0 and kl 0.0: none may be below 0"),
+        (["loss.lm=-1"], "loss has the weights lm -1.0, kl 0.0, reconstruction 0.0: none may be below 0"),
         ([*KL, "loss.temperature=0"], "loss.temperature is 0.0"),
         ([*KL, "loss.chunk_size=0"], "loss.chunk_size is 0"),
         ([*KL, "loss.schedule=[]"], "loss.schedule is empty"),
@@ -68,7 +74,7 @@ def test_what_passes(overrides):
         ([*KL, "stage=instruct", "compression=full"], "but stage is instruct and compression.condition full"),
         ([*KL, "stage=align"], "but stage is align and compression.condition voco"),
         ([*KL, "stage=video", "compression=full"], "but stage is video and compression.condition full"),
-        ([*KL, "compression=average_pool_1"], "leaves no vision tokens in the rows for a teacher to see"),
+        ([*KL, "compression=average_pool_1"], "leaves no vision tokens in the rows: use loss=lm"),
         (["stage=clip", "model.vision.name=tiny.json", "loss.lm=2"], "stage clip has a loss of its own"),
         (["loss.teacher=me"], "loss.teacher is 'me': choose one of none, checkpoint, adapters_off, top_k"),
         (["model.lora.rank=-1"], "model.lora.rank is -1"),
@@ -103,11 +109,17 @@ def test_a_teacher_that_is_not_there(settings_for, tmp_path, upper):
 
 
 def test_the_schedule_is_linear_between_its_points():
-    points = "[{at: 0.2, lm: 1, kl: 0}, {at: 0.6, lm: 0.5, kl: 2}]"
+    points = "[{at: 0.2, lm: 1, kl: 0}, {at: 0.6, lm: 0.5, kl: 2, reconstruction: 1}]"
     loss = ScheduledLoss(compose([*KL, f"loss.schedule={points}"]).loss, None)
-    for done, expected in ((0, (1, 0)), (0.2, (1, 0)), (0.4, (0.75, 1)), (0.6, (0.5, 2)), (1, (0.5, 2))):
-        assert loss.weights(done) == pytest.approx(dict(zip(("lm", "kl"), expected, strict=True)))
-    assert ScheduledLoss(compose([*KL, "loss.lm=3"]).loss, None).weights(0.7) == {"lm": 3, "kl": 1}
+    for done, expected in (
+        (0, (1, 0, 0)),
+        (0.2, (1, 0, 0)),
+        (0.4, (0.75, 1, 0.5)),
+        (0.6, (0.5, 2, 1)),
+        (1, (0.5, 2, 1)),
+    ):
+        assert loss.weights(done) == pytest.approx(dict(zip(LOSSES, expected, strict=True)))
+    assert ScheduledLoss(compose([*KL, "loss.lm=3"]).loss, None).weights(0.7) == {"lm": 3, "kl": 1, "reconstruction": 0}
 
 
 def test_single_losses_are_said_where_there_is_more_than_cross_entropy():

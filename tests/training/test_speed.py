@@ -33,16 +33,24 @@ def mixed_rows(condition: str, order: str):
     return processor, batch_of(processor, [*rows[:2], pack_rows(rows)], "right", labels=True)
 
 
-def counted(*args) -> Counts:
-    return Counts(**dict(zip([field.name for field in fields(Counts)], count(*args).tolist(), strict=True)))
+def counted(*args, **kwargs) -> Counts:
+    return Counts(**dict(zip([field.name for field in fields(Counts)], count(*args, **kwargs).tolist(), strict=True)))
 
 
-@pytest.mark.parametrize(("condition", "order"), [("voco", "inline"), ("full", "inline"), ("full", "first")])
-def test_pairs_are_those_of_the_mask(condition, order):
+@pytest.mark.parametrize(
+    ("condition", "order", "attention"),
+    [
+        ("voco", "inline", "causal"),
+        ("voco", "inline", "independent"),
+        ("full", "inline", "causal"),
+        ("full", "first", "causal"),
+    ],
+)
+def test_pairs_are_those_of_the_mask(condition, order, attention):
     _, rows = mixed_rows(condition, order)
-    found = counted(rows, 2, condition, False)
+    found = counted(rows, 2, condition, False, segment_attention=attention)
     facts = TokenFacts.of_batch(rows)
-    sees = dense_mask(facts, facts, condition)
+    sees = dense_mask(facts, facts, condition, attention)
     text = (rows["segment"] == 0)[:, :, None]
     assert found.text_before + found.text == int((sees & text & text.transpose(1, 2)).sum())
     assert found.read_before == int((sees & text & ~text.transpose(1, 2)).sum())

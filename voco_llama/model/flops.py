@@ -11,6 +11,11 @@ model, with hidden size h, inner size m, L layers, and q = heads x head size and
                             only its keys and values are read
     text of T tokens        L layers; T^2 / 2 pairs and T for each cached token that it reads
 
+                            with independent vision tokens, whose own value is all that they attend to, N S - N^2 / 2
+                            pairs in place of S^2 / 2
+    reconstruction          the last layer over all of each segment, and its decoder, once (and not for each reading
+                            through another number of VoCo tokens, which is little)
+
 The tower of width w over P patches and a class token: 2 x 3 x patch^2 w for each patch, and in each of the blocks that
 run 2 (4 w^2 + 2 r w^2) a token and 4 w a pair, of which none is left out. The projector: its maps.
 
@@ -27,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from voco_llama.configuration import Heads, VoCoLlamaConfig
+from voco_llama.model.reconstruction import MLP, decoder_width
 from voco_llama.vision_config import MLP_RATIO
 
 HALF = 0.5
@@ -86,7 +92,7 @@ def training_flops(
         text_pairs=causal * sum(text**2 for text in texts),
         read_pairs=sum(text * number * read for text, number in zip(texts, segments, strict=True)),
         segment_tokens=images * tokens,
-        segment_pairs=causal * images * tokens**2,
+        segment_pairs=images * _segment_square(config, config.num_voco, causal),
         kept=images * read,
         trained=trained,
         images=images,
@@ -99,9 +105,13 @@ def flops_of_work(config: VoCoLlamaConfig, work: Work, trains: Collection[str] =
     language = config.text_config
     layers = language.num_hidden_layers
     linear = layers * work.text * _a_token(language) + work.trained * _head(language)
-    linear += (layers - 1) * work.segment_tokens * _a_token(language) + work.kept * _keys_and_values(language)
-    pairs = (layers - 1) * work.segment_pairs + layers * (work.read_pairs + work.text_pairs)
+    whole = layers if config.reconstruction else layers - 1
+    linear += whole * work.segment_tokens * _a_token(language)
+    linear += (layers - whole) * work.kept * _keys_and_values(language)
+    pairs = whole * work.segment_pairs + layers * (work.read_pairs + work.text_pairs)
     flops = (2 + ("language" in trains)) * linear + 3 * pairs * _a_pair(language)
+    if config.reconstruction:
+        flops += 3 * work.images * decoder_flops(config)
     flops += work.images * (3 if "vision" in trains else 1) * tower_flops(config)
     first, rest = _projector(config)
     own = "projector" in trains
@@ -142,6 +152,15 @@ def tower_flops(config: VoCoLlamaConfig) -> int:
     return int(patches * 2 * NUM_CHANNELS * vision["patch_size"] ** 2 * width + blocks * block)
 
 
+def decoder_flops(config: VoCoLlamaConfig) -> int:
+    """The decoder of the reconstruction, forward, of one reading of an image through all of its VoCo tokens."""
+    hidden, num_vision, num_voco = config.text_config.hidden_size, config.num_vision_tokens, config.num_voco
+    width = decoder_width(hidden)
+    keys_and_values = num_voco * (hidden * width + 2 * width**2)
+    a_query = 2 * width**2 + 2 * num_voco * width + 2 * MLP * width**2 + width * hidden
+    return 2 * (keys_and_values + num_vision * a_query)
+
+
 def _projector(config: VoCoLlamaConfig) -> tuple[int, int]:
     """Its first map, and the others, of one image."""
     width, hidden = config.vision_config["vision_cfg"]["width"], config.text_config.hidden_size
@@ -159,8 +178,15 @@ def _segment_linear(config: VoCoLlamaConfig, num_voco: int) -> int:
 
 
 def _segment_pairs(config: VoCoLlamaConfig, num_voco: int, causal: float) -> float:
-    tokens = config.segment_shape(num_voco).num_compressed + num_voco
-    return (config.text_config.num_hidden_layers - 1) * causal * tokens**2
+    return (config.text_config.num_hidden_layers - 1) * _segment_square(config, num_voco, causal)
+
+
+def _segment_square(config: VoCoLlamaConfig, num_voco: int, causal: float) -> float:
+    """Pairs of a query and a key in one layer of a segment."""
+    compressed = config.segment_shape(num_voco).num_compressed
+    if config.segment_attention == "independent":
+        return num_voco * (compressed + causal * num_voco)
+    return causal * (compressed + num_voco) ** 2
 
 
 def _a_token(language: Any) -> int:

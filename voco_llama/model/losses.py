@@ -118,18 +118,18 @@ class Objective:
     Attributes:
         lm: Weight of the cross entropy.
         kl: Weight of the KL divergence.
-        reconstruction: Weight of the reconstruction.
         temperature: Of the KL divergence.
         chunk_size: Tokens whose logits exist at the same time.
         teacher: None: there is no KL term.
+        reconstruction: Weight of the reconstruction.
     """
 
     lm: float = 1.0
     kl: float = 0.0
-    reconstruction: float = 0.0
     temperature: float = 1.0
     chunk_size: int = 1024
     teacher: TeacherTokens | None = None
+    reconstruction: float = 0.0
 
     def of_readings(self, times: int) -> "Objective":
         """For a batch that is read so many times over, one reading after the other."""

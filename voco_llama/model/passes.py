@@ -66,7 +66,9 @@ class VoCoPasses:
         shape = self.config.segment_shape(self._most_voco(fields))
         multiple = LENGTHS_ON_GPU if self.device.type == "cuda" else 1
         tokens = self.config.added_tokens
-        packing = pack(fields, condition, shape, tokens, images, wanted.cpu(), multiple, with_segments)
+        packing = pack(
+            fields, condition, shape, tokens, images, wanted.cpu(), multiple=multiple, segments_too=with_segments
+        )
         packing = packing.to(self.device)
         hidden_states = self.run_packed(packing, pixel_values)
         if not with_segments:

@@ -22,8 +22,15 @@ from voco_llama.tokens import IGNORE_INDEX
 HEADS = 8
 MOST_WIDTH = 1024
 """The decoder is as wide as the language model, but no wider than this."""
+MLP = 4
+"""Inner size of the decoder's MLP, in widths."""
 LOG_VARIANCE = (-6.0, 6.0)
 """Of a channel, from and to: one that never varies must not outweigh all others."""
+
+
+def decoder_width(hidden_size: int) -> int:
+    """Of the decoder beside a language model of this hidden size."""
+    return min(hidden_size, MOST_WIDTH)
 
 
 class SegmentStates(NamedTuple):
@@ -85,13 +92,13 @@ class ReconstructionDecoder(nn.Module):
 
     def __init__(self, hidden_size: int, num_vision: int) -> None:
         super().__init__()
-        width = min(hidden_size, MOST_WIDTH)
+        width = decoder_width(hidden_size)
         heads = next(heads for heads in range(HEADS, 0, -1) if width % heads == 0)
         self.queries = nn.Parameter(torch.empty(num_vision, width))
         self.voco = nn.Linear(hidden_size, width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+            nn.LayerNorm(width), nn.Linear(width, MLP * width), nn.GELU(), nn.Linear(MLP * width, width)
         )
         self.output = nn.Linear(width, hidden_size)
         self.log_variance = nn.Parameter(torch.zeros(hidden_size))

@@ -58,6 +58,7 @@ class Reading:
         backend: Attention implementation of transformers that does the work.
         inverse_frequency: `[head_dim / 2]`, by which keys are moved.
         segment_mask, row_mask: For all segments, and for all rows; None: the backend is causal by itself.
+        attends: `[N]`: the places in a segment whose tokens see others, all the rest themselves alone; None: all do.
         kept: Where the keys and values of VoCo tokens are put, layer by layer; None: nowhere.
     """
 
@@ -66,6 +67,7 @@ class Reading:
     inverse_frequency: Tensor
     segment_mask: Tensor | BlockMask | None
     row_mask: Tensor | BlockMask | None
+    attends: Tensor | None
     kept: KeptKeys | None
 
     @classmethod
@@ -84,7 +86,9 @@ class Reading:
             SettingsError: The backend cannot express the segment attention.
         """
 
-        def mask(segment: Tensor, voco: Tensor, attention: SegmentAttention) -> Tensor | BlockMask | None:
+        def mask(
+            segment: Tensor, voco: Tensor, attention: SegmentAttention, queries: Tensor | None = None
+        ) -> Tensor | BlockMask | None:
             if attention == "causal" and backend in CAUSAL_BY_THEMSELVES:
                 return None
             facts = TokenFacts.of_batch(
@@ -95,17 +99,20 @@ class Reading:
                     "document": torch.where(segment > 0, 0, PADDING_DOCUMENT),
                 }
             )
-            return attention_mask(backend, facts, facts, "full", dtype, attention)
+            asking = facts if queries is None else facts.at(slice(None), queries)
+            return attention_mask(backend, asking, facts, "full", dtype, attention)
 
-        segment_mask = row_mask = None
+        segment_mask = row_mask = attends = None
         if packing.num_segments:
-            segment = packing.segment if segment_attention == "bidirectional" else packing.segment[:1].clamp(1)
+            if segment_attention == "independent" and packing.are_images:
+                attends = packing.voco_places
+            segment = packing.segment[:1].clamp(1) if segment_attention == "causal" else packing.segment
             voco = packing.voco[: segment.numel()].view_as(segment) >= 0
-            segment_mask = mask(segment, voco, segment_attention)
+            segment_mask = mask(segment, voco, segment_attention, attends)
         if packing.longest:
             row = torch.ones(1, packing.longest, dtype=torch.long, device=packing.sources.device)
             row_mask = mask(row, torch.zeros_like(row, dtype=torch.bool), "causal")
-        return cls(packing, backend, inverse_frequency, segment_mask, row_mask, kept)
+        return cls(packing, backend, inverse_frequency, segment_mask, row_mask, attends, kept)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Of one layer.
@@ -125,7 +132,7 @@ class Reading:
         attended = []
         if divide:
             segments = [states[:divide].unflatten(0, shape).transpose(1, 2) for states in (query, key, value)]
-            attended.append(run(module, *segments, self.segment_mask, **options)[0].flatten(0, 1))
+            attended.append(self._within_segments(module, *segments, **options).flatten(0, 1))
             if self.kept is not None:  # copied, so that nothing keeps the storage of all tokens alive
                 kept_keys, kept_values = (states.index_select(2, packing.voco_places) for states in segments[1:])
                 self.kept.append((kept_keys, kept_values))
@@ -140,6 +147,18 @@ class Reading:
             )
             attended.append(rows[0].flatten(0, 1).index_select(0, packing.text_places))
         return torch.cat(attended)[None]
+
+    def _within_segments(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """Queries, keys and values `[segments, heads, length, head_dim]` to `[segments, length, heads, head_dim]`.
+
+        A token that sees itself alone attends to its own value, whatever its query: there is nothing to compute.
+        """
+        run = _implementation(module, self.backend)
+        if self.attends is None:
+            return run(module, query, key, value, self.segment_mask, **options)[0]
+        attended = run(module, query.index_select(2, self.attends), key, value, self.segment_mask, **options)[0]
+        own = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
+        return own.index_copy(1, self.attends, attended)
 
 
 def run_layers(

@@ -16,6 +16,7 @@ A step has moments, and its peak is the largest of them:
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from voco_llama.model.reconstruction import MLP, decoder_width
 from voco_llama.sharding import FLOAT32, HALF, MOMENTS, Group, Sharding, Term, Units
 
 BOOL = 1
@@ -86,6 +87,7 @@ class Pass:
         checkpointing: Only the inputs of layers are kept, and each layer runs again in the backward pass.
         weights_train: Whether the language model's own weights do.
         chunk: Tokens whose logits exist at the same time.
+        reconstructed: Images that the decoder of the reconstruction tells, each as often as it is read.
     """
 
     rows: int
@@ -97,6 +99,7 @@ class Pass:
     checkpointing: bool = True
     weights_train: bool = True
     chunk: int = 1024
+    reconstructed: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def adapter_parameters(decoder: Decoder, rank: int, targets: Sequence[str]) -> i
 def with_rows(plan: Plan, rows: int) -> Plan:
     """The plan with another batch of like rows."""
     work = plan.work
-    scaled = {name: getattr(work, name) * rows // work.rows for name in ("images", "trained_tokens")}
+    scaled = {name: getattr(work, name) * rows // work.rows for name in ("images", "trained_tokens", "reconstructed")}
     return replace(plan, work=replace(work, rows=rows, **scaled))
 
 
@@ -190,6 +193,9 @@ def _activations(plan: Plan) -> Iterator[Term]:
     yield Term("gradients inside", passing, ("layer",), "of 3 MLP-wide and 4 hidden-wide tensors")
     logits = min(work.trained_tokens, work.chunk) * decoder.vocabulary * (s + 3 * FLOAT32)
     yield Term("logits", logits, ("head",), "logits, float32 log-probabilities, the gradients of both")
+    told = work.reconstructed * (tower.tokens - 1)
+    decoder_size = told * (4 * FLOAT32 * decoder.hidden + (2 * MLP + 8) * s * decoder_width(decoder.hidden))
+    yield Term("reconstruction", decoder_size, ("head",), "4 float32 hidden, (2 mlp + 8) x its width a vision token")
     yield Term("final states", 2 * FLOAT32 * tokens * decoder.hidden, ("head",), "last norm, what the head reads")
 
 

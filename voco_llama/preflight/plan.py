@@ -19,9 +19,10 @@ from voco_llama.settings import TrainSettings
 from voco_llama.sharding import FLOAT32, HALF, MOMENTS, Group, Sharding, Zero, sharding_of
 from voco_llama.training.batch import GlobalBatch, num_processes
 from voco_llama.training.checks import segments_a_row, tokens_for_text
+from voco_llama.training.loss_checks import has_term
 from voco_llama.training.passes import uses_two_steps
 from voco_llama.training.position_checks import check_positions
-from voco_llama.training.stages import MODULES
+from voco_llama.training.stages import ALWAYS, MODULES
 
 LORA_RANK, LORA_ALPHA = 128, 256
 """LLaVA's own (scripts/v1_5/finetune_lora.sh)."""
@@ -56,6 +57,7 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
         checkpointing=bool(trainer.get("gradient_checkpointing") or trainer.get("activation_checkpointing")),
         weights_train="language" in settings.stage.trains and not lora.rank,
         chunk=settings.loss.chunk_size,
+        reconstructed=readings * rows * segments_a_row(settings) if has_term(settings.loss, "reconstruction") else 0,
     )
     adapters = None
     if lora.rank:
@@ -68,7 +70,7 @@ def memory_plan(settings: TrainSettings, meta: MetaModel) -> Plan:
 def parameter_groups(model: nn.Module) -> tuple[Group, ...]:
     """Parameters by part of `stage.trains` and element size; a tied weight counts once."""
     counted: dict[tuple[str, int], list[int]] = {}
-    parts = {module: part for part, modules in MODULES.items() for module in modules}
+    parts = {module: part for part, modules in MODULES.items() for module in modules} | {name: name for name in ALWAYS}
     for name, parameter in model.named_parameters():
         key = (parts[name.partition(".")[0]], parameter.element_size())
         counts = counted.setdefault(key, [0, 0])

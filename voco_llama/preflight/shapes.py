@@ -23,7 +23,7 @@ from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.preflight.memory import Decoder, Tower
 from voco_llama.settings import TrainSettings
 from voco_llama.tokens import IGNORE_INDEX, add_special_tokens, check_tokenizer, check_vocabulary
-from voco_llama.training.build import compression_config
+from voco_llama.training.build import compression_config, fit_reconstruction
 from voco_llama.training.given import SHAPES_DIR
 from voco_llama.training.lora import add_adapters, trained_by
 from voco_llama.training.stages import ModuleCount, set_trainable
@@ -73,7 +73,9 @@ def meta_model(settings: TrainSettings) -> MetaModel:
     # The mask is walked as sdpa's: the other backends have no kernels on the meta device, and the same shapes.
     config.text_config._attn_implementation = "sdpa"
     with torch.device("meta"):
-        model = VoCoLlama(config).to(getattr(torch, settings.model.dtype))
+        model = VoCoLlama(config)
+        fit_reconstruction(model, settings.loss)
+        model.to(getattr(torch, settings.model.dtype))
         adapters = add_adapters(model, settings.model.lora) if settings.model.lora.rank else None
     table = set_trainable(model, settings.stage.trains, trained_by(adapters))
     return MetaModel(model.train(), table, tuple(notes))

@@ -21,7 +21,14 @@ from voco_llama.model.layouts import split_llava
 from voco_llama.model.vision_weights import read_vision_weights
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.model.weights import read_weights
-from voco_llama.settings import CompressionSettings, DataSettings, ModelSettings, SourceSettings, TrainSettings
+from voco_llama.settings import (
+    CompressionSettings,
+    DataSettings,
+    LossSettings,
+    ModelSettings,
+    SourceSettings,
+    TrainSettings,
+)
 from voco_llama.sharding import sharding_of
 from voco_llama.tokens import add_special_tokens, check_as_stored, check_same_tokens, check_tokenizer, check_vocabulary
 from voco_llama.training.loss_checks import has_term
@@ -106,12 +113,17 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
     """
     processor = build_processor(settings)
     model = _build(settings, processor) if settings.model.checkpoint is None else _load(settings, processor)
-    if not has_term(settings.loss, "reconstruction"):
+    fit_reconstruction(model, settings.loss)
+    dtype = _dtype_as_built(settings)
+    return model if dtype == "auto" else model.to(dtype), processor
+
+
+def fit_reconstruction(model: VoCoLlama, loss: LossSettings) -> None:
+    """Let the model have a decoder if the loss has a reconstruction; one that it has, of a checkpoint, is kept."""
+    if not has_term(loss, "reconstruction"):
         model.remove_reconstruction()
     elif model.reconstruction is None:
         model.add_reconstruction()
-    dtype = _dtype_as_built(settings)
-    return model if dtype == "auto" else model.to(dtype), processor
 
 
 def _build(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:

@@ -68,7 +68,7 @@ def _recipe(
         **{f"started from `{key}`": f"`{name}`" for key, name in start.items()},
         "parts trained": ", ".join(settings.stage.trains),
         "low-rank adapters": f"rank {settings.model.lora.rank}" if settings.model.lora.rank else "none",
-        "loss": " + ".join(f"{getattr(settings.loss, name)} x {name.upper()}" for name in LOSSES)
+        "loss": " + ".join(f"{weight} x {name.upper()}" for name in LOSSES if (weight := getattr(settings.loss, name)))
         + (", scheduled" if settings.loss.schedule else ""),
         "steps": result["steps"],
         "samples a step": GlobalBatch.of(settings, last["processes"]).size,

@@ -62,11 +62,11 @@ def _check_numbers(loss: LossSettings) -> None:
 
 def _check_weights(where: str, point: LossSettings | LossPoint) -> None:
     weights = {name: getattr(point, name) for name in LOSSES}
-    shown = " and ".join(f"{name} {weight}" for name, weight in weights.items())
+    shown = ", ".join(f"{name} {weight}" for name, weight in weights.items())
     require(min(weights.values()) >= 0, f"{where} has the weights {shown}: none may be below 0")
     require(
         max(weights.values()) > 0,
-        f"{where}: all weights, {' and '.join(weights)}, are 0, and nothing would be learned: raise one",
+        f"{where}: all weights ({', '.join(weights)}) are 0, and nothing would be learned: raise one",
     )
 
 

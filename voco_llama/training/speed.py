@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from voco_llama.choices import Condition
+from voco_llama.choices import Condition, SegmentAttention
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.layout import PADDING_DOCUMENT
 from voco_llama.model.flops import HALF, Work, flops_of_work
@@ -72,7 +72,13 @@ class Counts:
         )
 
 
-def count(rows: Mapping[str, Tensor], images: int, condition: Condition, two_steps: bool) -> Tensor:
+def count(
+    rows: Mapping[str, Tensor],
+    images: int,
+    condition: Condition,
+    two_steps: bool,
+    segment_attention: SegmentAttention = "causal",
+) -> Tensor:
     """The `Counts` of a batch, int64 `[counts]`, on the device of the rows, which is not waited for.
 
     Args:
@@ -80,6 +86,7 @@ def count(rows: Mapping[str, Tensor], images: int, condition: Condition, two_ste
         images: Distinct ones of the batch.
         condition: Decides what text reads of a segment, and what a segment's tokens see.
         two_steps: Whether padded rows hold what text reads alone, each document as a row of its own.
+        segment_attention: Where a segment's tokens are independent, its VoCo tokens alone see others.
     """
     document, segment = rows["document"], rows["segment"]
     real = document > PADDING_DOCUMENT
@@ -88,6 +95,7 @@ def count(rows: Mapping[str, Tensor], images: int, condition: Condition, two_ste
     new_segment = new_document | (segment.diff(dim=1, prepend=segment[:, :1]) != 0)
     read = in_segment & rows["voco"] if condition == "voco" else in_segment
     seen = _before(in_segment, new_segment) if condition == "voco" else _before(real, new_document)
+    asking = in_segment & rows["voco"] if segment_attention == "independent" else in_segment
     kept = text | read if two_steps else real
     longest = (_before(kept, new_document) + 1).masked_fill(~kept, 0).max()
     counted = Counts(
@@ -97,7 +105,7 @@ def count(rows: Mapping[str, Tensor], images: int, condition: Condition, two_ste
         read_before=_before(read, new_document).masked_fill(~text, 0).sum(),
         segment_tokens=in_segment.sum(),
         read=read.sum(),
-        segment_before=seen.masked_fill(~in_segment, 0).sum(),
+        segment_before=seen.masked_fill(~asking, 0).sum(),
         shown=(in_segment & new_segment).sum(),
         images=torch.full_like(document[0, 0], images),
         filled=kept.sum(),
@@ -136,7 +144,7 @@ class Speed:
 
     def add(self, rows: Mapping[str, Tensor], images: int, two_steps: bool) -> None:
         """Count a batch; arguments as of `count`."""
-        counted = count(rows, images, self.config.condition, two_steps)
+        counted = count(rows, images, self.config.condition, two_steps, self.config.segment_attention)
         self._sum = counted if self._sum is None else self._sum + counted
         self._in_two_steps = two_steps
 

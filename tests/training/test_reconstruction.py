@@ -1,0 +1,69 @@
+"""A training with a reconstruction: its decoder is in checkpoints, learns, and is gone at the end."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.training.conftest import settings_in
+from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.training.run import train
+from voco_llama.training.trainer import VoCoTrainer
+
+RECONSTRUCTION = (
+    "compression.num_voco=4",
+    "compression.num_voco_choices=[1,2,4]",
+    "compression.readings=3",
+    "loss.reconstruction=0.3",
+    "trainer.save_strategy=steps",
+    "trainer.save_steps=2",
+)
+
+
+def curve_of(folder) -> list[dict]:
+    return json.loads((folder.parent / "result.json").read_text())["loss_curve"]
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    return train(settings_in(world, tmp_path_factory.mktemp("whole") / "run", "toy/voco_1", *RECONSTRUCTION))
+
+
+def has_decoder(folder) -> bool:
+    return any(name.startswith("reconstruction.") for name in load_file(folder / "model.safetensors"))
+
+
+def test_the_decoder_is_in_checkpoints_and_not_in_the_model(trained):
+    assert has_decoder(trained.parent / "checkpoint-2")
+    assert VoCoLlama.from_pretrained(trained.parent / "checkpoint-2").reconstruction is not None
+    assert not has_decoder(trained)
+    assert VoCoLlama.from_pretrained(trained).reconstruction is None
+
+
+def test_each_loss_is_said_and_goes_down(trained):
+    curve = curve_of(trained)
+    for entry in curve:
+        assert entry["loss"] == pytest.approx(entry["loss_lm"] + 0.3 * entry["loss_reconstruction"], rel=1e-5)
+    assert curve[-1]["loss_reconstruction"] < curve[0]["loss_reconstruction"]
+
+
+def test_a_killed_run_goes_on_to_the_same_curve_and_the_decoder_may_be_left_at_the_next(
+    trained, settings_for, monkeypatch, tmp_path
+):
+    settings, steps = settings_for("toy/voco_1", *RECONSTRUCTION), []
+    original = VoCoTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(VoCoTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)
+    monkeypatch.setattr(VoCoTrainer, "training_step", original)
+    again = train(settings)
+    assert [entry["loss"] for entry in curve_of(again)] == [entry["loss"] for entry in curve_of(trained)]
+    plain = ["trainer.max_steps=1", f"model.checkpoint={trained.parent}/checkpoint-2", f"output_dir={tmp_path}/plain"]
+    assert not has_decoder(train(settings_for("toy/voco_1", *plain)))
