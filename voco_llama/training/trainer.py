@@ -172,6 +172,8 @@ class VoCoTrainer(ResumingTrainer):
 
     def _as_read(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch as the model reads it, each row once or several times; its work is counted."""
+        if "document" not in batch and "rows" not in batch:  # what trains is no `VoCoLlama`
+            return batch
         in_two_steps, rows = "rows" in batch, HostRows.of_batch(batch)
         if self.elastic is not None:
             rows = rows.read_through(
