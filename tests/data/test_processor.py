@@ -295,6 +295,13 @@ def test_it_loads_without_a_model_beside_it(tmp_path):
     assert VoCoProcessor.from_pretrained(tmp_path).tokenizer.is_fast
 
 
+@pytest.mark.parametrize("kind", ["llama", ["llama"]])
+def test_a_language_model_by_itself_is_told_from_ours(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(CheckpointError, match=r"is a model of type .*llama.*, none of ours .*language.pretrained=/"):
+        VoCoProcessor.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [

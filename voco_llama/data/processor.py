@@ -246,6 +246,11 @@ class VoCoProcessor(PushToHubMixin):
             check_is_model(folder)
             if is_llava(folder):
                 return cls.from_llava(folder)
+            if (kind := read_config(folder).get("model_type")) not in (None, VoCoLlamaConfig.model_type):
+                raise CheckpointError(
+                    f"{folder}: is a model of type {kind}, none of ours and no LLaVA: name a folder that training"
+                    f" wrote; a language model to train is model.language.pretrained={folder}"
+                )
         described = read_json(file, advice="it is no processor, or damaged; give the folder of a saved model")
         if described.pop("format_version", None) != FORMAT_VERSION:
             raise CheckpointError(f"{file}: is not of format version {FORMAT_VERSION}: save the model again")
