@@ -205,6 +205,11 @@ def test_questions_with_images_are_padded_left_without_labels(processor):
     assert batch["pixel_values"].shape[0] == 1
 
 
+def test_one_image_need_not_be_in_a_list(processor, red):
+    with Image.open(red) as image:
+        assert torch.equal(processor.pixels(image), processor.pixels([image]))
+
+
 def test_a_question_without_a_mark_gets_its_image_in_front(processor):
     image = Image.new("RGB", (8, 8))
     marked, bare = (processor(text, images=image) for text in ("<image>\nWhat?", "What?"))
