@@ -110,7 +110,7 @@ def ask(settings: AskSettings) -> list[str]:
     inference = Inference.load(settings.checkpoint, settings.device, settings.dtype)
     counts = [1] * len(images)
     condition = settings.condition or inference.model.config.condition
-    inference.check_condition(condition)
+    inference.check_condition(condition, settings.num_voco)
     if settings.video is not None:
         num_frames = settings.num_frames or inference.processor.num_frames
         inference.check_frames(num_frames, condition, settings.num_voco)

@@ -98,9 +98,7 @@ def convert_gguf(settings: ConvertGgufSettings) -> Path:
     if settings.source is None and _made_of(output) == SMOLLM2_SHA256:
         logger.info("%s is up to date", output)
         return output
-    file = settings.source or _packaged()
-    if not file.is_file():
-        raise SettingsError(f"source: {file} is no file (from {Path.cwd()}): check its name")
+    file = _source(settings)
     with file.open("rb") as opened:
         fingerprint = hashlib.file_digest(opened, "sha256").hexdigest()
     if settings.source is None and fingerprint != SMOLLM2_SHA256:
@@ -141,6 +139,23 @@ def convert_gguf(settings: ConvertGgufSettings) -> Path:
                 raise
     logger.info("written: %s, %s of %s", output, facts.get("general.name"), file.name)
     return output
+
+
+def check_convert_gguf(settings: ConvertGgufSettings) -> None:
+    """Look for what a conversion needs, where its folder is not there yet.
+
+    Raises:
+        SettingsError: There is no such file, or `gguf` is not installed.
+    """
+    if _made_of(settings.output) is None:
+        _source(settings), _gguf()
+
+
+def _source(settings: ConvertGgufSettings) -> Path:
+    file = settings.source or _packaged()
+    if not file.is_file():
+        raise SettingsError(f"source: {file} is no file (from {Path.cwd()}): check its name")
+    return file
 
 
 def _packaged() -> Path:

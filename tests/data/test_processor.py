@@ -205,6 +205,11 @@ def test_questions_with_images_are_padded_left_without_labels(processor):
     assert batch["pixel_values"].shape[0] == 1
 
 
+def test_one_image_need_not_be_in_a_list(processor, red):
+    with Image.open(red) as image:
+        assert torch.equal(processor.pixels(image), processor.pixels([image]))
+
+
 def test_a_question_without_a_mark_gets_its_image_in_front(processor):
     image = Image.new("RGB", (8, 8))
     marked, bare = (processor(text, images=image) for text in ("<image>\nWhat?", "What?"))
@@ -293,6 +298,13 @@ def test_images_of_another_size_than_the_models_are_refused(tmp_path):
 def test_it_loads_without_a_model_beside_it(tmp_path):
     tiny_processor().save_pretrained(tmp_path)
     assert VoCoProcessor.from_pretrained(tmp_path).tokenizer.is_fast
+
+
+@pytest.mark.parametrize("kind", ["llama", ["llama"]])
+def test_a_language_model_by_itself_is_told_from_ours(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(CheckpointError, match=r"is a model of type .*llama.*, none of ours .*language.pretrained=/"):
+        VoCoProcessor.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

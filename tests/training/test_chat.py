@@ -43,13 +43,14 @@ def language(tmp_path) -> Path:
     return tmp_path / "language"
 
 
-def test_a_model_of_parts_ends_answers_where_its_prompts_do(world, language):
+def test_a_model_of_parts_ends_answers_where_its_prompts_do(world, language, caplog):
     common = ["experiment=toy/voco_1", f"model.vision.name={world}/clip/tiny_clip.json", "model.checkpoint=null"]
     ends = {}
     for prompt in ("chat", "vicuna_v1"):
         model, processor = build_or_load(compose([*common, *parts(language), f"prompt={prompt}"]))
         assert model.config.eos_token_id == model.language_model.generation_config.eos_token_id
         ends[prompt] = model.config.eos_token_id
+        assert ("for an instruct model choose prompt=chat" in caplog.text) == (prompt == "vicuna_v1")
     assert set(ends["chat"]) == {ends["vicuna_v1"], *processor.tokenizer.convert_tokens_to_ids(["<|eot_id|>"])}
 
 

@@ -94,8 +94,10 @@ class VoCoProcessor(PushToHubMixin):
             raise DataError(f"{record.source}: {error}", error.kind) from error
         return {name: getattr(row, name) for name in ROW_FIELDS} | decoded
 
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+    def pixels(self, images: Sequence[Image.Image] | Image.Image) -> Tensor:
         """`[images, 3, height, width]` float32, normalized; 0 images give an empty first dimension."""
+        if isinstance(images, Image.Image):
+            images = [images]
         if not images:
             return torch.empty(0, 3, self.image_transform.image_size, self.image_transform.image_size)
         return torch.stack([self.image_transform(image) for image in images])
@@ -166,8 +168,7 @@ class VoCoProcessor(PushToHubMixin):
                 there is no cache to read; or messages are no conversation.
         """
         conversations = conversations_of(text)
-        if isinstance(images, Image.Image):
-            images = [images]
+        images = [images] if isinstance(images, Image.Image) else images
         condition = condition or self.condition
         shape = self.segment_shape(num_voco)
         if images is not None:
@@ -246,6 +247,11 @@ class VoCoProcessor(PushToHubMixin):
             check_is_model(folder)
             if is_llava(folder):
                 return cls.from_llava(folder)
+            if (kind := read_config(folder).get("model_type")) not in (None, VoCoLlamaConfig.model_type):
+                raise CheckpointError(
+                    f"{folder}: is a model of type {kind}, none of ours and no LLaVA: name a folder that training"
+                    f" wrote; a language model to train is model.language.pretrained={folder}"
+                )
         described = read_json(file, advice="it is no processor, or damaged; give the folder of a saved model")
         if described.pop("format_version", None) != FORMAT_VERSION:
             raise CheckpointError(f"{file}: is not of format version {FORMAT_VERSION}: save the model again")

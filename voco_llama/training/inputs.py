@@ -123,9 +123,15 @@ def _of_model(model: ModelSettings, is_tower: bool) -> Iterator[Input]:
         ("tokenizer", model.tokenizer, "other", TOKENIZERS, True),
     ):
         if name is not None:
-            yield Input(f"model.{key}", name, part, "model", holds, is_read=is_read, sign=".")
+            hint = language_hint(name) if key == "language.pretrained" else ""
+            yield Input(f"model.{key}", name, part, "model", holds, hint, is_read, sign=".")
     if model.projector_weights is not None:
         yield Input("model.projector_weights", model.projector_weights, "start", sign=".")
+
+
+def language_hint(folder: str) -> str:
+    """What to do about a language model that is not there."""
+    return f"; download it there, or of SmolLM2-135M: voco-llama convert-gguf output={folder}"
 
 
 def _of_teacher(settings: TrainSettings) -> Iterator[Input]:
