@@ -150,6 +150,19 @@ def test_changed_settings_are_refused(run, fake, changes, message):
     assert "\n" not in str(refused.value)
 
 
+def test_a_world_of_other_settings_is_refused_where_no_result_tells(run, fake, tmp_path):
+    """New folders for results alone, and the runs of before."""
+    run()
+    grid_3 = {"base": [["toyworld", "grid=3"], ["train", "experiment=toy/clip"]], "results": tmp_path / "others"}
+    with pytest.raises(
+        SettingsError, match=r"seed_0/toyworld holds a world of other settings: grid \(2 there, 3 now\): choose other"
+    ):
+        run(**grid_3)
+    assert fake.take() == []
+    shutil.rmtree(tmp_path / "runs/seed_0")
+    assert run(**grid_3) == ALL
+
+
 def test_what_the_refusal_says_to_remove_is_enough(run, tmp_path):
     run()
     for row in ("upper", "voco_4"):

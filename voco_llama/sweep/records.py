@@ -166,7 +166,8 @@ class Records:
         settings = self.compose(command)
         if command.name == TRAIN:
             return RunFolder(settings).is_finished()
-        return (root := getattr(settings, "root", None)) is not None and Path(root).exists()
+        root = getattr(settings, "root", None)
+        return root is not None and _holds_world(Path(root), settings)
 
     def _check_same(self, there: Flat, command: Command, what: str, remedy: str) -> None:
         here, schema = self.describe(command), self._schemas[command.name]
@@ -178,6 +179,26 @@ class Records:
             )
         if differing := difference(there, here, schema):
             raise SettingsError(f"{what} with other settings: {differing}: {remedy}")
+
+
+def _holds_world(root: Path, settings: Any) -> bool:
+    """Whether a toy world is there.
+
+    Raises:
+        SettingsError: It is of other settings: results in other folders may stand on it.
+    """
+    from voco_llama.toyworld.world import MANIFEST  # it brings what draws
+
+    if not (manifest := root / MANIFEST).is_file():
+        return False
+    there = read_json(manifest, SettingsError, f"remove {root} to make it again").get("settings")
+    there = there if isinstance(there, dict) else {}
+    if differing := difference(there, to_plain(settings), type(settings), ("root",)):
+        raise SettingsError(
+            f"{root} holds a world of other settings: {differing}: choose other runs=..., or remove {root.parent} to"
+            " make it and what was trained on it again"
+        )
+    return True
 
 
 def record_file(job: Job) -> Path:
