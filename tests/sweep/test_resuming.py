@@ -71,6 +71,17 @@ def test_results_on_another_seeds_base_stages_are_refused(run):
         run(seeds=[3])
 
 
+def test_results_of_before_base_seed_stand_on_their_own_seeds_stages(run, tmp_path):
+    run(seeds=[3])
+    file = tmp_path / "results/seed_3/base.sweep.json"
+    record = json.loads(file.read_text())
+    del record["seed"]
+    file.write_text(json.dumps(record))
+    assert run(seeds=[3]) == []
+    with pytest.raises(SettingsError, match="seed_3 stand on the base stages of seed 3, not of 0: set base_seed=3"):
+        run(seeds=[3], base_seed=0)
+
+
 def test_results_are_enough_wherever_they_lie(run, tmp_path):
     """Committed results, no runs, other folders."""
     run()

@@ -86,10 +86,11 @@ class Records:
         file = plan.results / f"{BASE}.sweep.json"
         record, here = _read(file), {}
         there, remedy = record.get("base", {}), f"remove {plan.results} and {plan.runs} to make them again"
-        if record.get("seed", plan.base_seed) != plan.base_seed:
+        seed = record.get("seed", plan.seed) if record else plan.base_seed  # none: from before base_seed
+        if seed != plan.base_seed:
             raise SettingsError(
-                f"the results in {plan.results} stand on the base stages of seed {record['seed']}, not of"
-                f" {plan.base_seed}: set base_seed={record['seed']}, choose other results=... and runs=..., or {remedy}"
+                f"the results in {plan.results} stand on the base stages of seed {seed}, not of {plan.base_seed}: set"
+                f" base_seed={seed}, choose other results=... and runs=..., or {remedy}"
             )
         for command in plan.base:
             described = self.describe(command)
