@@ -174,6 +174,27 @@ def test_a_world_of_other_settings_is_refused_where_no_result_tells(run, fake, t
     assert run(**grid_3) == ALL
 
 
+def test_new_results_of_rows_on_other_base_stages_are_refused(run, fake, tmp_path):
+    """The rows are trained, by the settings of now, and on a stage that is not."""
+    run()
+    longer = {"base": [["toyworld"], ["train", "experiment=toy/clip", "trainer.max_steps=7"]]}
+    with pytest.raises(SettingsError, match=r"toy/clip holds a run with other settings: trainer.max_steps \(500 there"):
+        run(results=tmp_path / "others", **longer)
+    assert fake.take() == []
+    shutil.rmtree(tmp_path / "runs/seed_0/toy/clip")
+    with pytest.raises(SettingsError, match=r"trained, and what they stand on is gone from runs/seed_0, .* run 'voco"):
+        run(results=tmp_path / "others", **longer)
+
+
+def test_results_without_the_record_of_what_they_stand_on_are_refused(run, tmp_path):
+    run()
+    (tmp_path / "results/seed_0/base.sweep.json").unlink()
+    with pytest.raises(
+        SettingsError, match=r"seed_0/base.sweep.json is missing, which says what the results beside it"
+    ):
+        run()
+
+
 def test_what_the_refusal_says_to_remove_is_enough(run, tmp_path):
     run()
     for row in ("upper", "voco_4"):
