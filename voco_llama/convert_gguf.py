@@ -26,7 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.errors import CheckpointError, SettingsError, refused_as, shown
 from voco_llama.files import json_if_whole, writing, written_aside
 from voco_llama.model.language import fill_language_model
 from voco_llama.model.weights import Weights
@@ -58,6 +58,12 @@ TOP_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+KNOWN_FACTS = (
+    "vocab_size context_length embedding_length feed_forward_length block_count attention.head_count"
+    " attention.head_count_kv attention.layer_norm_rms_epsilon attention.key_length attention.value_length"
+    " rope.dimension_count rope.freq_base"
+).split()
+"""Of a plain Llama, after `llama.`; any other makes it another model (`rope.scale_linear`, `attention.scale`)."""
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -110,9 +116,12 @@ def convert_gguf(settings: ConvertGgufSettings) -> Path:
         raise SettingsError(f"output: {output} is in use: name a new or empty folder")
     gguf = _gguf()
     with refused_as(CheckpointError, file, "give a GGUF file, downloaded to its end"):
-        reader = gguf.GGUFReader(file)
+        reader = _reader(gguf, file)
         facts = {key: field.contents() for key, field in reader.fields.items()}
         config, tokenizer = _config(facts, file), _tokenizer(facts, file)
+        layers = {tensor.name.split(".")[1] for tensor in reader.tensors if tensor.name.startswith("blk.")}
+        if config.num_hidden_layers != len(layers):  # a model of as many layers as it says may never be built
+            raise ValueError(f"it says {config.num_hidden_layers} layers and holds {len(layers)}")
         weights, kinds = _weights(reader, config, gguf)
     model = fill_language_model(config, weights, str(file), torch.float32, "sdpa")
     described = {
@@ -178,6 +187,18 @@ def _gguf() -> ModuleType:
     return gguf
 
 
+def _reader(gguf: ModuleType, file: Path) -> Any:
+    """A reader that ends where the file does: gguf's own reads on, for as many numbers as an array is said to have."""
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **more: Any) -> Any:
+            if len(found := super()._get(offset, dtype, count, *order, **more)) < count:
+                raise ValueError("it ends in the middle")
+            return found
+
+    return Reader(file)
+
+
 def _made_of(folder: Path) -> str | None:
     """The fingerprint of the file that a folder was made of; None: it was not, or by another version."""
     described = json_if_whole(folder / SOURCE_FILE)
@@ -199,7 +220,7 @@ def _config(facts: dict[str, Any], file: Path) -> LlamaConfig:
     own = {key.removeprefix("llama."): value for key, value in facts.items() if key.startswith("llama.")}
     heads = own["attention.head_count"]
     head_dim = own["embedding_length"] // heads
-    odd = [key for key in own if key.startswith(("rope.scaling", "expert", "attention.sliding"))]
+    odd = [key for key in own if key not in KNOWN_FACTS]
     odd += [key for key in ("rope.dimension_count", "attention.key_length", "attention.value_length")
             if own.get(key, head_dim) != head_dim]  # fmt: skip
     if odd:
@@ -254,6 +275,10 @@ def _tokenizer(facts: dict[str, Any], file: Path) -> PreTrainedTokenizerFast:
     tokens, types = ggml["tokens"], ggml["token_type"]
     if not set(types) <= {NORMAL, CONTROL}:
         raise CheckpointError(f"{file}: its tokenizer has tokens of kinds {sorted(set(types))}: use its own folder")
+    if len(set(tokens)) < len(tokens):
+        raise CheckpointError(f"{file}: its tokenizer has a token twice: use the folder that it was made of")
+    if not isinstance(template := facts.get("tokenizer.chat_template"), str | None):
+        raise CheckpointError(f"{file}: its chat template is {shown(template)}, no text: use the folder it was made of")
     merges = [tuple(merge.split(" ")) for merge in ggml["merges"]]
     backend = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, merges))
     backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
@@ -268,5 +293,5 @@ def _tokenizer(facts: dict[str, Any], file: Path) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         **named,
     )
-    tokenizer.chat_template = facts.get("tokenizer.chat_template")
+    tokenizer.chat_template = template
     return tokenizer

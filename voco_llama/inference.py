@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROMPTS = (".jinja", ".model")
+"""Suffixes of files that decide what a question is to the model: chat templates, tokenizers of SentencePiece."""
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -224,6 +227,7 @@ def saved_config(folder: Path) -> "VoCoLlamaConfig":
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
-    """A hash of the saved weights and of the configuration and processor files beside them, of adapters and base."""
+    """A hash of the saved weights and of the files beside them that say how to ask, of adapters and base."""
     folders = dict.fromkeys((Path(folder), adapter_base(Path(folder))))  # in this order: names may be in both
-    return fingerprint_files(f for place in folders for f in place.iterdir() if f.suffix in SAMPLED and f.is_file())
+    files = (file for place in folders for file in place.iterdir() if file.suffix in (*SAMPLED, *PROMPTS))
+    return fingerprint_files(file for file in files if file.is_file())

@@ -343,6 +343,22 @@ def test_a_damaged_processor_is_refused(tmp_path, edit, complaint):
     assert "\n" not in str(refused.value)
 
 
+def test_a_tokenizer_of_as_many_other_tokens_is_refused(tmp_path):
+    """All ids that model and processor agree on are the same; every word would be another."""
+    tiny_processor().save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = stored["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(
+        CheckpointError, match="its tokenizer has other tokens than the model was saved with"
+    ) as refused:
+        VoCoProcessor.from_pretrained(tmp_path)
+    assert "\n" not in str(refused.value)
+    rewrite(tmp_path, {"vocabulary": None})  # as processors were saved before
+    assert VoCoProcessor.from_pretrained(tmp_path).tokenizer("a")["input_ids"] == [vocabulary["a"]]
+
+
 def rewrite(folder, changes: dict, name: str = PROCESSOR_FILE) -> None:
     file = folder / name
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))

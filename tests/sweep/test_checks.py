@@ -80,7 +80,7 @@ def test_the_data_sets_of_a_hub_that_is_there_are_looked_for_once(plan, tmp_path
 def test_a_trained_row_has_its_checkpoint(plan, monkeypatch):
     monkeypatch.setattr("voco_llama.sweep.records.Records.is_trained", lambda records, job: True)
     with pytest.raises(CheckpointError, match=r"row=upper .*upper/final: holds no saved model"):
-        plan("dry_run=true")
+        plan("dry_run=true", "base=[]")
 
 
 def test_a_result_of_another_checkpoint_is_found_before_the_training(plan, tmp_path):

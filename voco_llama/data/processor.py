@@ -31,6 +31,7 @@ from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
 from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentShape, TextSpan, lay_out, pad_rows
 from voco_llama.llava_folder import check_is_model, is_llava, load_tokenizer, read_config, read_llava_folder
+from voco_llama.provenance import fingerprint_data
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
 PROCESSOR_FILE = "voco_processor.json"
@@ -227,7 +228,7 @@ class VoCoProcessor(PushToHubMixin):
         self.tokenizer.save_pretrained(folder)
         described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tokenizer"}
         described |= {"image_transform": self.image_transform.to_dict(), "style": asdict(self.style)}
-        described = {"format_version": FORMAT_VERSION} | described
+        described = {"format_version": FORMAT_VERSION, "vocabulary": _fingerprint(self.tokenizer)} | described
         (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -255,7 +256,12 @@ class VoCoProcessor(PushToHubMixin):
         described = read_json(file, advice="it is no processor, or damaged; give the folder of a saved model")
         if described.pop("format_version", None) != FORMAT_VERSION:
             raise CheckpointError(f"{file}: is not of format version {FORMAT_VERSION}: save the model again")
-        tokenizer = load_tokenizer(folder, str(folder))
+        tokenizer, saved = load_tokenizer(folder, str(folder)), described.pop("vocabulary", None)
+        if saved not in (None, _fingerprint(tokenizer)):  # None: saved before it was written
+            raise CheckpointError(
+                f"{folder}: its tokenizer has other tokens than the model was saved with: the files are of different"
+                " models; put those of the model's own into the folder"
+            )
         try:
             with refused_as(CheckpointError, file, _DAMAGED):
                 processor = cls(
@@ -323,6 +329,11 @@ class VoCoProcessor(PushToHubMixin):
         except SettingsError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         return processor
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of its tokens and their ids: as many of another model would be read as well, and be other words."""
+    return fingerprint_data(sorted(tokenizer.get_vocab().items()))
 
 
 def _with_marks(conversations: list[Conversation], num_images: int) -> list[Conversation]:

@@ -24,6 +24,8 @@ LANGUAGE_WEIGHTS = (
 TOWER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CONFIG = ("config.json",)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+"""Beside a tokenizer; transformers writes it so."""
 MANIFEST_FILE = "manifest.json"
 """Of top-k files: what stands for all of them."""
 
@@ -184,4 +186,8 @@ def check_inputs(settings: TrainSettings, part: str | None = None, coming: Seque
 def fingerprints(settings: TrainSettings) -> dict[str, str]:
     """Setting -> fingerprint of the local file or folder that it names."""
     named = {entry.key: Path(entry.name, entry.sign) for entry in list_inputs(settings) if entry.sign is not None}
+    if settings.prompt.template == "chat" and settings.prompt.chat_template is None:
+        model = settings.model
+        folder = model.checkpoint or model.tokenizer or model.language.pretrained
+        named["prompt.template"] = Path(folder or "", CHAT_TEMPLATE_FILE)
     return {key: sampled_fingerprint(path) for key, path in named.items() if path.exists()}
