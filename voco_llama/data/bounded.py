@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 _MEMORY_FILE = Path("/proc/self/statm")
 """Of Linux; its first number is the pages of this process."""
 
@@ -15,6 +17,8 @@ _MEMORY_FILE = Path("/proc/self/statm")
 @contextmanager
 def bounded(seconds: float, memory: int) -> Iterator[None]:
     """Within it the main thread takes so much of the processor's time and so many more bytes, where the system counts.
+
+    Bytes are the whole process's: once it has a GPU, whose driver takes addresses as it likes, they are not limited.
 
     Raises:
         MemoryError: It wants more bytes; raised where it asks for them.
@@ -31,7 +35,7 @@ def bounded(seconds: float, memory: int) -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     try:
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-        if _MEMORY_FILE.is_file():
+        if _MEMORY_FILE.is_file() and not torch.cuda.is_initialized():
             pages = int(_MEMORY_FILE.read_text().split()[0])
             wanted = pages * resource.getpagesize() + memory
             if limits[0] == resource.RLIM_INFINITY or wanted < limits[0]:
