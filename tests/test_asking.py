@@ -273,6 +273,14 @@ def test_an_answer_with_a_mark_cannot_be_history(folder, files, monkeypatch):
     assert asking(folder, image=files[0], questions="Why?") == ["an <image>"]
 
 
+def test_a_history_about_an_image_that_is_not_given_is_one_line(folder, tmp_path):
+    history = tmp_path / "history.json"
+    history.write_text(json.dumps(said("<image>What?", "A cat.")), encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"history.json has <image> marks and there is nothing to look at: name"):
+        asking(folder, history=history, questions="Why?")
+    assert asking(folder, history=history, questions="Why?", condition="blind")
+
+
 def test_a_history_that_is_not_there_is_one_line(folder, tmp_path):
     with pytest.raises(SettingsError, match=r"history: .*gone.json is no file"):
         asking(folder, history=tmp_path / "gone.json")

@@ -1,5 +1,7 @@
 """The words of a command line: help, version, and what was meant."""
 
+import re
+
 import pytest
 
 from voco_llama import cli
@@ -50,6 +52,8 @@ def test_help_of_a_command_lists_what_it_reads(capsys, tmp_path):
     evaluate = printed(capsys, "evaluate", "-h")
     assert "go_on: List questions that fail" in evaluate
     assert "None" not in evaluate
+    assert re.search(r" root: The folder.* grid: Scenes have", printed(capsys, "toyworld", "-h"), re.DOTALL)
+    assert re.search(r" workers: Proc.* dry_run: Count", printed(capsys, "data", "check", "-h"), re.DOTALL)
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/mine.yaml").write_text("")
     for before, after in ((["--config-dir", str(tmp_path)], []), ([], ["--config-dir", str(tmp_path)])):

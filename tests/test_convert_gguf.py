@@ -1,13 +1,14 @@
 """A GGUF file becomes the very model and tokenizer that it was written from; what is not known is refused."""
 
 import json
+import struct
 import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.gguf_files import CHAT_TEMPLATE, write_gguf
+from tests.gguf_files import CHAT_TEMPLATE, write_gguf, written_tokens
 from voco_llama import cli
 from voco_llama.convert_gguf import SMOLLM2_SHA256
 
@@ -100,6 +101,8 @@ def test_of_two_at_once_the_slower_one_leaves_the_first_ones_folder(made, tmp_pa
     [
         ({"general__architecture": "gemma"}, "architecture gemma"),
         ({"llama__rope__scaling__type": "yarn"}, "rope.scaling.type"),
+        ({"llama__rope__scale_linear": "2"}, "is no plain Llama (llama.rope.scale_linear)"),
+        ({"llama__attention__scale": "0.1"}, "is no plain Llama (llama.attention.scale)"),
         ({"pre": "tekken"}, "its tokenizer (gpt2, tekken)"),
     ],
 )
@@ -125,6 +128,32 @@ def test_no_gguf_file_is_refused(made, tmp_path, capsys):
         line = refused(capsys, f"source={tmp_path}/{name}.gguf", f"output={tmp_path}/out")
         assert "give a GGUF file" in line
     assert "is no file" in refused(capsys, f"source={tmp_path}/none.gguf", f"output={tmp_path}/out")
+
+
+def test_sizes_that_the_file_does_not_have_are_refused(made, tmp_path, capsys):
+    """Before anything of such a size is made."""
+    whole, odd = (made[0] / "tiny.gguf").read_bytes(), tmp_path / "odd.gguf"
+    head, key, rest = whole.partition(b"llama.block_count\x04\0\0\0")
+    odd.write_bytes(head + key + struct.pack("<I", 10**9) + rest[4:])
+    line = refused(capsys, f"source={odd}", f"output={tmp_path}/out")
+    assert "it says 1000000000 layers and holds 2" in line
+    head, key, rest = whole.partition(b"tokenizer.ggml.token_type\x09\0\0\0\x05\0\0\0")
+    rest = rest[8 : len(rest) // 4 * 4]  # else gguf's own reader stumbles over half a number
+    odd.write_bytes(head + key + struct.pack("<Q", 10**15) + rest)
+    assert "it ends in the middle" in refused(capsys, f"source={odd}", f"output={tmp_path}/out")
+
+
+def test_a_tokenizer_that_cannot_be_is_refused(tmp_path, capsys, monkeypatch):
+    tokens = written_tokens()
+    monkeypatch.setattr("tests.gguf_files.written_tokens", lambda: [*tokens, "ab"])
+    write_gguf(tmp_path / "odd.gguf")
+    assert "a token twice" in refused(capsys, f"source={tmp_path}/odd.gguf", f"output={tmp_path}/out")
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_chat_template", lambda to, text: to.add_array("tokenizer.chat_template", [text])
+    )
+    write_gguf(tmp_path / "odd.gguf")
+    assert "its chat template is [" in refused(capsys, f"source={tmp_path}/odd.gguf", f"output={tmp_path}/out")
 
 
 def test_without_the_packages_it_says_what_to_install(made, tmp_path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from PIL import Image
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama.asking import AskSettings, ask
 from voco_llama.errors import CheckpointError, DataError, SettingsError
-from voco_llama.inference import Inference
+from voco_llama.inference import Inference, checkpoint_fingerprint
 
 QUESTIONS = ["What is it?", "Is it red, or is it blue?"]
 MARKED = [f"<image>\n{question}" for question in QUESTIONS]
@@ -197,6 +197,17 @@ def test_an_unknown_condition_is_not_taken_for_another(inference, images, condit
         inference.answer(QUESTIONS, images=images[:1], condition=condition)
     with pytest.raises(SettingsError, match="there is no question"):
         inference.answer([], images=images[:1])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "voco_processor.json", "chat_template.jinja", "tokenizer.model"])
+def test_a_checkpoints_fingerprint_is_of_what_a_question_becomes_too(tmp_path, name):
+    (tmp_path / name).write_text("before")
+    (tmp_path / "README.md").write_text("before")
+    before = checkpoint_fingerprint(tmp_path)
+    (tmp_path / "README.md").write_text("after")
+    assert checkpoint_fingerprint(tmp_path) == before
+    (tmp_path / name).write_text("after")
+    assert checkpoint_fingerprint(tmp_path) != before
 
 
 def test_a_question_too_long_is_refused(inference, images):

@@ -106,11 +106,16 @@ def ask(settings: AskSettings) -> list[str]:
     for name, file in ((name, file) for name, some in files.items() for file in some if file is not None):
         require(Path(file).is_file(), f"{name}: {file} is no file (from {Path.cwd()}): check its name")
     history = Conversation(()) if settings.history is None else read_history(settings.history)
+    require(
+        not history.num_marks or bool(settings.image) or settings.video is not None or settings.condition == "blind",
+        f"history: {settings.history} has {IMAGE_MARK} marks and there is nothing to look at: name image=FILE or"
+        " video=FILE, or take the marks out",
+    )
     images = [load_image(file) for file in settings.image]
     inference = Inference.load(settings.checkpoint, settings.device, settings.dtype)
     counts = [1] * len(images)
     condition = settings.condition or inference.model.config.condition
-    inference.check_condition(condition)
+    inference.check_condition(condition, settings.num_voco)
     if settings.video is not None:
         num_frames = settings.num_frames or inference.processor.num_frames
         inference.check_frames(num_frames, condition, settings.num_voco)

@@ -116,7 +116,8 @@ def _settings_of(command: Described) -> str:
         if is_group(name)
     ]
     head = "groups (a number in a name, as in voco_4, is compression.num_voco):" if "trainer" in own else "groups:"
-    described = re.sub(r"\bNone\b", "null", inspect.cleandoc(schema.__doc__))
+    schemas = [entry for entry in schema.__mro__ if dataclasses.is_dataclass(entry)]  # its own settings, then inherited
+    described = re.sub(r"\bNone\b", "null", "\n\n".join(inspect.cleandoc(entry.__doc__) for entry in schemas))
     return "\n".join([*([head, *choices, ""] if choices else []), described])
 
 

@@ -26,7 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.errors import CheckpointError, SettingsError, refused_as, shown
 from voco_llama.files import json_if_whole, writing, written_aside
 from voco_llama.model.language import fill_language_model
 from voco_llama.model.weights import Weights
@@ -58,6 +58,12 @@ TOP_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+KNOWN_FACTS = (
+    "vocab_size context_length embedding_length feed_forward_length block_count attention.head_count"
+    " attention.head_count_kv attention.layer_norm_rms_epsilon attention.key_length attention.value_length"
+    " rope.dimension_count rope.freq_base"
+).split()
+"""Of a plain Llama, after `llama.`; any other makes it another model (`rope.scale_linear`, `attention.scale`)."""
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -98,9 +104,7 @@ def convert_gguf(settings: ConvertGgufSettings) -> Path:
     if settings.source is None and _made_of(output) == SMOLLM2_SHA256:
         logger.info("%s is up to date", output)
         return output
-    file = settings.source or _packaged()
-    if not file.is_file():
-        raise SettingsError(f"source: {file} is no file (from {Path.cwd()}): check its name")
+    file = _source(settings)
     with file.open("rb") as opened:
         fingerprint = hashlib.file_digest(opened, "sha256").hexdigest()
     if settings.source is None and fingerprint != SMOLLM2_SHA256:
@@ -112,9 +116,12 @@ def convert_gguf(settings: ConvertGgufSettings) -> Path:
         raise SettingsError(f"output: {output} is in use: name a new or empty folder")
     gguf = _gguf()
     with refused_as(CheckpointError, file, "give a GGUF file, downloaded to its end"):
-        reader = gguf.GGUFReader(file)
+        reader = _reader(gguf, file)
         facts = {key: field.contents() for key, field in reader.fields.items()}
         config, tokenizer = _config(facts, file), _tokenizer(facts, file)
+        layers = {tensor.name.split(".")[1] for tensor in reader.tensors if tensor.name.startswith("blk.")}
+        if config.num_hidden_layers != len(layers):  # a model of as many layers as it says may never be built
+            raise ValueError(f"it says {config.num_hidden_layers} layers and holds {len(layers)}")
         weights, kinds = _weights(reader, config, gguf)
     model = fill_language_model(config, weights, str(file), torch.float32, "sdpa")
     described = {
@@ -143,6 +150,23 @@ def convert_gguf(settings: ConvertGgufSettings) -> Path:
     return output
 
 
+def check_convert_gguf(settings: ConvertGgufSettings) -> None:
+    """Look for what a conversion needs, where its folder is not there yet.
+
+    Raises:
+        SettingsError: There is no such file, or `gguf` is not installed.
+    """
+    if _made_of(settings.output) is None:
+        _source(settings), _gguf()
+
+
+def _source(settings: ConvertGgufSettings) -> Path:
+    file = settings.source or _packaged()
+    if not file.is_file():
+        raise SettingsError(f"source: {file} is no file (from {Path.cwd()}): check its name")
+    return file
+
+
 def _packaged() -> Path:
     """The file of the installed package; the package itself is not imported, it wants more than its file."""
     found = find_spec(SMOLLM2_PACKAGE)
@@ -161,6 +185,18 @@ def _gguf() -> ModuleType:
             error
         )
     return gguf
+
+
+def _reader(gguf: ModuleType, file: Path) -> Any:
+    """A reader that ends where the file does: gguf's own reads on, for as many numbers as an array is said to have."""
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **more: Any) -> Any:
+            if len(found := super()._get(offset, dtype, count, *order, **more)) < count:
+                raise ValueError("it ends in the middle")
+            return found
+
+    return Reader(file)
 
 
 def _made_of(folder: Path) -> str | None:
@@ -184,7 +220,7 @@ def _config(facts: dict[str, Any], file: Path) -> LlamaConfig:
     own = {key.removeprefix("llama."): value for key, value in facts.items() if key.startswith("llama.")}
     heads = own["attention.head_count"]
     head_dim = own["embedding_length"] // heads
-    odd = [key for key in own if key.startswith(("rope.scaling", "expert", "attention.sliding"))]
+    odd = [key for key in own if key not in KNOWN_FACTS]
     odd += [key for key in ("rope.dimension_count", "attention.key_length", "attention.value_length")
             if own.get(key, head_dim) != head_dim]  # fmt: skip
     if odd:
@@ -239,6 +275,10 @@ def _tokenizer(facts: dict[str, Any], file: Path) -> PreTrainedTokenizerFast:
     tokens, types = ggml["tokens"], ggml["token_type"]
     if not set(types) <= {NORMAL, CONTROL}:
         raise CheckpointError(f"{file}: its tokenizer has tokens of kinds {sorted(set(types))}: use its own folder")
+    if len(set(tokens)) < len(tokens):
+        raise CheckpointError(f"{file}: its tokenizer has a token twice: use the folder that it was made of")
+    if not isinstance(template := facts.get("tokenizer.chat_template"), str | None):
+        raise CheckpointError(f"{file}: its chat template is {shown(template)}, no text: use the folder it was made of")
     merges = [tuple(merge.split(" ")) for merge in ggml["merges"]]
     backend = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, merges))
     backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
@@ -253,5 +293,5 @@ def _tokenizer(facts: dict[str, Any], file: Path) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         **named,
     )
-    tokenizer.chat_template = facts.get("tokenizer.chat_template")
+    tokenizer.chat_template = template
     return tokenizer

@@ -3,6 +3,7 @@
 Whatever asks a saved model stands on `Inference`: the commands `ask`, `evaluate` and `evaluate-clips`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from voco_llama.configuration import VoCoLlamaConfig
     from voco_llama.data.processor import VoCoProcessor
     from voco_llama.model.voco_llama import VoCoLlama
+
+logger = logging.getLogger(__name__)
+
+PROMPTS = (".jinja", ".model")
+"""Suffixes of files that decide what a question is to the model: chat templates, tokenizers of SentencePiece."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,20 @@ class Inference:
         model = VoCoLlama.from_pretrained(str(folder), dtype=dtype)
         return cls(model.to(usable).eval(), processor)
 
-    def check_condition(self, condition: str) -> None:
-        """Refuse to call whole what a compressor outside the language model has left of an image (`SettingsError`)."""
-        compressor = self.model.config.compressor
+    def check_condition(self, condition: str, num_voco: int | None = None) -> None:
+        """Refuse to call whole what a compressor outside the language model has left of an image (`SettingsError`).
+
+        Of more VoCo tokens than training had, a warning tells.
+        """
+        config, compressor = self.model.config, self.model.config.compressor
         require(
             condition != "full" or compressor == "language_model",
             f"condition=full: the language model sees nothing of an image but what the {compressor} makes of it: leave"
             " condition out",
         )
+        if condition == config.condition == "voco" and num_voco is not None and num_voco > config.num_voco:
+            had = config.num_voco
+            logger.warning("num_voco=%d: in training an image had %d VoCo tokens, never so many", num_voco, had)
 
     def check_frames(self, num_frames: int, condition: str, num_voco: int | None = None) -> None:
         """Refuse more frames than the language model has positions for, before any is read.
@@ -215,6 +227,7 @@ def saved_config(folder: Path) -> "VoCoLlamaConfig":
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
-    """A hash of the saved weights and of the configuration and processor files beside them, of adapters and base."""
+    """A hash of the saved weights and of the files beside them that say how to ask, of adapters and base."""
     folders = dict.fromkeys((Path(folder), adapter_base(Path(folder))))  # in this order: names may be in both
-    return fingerprint_files(f for place in folders for f in place.iterdir() if f.suffix in SAMPLED and f.is_file())
+    files = (file for place in folders for file in place.iterdir() if file.suffix in (*SAMPLED, *PROMPTS))
+    return fingerprint_files(file for file in files if file.is_file())

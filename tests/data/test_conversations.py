@@ -144,6 +144,8 @@ def test_answers_with_history_are_those_of_the_whole_masked_pass(order, conditio
         ([{"role": "user", "content": [{"type": "image", "url": "a.png"}]}], "images themselves are passed beside"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "message 0 has the part {'type': 'audio'}"),
         ([{"role": "user", "content": ["a"]}], "message 0 has the part 'a'"),
+        (said("a", "b\ud83d", "c"), r"message 1 holds half a surrogate pair \('.ud83d'\): mend the text"),
+        ("a\udcff", "conversation 1 holds half a surrogate pair"),
         (3, "conversation 1 is 3: give a text, or a list of messages"),
     ],
 )

@@ -205,6 +205,11 @@ def test_questions_with_images_are_padded_left_without_labels(processor):
     assert batch["pixel_values"].shape[0] == 1
 
 
+def test_one_image_need_not_be_in_a_list(processor, red):
+    with Image.open(red) as image:
+        assert torch.equal(processor.pixels(image), processor.pixels([image]))
+
+
 def test_a_question_without_a_mark_gets_its_image_in_front(processor):
     image = Image.new("RGB", (8, 8))
     marked, bare = (processor(text, images=image) for text in ("<image>\nWhat?", "What?"))
@@ -295,6 +300,13 @@ def test_it_loads_without_a_model_beside_it(tmp_path):
     assert VoCoProcessor.from_pretrained(tmp_path).tokenizer.is_fast
 
 
+@pytest.mark.parametrize("kind", ["llama", ["llama"]])
+def test_a_language_model_by_itself_is_told_from_ours(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(CheckpointError, match=r"is a model of type .*llama.*, none of ours .*language.pretrained=/"):
+        VoCoProcessor.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
@@ -329,6 +341,22 @@ def test_a_damaged_processor_is_refused(tmp_path, edit, complaint):
         VoCoProcessor.from_pretrained(tmp_path)
     assert str(tmp_path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_tokenizer_of_as_many_other_tokens_is_refused(tmp_path):
+    """All ids that model and processor agree on are the same; every word would be another."""
+    tiny_processor().save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = stored["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(
+        CheckpointError, match="its tokenizer has other tokens than the model was saved with"
+    ) as refused:
+        VoCoProcessor.from_pretrained(tmp_path)
+    assert "\n" not in str(refused.value)
+    rewrite(tmp_path, {"vocabulary": None})  # as processors were saved before
+    assert VoCoProcessor.from_pretrained(tmp_path).tokenizer("a")["input_ids"] == [vocabulary["a"]]
 
 
 def rewrite(folder, changes: dict, name: str = PROCESSOR_FILE) -> None:

@@ -330,6 +330,18 @@ def test_more_voco_tokens_than_the_model_can_make_are_refused_before_any_questio
     assert Answerer(Inference(model, processor), "blind", num_voco=99).num_voco == 99
 
 
+def test_more_voco_tokens_than_training_had_are_warned_of_and_fewer_not(model, processor, caplog):
+    for num_voco, condition, times in (
+        (None, "voco", 0),
+        (1, "voco", 0),
+        (2, "voco", 0),
+        (3, "full", 0),
+        (3, "voco", 1),
+    ):
+        Answerer(Inference(model, processor), condition, num_voco=num_voco)
+        assert caplog.text.count("num_voco=3: in training an image had 2 VoCo tokens, never so many") == times
+
+
 def test_unknown_condition(model, processor):
     with pytest.raises(SettingsError, match="choose one of full, voco, blind"):
         Answerer(Inference(model, processor), "lower")

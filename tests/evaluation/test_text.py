@@ -147,16 +147,26 @@ def test_what_is_refused(folders):
     (folders / "empty.txt").write_text(" \n")
     (folders / "a.txt").write_text("a")
     (folders / "latin.txt").write_bytes("für".encode("latin-1"))
+    (folders / "wide.txt").write_bytes("a wide text".encode("utf-16-le"))
     (folders / "more").mkdir()
     (folders / "more" / "one.txt").write_text("Another.")
     assert "it is empty" in refused(folders, f"texts=[{folders}/empty.txt]")
     assert "two or more" in refused(folders, f"texts=[{folders}/a.txt]")
     assert "UTF-8" in refused(folders, f"texts=[{folders}/latin.txt]")
+    assert "bytes of 0" in refused(folders, f"texts=[{folders}/wide.txt]")
     assert "is no file" in refused(folders, f"texts=[{folders}/none.txt]")
     assert "named alike" in refused(folders, f"texts=[{folders}/one.txt,{folders}/more/one.txt]")
     assert "made for 64 tokens" in refused(folders, "window=65")
     assert "stride must be" in refused(folders, "stride=16")
     assert "no saved model" in refused(folders, f"checkpoint={folders}/more")
+
+
+def test_weights_that_are_no_numbers_are_refused(folders):
+    model = AutoModelForCausalLM.from_pretrained(folders / "language")
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    model.save_pretrained(folders / "language")
+    assert "one: the loss from token 1 on is nan: the model's weights are damaged" in refused(folders)
+    assert not (folders / "results").exists()
 
 
 def test_a_tokenizer_of_another_model_is_refused(folders):

@@ -249,6 +249,17 @@ def test_missing_or_truncated_weights_are_refused(folder):
     assert "cannot be read" in refused(folder)
 
 
+def test_an_index_that_leads_out_of_the_folder_is_refused(processor, tmp_path):
+    """transformers follows it, to the weights of another model."""
+    for seed, name in enumerate(("one", "other")):
+        tiny_model(processor, seed=seed).save_pretrained(tmp_path / name, max_shard_size="40KB")
+    index = tmp_path / "one" / "model.safetensors.index.json"
+    described = json.loads(index.read_text())
+    described["weight_map"] = {name: f"../other/{file}" for name, file in described["weight_map"].items()}
+    index.write_text(json.dumps(described))
+    assert "names ../other/model-00001-of-" in refused(tmp_path / "one")
+
+
 # ---- parts
 
 

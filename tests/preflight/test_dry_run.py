@@ -299,7 +299,11 @@ def test_processes_are_torchruns_before_the_settings(toy, monkeypatch):
             ["model.checkpoint=null", "model.language.pretrained=/nope"],
             "error: model.language.pretrained: /nope does not exist (from ",
         ),
-        (["experiment=toy/language", "paths.toyworld=nowhere"], "): make the toy world first: voco-llama toyworld"),
+        (
+            ["model.checkpoint=null", "model.language.pretrained=/nope"],
+            "; download it there, or of SmolLM2-135M: voco-llama convert-gguf output=/nope",
+        ),
+        (["experiment=toy/language", "paths.toyworld=nowhere"], "); make the toy world first: voco-llama toyworld"),
         (["hardware.num_processes=0"], "hardware.num_processes is 0"),
         (["trainer.lr_scheduler_type=cosin"], "trainer.lr_scheduler_type is 'cosin': choose one of linear, cosine,"),
     ],

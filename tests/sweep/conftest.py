@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from voco_llama import cli
+from voco_llama.composition import to_plain
 from voco_llama.errors import DataError
 from voco_llama.sweep.run import sweep
 from voco_llama.sweep.settings import RowSettings, SweepSettings
+from voco_llama.toyworld.world import MANIFEST
 from voco_llama.training.run_folder import RunFolder
 
 REAL = cli.sweep_runners()
@@ -78,6 +80,7 @@ class FakeCommands:
             settings.output.mkdir(parents=True, exist_ok=True)
         else:
             settings.root.mkdir(parents=True)
+            (settings.root / MANIFEST).write_text(json.dumps({"settings": to_plain(settings)}, default=str))
 
     def failing_with(self, *calls: str) -> None:
         """From now on, these fail, and no others."""

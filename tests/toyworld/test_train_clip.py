@@ -20,10 +20,12 @@ def clip_settings(settings_for):
     return make
 
 
-def test_it_learns_and_the_folder_is_a_tower(clip_settings, settings_for, tmp_path):
+def test_it_learns_and_the_folder_is_a_tower(clip_settings, settings_for, tmp_path, caplog):
     import open_clip
 
-    folder = train_clip(clip_settings())
+    with caplog.at_level("INFO"):
+        folder = train_clip(clip_settings())
+    assert f"trained: {folder}" in caplog.text
     result = json.loads((folder / "result.json").read_text())
     curve = [entry["loss"] for entry in result["loss_curve"]]
     assert curve[-1] < curve[0] - 0.3

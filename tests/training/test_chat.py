@@ -1,5 +1,6 @@
 """Training in a chat template: what ends answers is kept, and a base model may be given a template."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from voco_llama.composition import compose
 from voco_llama.errors import SettingsError
 from voco_llama.training.build import build_or_load, build_processor
 from voco_llama.training.checks import check_settings
+from voco_llama.training.inputs import fingerprints
 from voco_llama.training.run import train
 
 
@@ -43,14 +45,29 @@ def language(tmp_path) -> Path:
     return tmp_path / "language"
 
 
-def test_a_model_of_parts_ends_answers_where_its_prompts_do(world, language):
+def test_a_model_of_parts_ends_answers_where_its_prompts_do(world, language, caplog):
     common = ["experiment=toy/voco_1", f"model.vision.name={world}/clip/tiny_clip.json", "model.checkpoint=null"]
     ends = {}
     for prompt in ("chat", "vicuna_v1"):
         model, processor = build_or_load(compose([*common, *parts(language), f"prompt={prompt}"]))
         assert model.config.eos_token_id == model.language_model.generation_config.eos_token_id
         ends[prompt] = model.config.eos_token_id
+        assert ("for an instruct model choose prompt=chat" in caplog.text) == (prompt == "vicuna_v1")
     assert set(ends["chat"]) == {ends["vicuna_v1"], *processor.tokenizer.convert_tokens_to_ids(["<|eot_id|>"])}
+
+
+@pytest.mark.parametrize("name", ["model.checkpoint", "model.tokenizer", "model.language.pretrained"])
+def test_a_chat_template_that_changed_is_another_input(tmp_path, name):
+    """It decides every row; transformers writes it beside the tokenizer, in a file of its own."""
+    (tmp_path / "chat_template.jinja").write_text("a")
+    nothing = ("model.checkpoint", "model.tokenizer", "model.language.pretrained", "model.language.config")
+    named = [f"{key}={tmp_path if key == name else 'null'}" for key in nothing]
+    settings = compose(["experiment=toy/voco_1", "prompt=chat", *named])
+    before = fingerprints(settings)
+    (tmp_path / "chat_template.jinja").write_text("b")
+    after = fingerprints(settings)
+    assert [key for key in after if after[key] != before[key]] == ["prompt.template"]
+    assert "prompt.template" not in fingerprints(replace(settings, prompt=replace(settings.prompt, template="plain")))
 
 
 @pytest.mark.slow

@@ -74,6 +74,7 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["data.sources.0.weight=0"], "data.sources.0.weight is 0"),
         (["data.sources.0.limit=0"], "data.sources.0.limit is 0"),
         (["data.keep_in_memory=true"], "set trainer.dataloader_num_workers=0"),
+        (["hardware.utilization=40"], "hardware.utilization is 40: give a part of gpu_tflops, as 0.4 for 40 %"),
         (["data.share_media=0"], "data.share_media is 0: give 1 or more"),
         (
             ["data.share_media=4", "trainer.per_device_train_batch_size=6"],

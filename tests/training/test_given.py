@@ -76,6 +76,7 @@ def test_what_would_not_be_read_is_refused(overrides, message):
         ["compression=q_former_4", Q_FORMER],
         ["loss=kl", "loss.teacher_checkpoint=a", "loss.temperature=2"],
         ["experiment=toy/align", "trainer.max_steps=-1", "trainer.num_train_epochs=3"],
+        ["experiment=small/voco_1", "trainer.num_train_epochs=3"],  # which sets no max_steps
     ],
 )
 def test_what_is_read_passes(overrides):

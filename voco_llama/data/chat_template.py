@@ -5,7 +5,7 @@ from a second conversation of the same roles with a name in place of each turn's
 the template writes itself. What the two do not have in common is refused.
 
 Templates come with checkpoints and are not trusted: transformers runs them in Jinja's sandbox, without access to files,
-modules or attributes of Python's own. It has no limit of time: a template that loops for long holds up the command.
+modules or attributes of Python's own, and here within limits of time and memory, which that has not.
 """
 
 import re
@@ -17,12 +17,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from voco_llama.data.bounded import bounded
 from voco_llama.data.pieces import PieceTokenizer, Spelled, Text
 from voco_llama.errors import DataError, ProblemKind, SettingsError, one_line, shown
 from voco_llama.layout import TextSpan
 
 ARGUMENTS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """What templates are given besides a conversation: no thinking (Qwen3), and one day for all rows (Llama 3.1's own)."""
+
+SECONDS, MEMORY = 10.0, 2**30
+"""Of the processor, and in bytes, that a template may take for a conversation."""
 
 _MEND = "mend it, or take it out"
 _CHOOSE = "set prompt.chat_template to a file with another, or prompt.template=vicuna_v1"
@@ -91,7 +95,8 @@ class ChatTemplate:
         """What transformers makes of a conversation; its text, where `arguments` do not say otherwise."""
         arguments = {"tokenize": False, "add_generation_prompt": asks} | ARGUMENTS | arguments
         try:
-            return self.tokenizer.apply_chat_template(list(messages), **arguments)
+            with bounded(SECONDS, MEMORY):
+                return self.tokenizer.apply_chat_template(list(messages), **arguments)
         except Exception as error:  # its own complaint, or whatever it stumbles over, of any type
             raise DataError(
                 f"the chat template refuses the conversation ({one_line(error)}): {_MEND}",

@@ -78,6 +78,7 @@ def read_messages(messages: Any, where: str, ends_with: Role = "user") -> Conver
         at = f"{where}: message {number}"
         role = _role(message, at)
         text = _text(message["content"], at)
+        _check_whole(text, at)
         if role == "system":
             if number > 0:
                 raise DataError(f"{at} is the system's: the first message may be, no other")
@@ -120,11 +121,13 @@ def _is_messages(prompts: Any) -> bool:
 
 
 def _conversation(prompt: Prompt, where: str) -> Conversation:
-    if isinstance(prompt, Conversation):
-        return prompt
     if isinstance(prompt, str):
-        return Conversation((Turn("user", prompt),))
-    return read_messages(prompt, where)
+        prompt = Conversation((Turn("user", prompt),))
+    if not isinstance(prompt, Conversation):
+        return read_messages(prompt, where)
+    for text in (prompt.system or "", *(turn.text for turn in prompt.turns)):
+        _check_whole(text, where)
+    return prompt
 
 
 def _role(message: Any, at: str) -> str:
@@ -135,6 +138,13 @@ def _role(message: Any, at: str) -> str:
     if message["role"] not in ("system", "user", "assistant"):
         raise DataError(f"{at} is from {shown(message['role'])}, an unknown role: known are system, user, assistant")
     return message["role"]
+
+
+def _check_whole(text: str, at: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # of JSON's escapes, or of a command line in another coding
+        raise DataError(f"{at} holds half a surrogate pair ({shown(text[error.start])}): mend the text") from error
 
 
 def _text(content: Any, at: str) -> str:

@@ -31,6 +31,7 @@ from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
 from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentShape, TextSpan, lay_out, pad_rows
 from voco_llama.llava_folder import check_is_model, is_llava, load_tokenizer, read_config, read_llava_folder
+from voco_llama.provenance import fingerprint_data
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
 
 PROCESSOR_FILE = "voco_processor.json"
@@ -94,8 +95,10 @@ class VoCoProcessor(PushToHubMixin):
             raise DataError(f"{record.source}: {error}", error.kind) from error
         return {name: getattr(row, name) for name in ROW_FIELDS} | decoded
 
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+    def pixels(self, images: Sequence[Image.Image] | Image.Image) -> Tensor:
         """`[images, 3, height, width]` float32, normalized; 0 images give an empty first dimension."""
+        if isinstance(images, Image.Image):
+            images = [images]
         if not images:
             return torch.empty(0, 3, self.image_transform.image_size, self.image_transform.image_size)
         return torch.stack([self.image_transform(image) for image in images])
@@ -166,8 +169,7 @@ class VoCoProcessor(PushToHubMixin):
                 there is no cache to read; or messages are no conversation.
         """
         conversations = conversations_of(text)
-        if isinstance(images, Image.Image):
-            images = [images]
+        images = [images] if isinstance(images, Image.Image) else images
         condition = condition or self.condition
         shape = self.segment_shape(num_voco)
         if images is not None:
@@ -226,7 +228,7 @@ class VoCoProcessor(PushToHubMixin):
         self.tokenizer.save_pretrained(folder)
         described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tokenizer"}
         described |= {"image_transform": self.image_transform.to_dict(), "style": asdict(self.style)}
-        described = {"format_version": FORMAT_VERSION} | described
+        described = {"format_version": FORMAT_VERSION, "vocabulary": _fingerprint(self.tokenizer)} | described
         (folder / PROCESSOR_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -246,10 +248,20 @@ class VoCoProcessor(PushToHubMixin):
             check_is_model(folder)
             if is_llava(folder):
                 return cls.from_llava(folder)
+            if (kind := read_config(folder).get("model_type")) not in (None, VoCoLlamaConfig.model_type):
+                raise CheckpointError(
+                    f"{folder}: is a model of type {kind}, none of ours and no LLaVA: name a folder that training"
+                    f" wrote; a language model to train is model.language.pretrained={folder}"
+                )
         described = read_json(file, advice="it is no processor, or damaged; give the folder of a saved model")
         if described.pop("format_version", None) != FORMAT_VERSION:
             raise CheckpointError(f"{file}: is not of format version {FORMAT_VERSION}: save the model again")
-        tokenizer = load_tokenizer(folder, str(folder))
+        tokenizer, saved = load_tokenizer(folder, str(folder)), described.pop("vocabulary", None)
+        if saved not in (None, _fingerprint(tokenizer)):  # None: saved before it was written
+            raise CheckpointError(
+                f"{folder}: its tokenizer has other tokens than the model was saved with: the files are of different"
+                " models; put those of the model's own into the folder"
+            )
         try:
             with refused_as(CheckpointError, file, _DAMAGED):
                 processor = cls(
@@ -317,6 +329,11 @@ class VoCoProcessor(PushToHubMixin):
         except SettingsError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         return processor
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of its tokens and their ids: as many of another model would be read as well, and be other words."""
+    return fingerprint_data(sorted(tokenizer.get_vocab().items()))
 
 
 def _with_marks(conversations: list[Conversation], num_images: int) -> list[Conversation]:

@@ -91,7 +91,7 @@ class Answerer:
         config = self.inference.model.config
         self.condition = self.condition or config.condition
         require_choice("condition", self.condition, ANSWER_CONDITIONS)
-        self.inference.check_condition(self.condition)
+        self.inference.check_condition(self.condition, self.num_voco)
         self.num_voco = self.num_voco or config.num_voco
         if self.condition == "voco" or (self.condition == "full" and self.num_voco):
             self.inference.model.check_num_voco(self.num_voco)

@@ -102,7 +102,7 @@ def evaluate_text(settings: EvaluateTextSettings) -> Path:
         The result file. Beside it lies the loss of each window, one JSON line each.
 
     Raises:
-        CheckpointError: The checkpoint cannot be loaded.
+        CheckpointError: The checkpoint cannot be loaded, or its loss is no number.
         DataError: A text cannot be read, or has fewer than two tokens.
         SettingsError: There is no text, a text is no file, the window is longer than the model can read, or a result
             of another evaluation is there.
@@ -172,6 +172,7 @@ def measure(
     Special tokens that the text spells out are text. `bytes` are those of the characters after the first token's.
 
     Raises:
+        CheckpointError: A loss is no number.
         DataError: It has fewer than two tokens.
     """
     encoded = tokenizer(
@@ -185,6 +186,10 @@ def measure(
         kept = end - predicted
         logits = model(ids[None, begin:end], use_cache=False, logits_to_keep=kept + 1).logits[0, :-1]
         nats = cross_entropy(logits.double().masked_fill(~rows, -math.inf), ids[predicted:end], reduction="sum").item()
+        if not math.isfinite(nats):
+            raise CheckpointError(
+                f"{name}: the loss from token {predicted} on is {nats}: the model's weights are damaged"
+            )
         lines.append({"text": name, "first": predicted, "tokens": kept, "nats": nats})
     sums = {
         "nats": math.fsum(line["nats"] for line in lines),
@@ -237,4 +242,6 @@ def _read(file: Path) -> str:
         text = file.read_bytes().decode("utf-8")
         if not text.strip():
             raise ValueError("it is empty")
+        if "\0" in text:
+            raise ValueError("it holds bytes of 0, as no text does")
     return text

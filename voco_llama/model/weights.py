@@ -26,6 +26,7 @@ INDEX_SUFFIX = ".index.json"
 BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|position_ids)")
 """Names of buffers that old checkpoints hold and that are computed anew."""
 
+_NO_INDEX = "it is no index of weights; download it again"
 _DAMAGED = "no weights, or damaged or not downloaded to the end; get them again, or the safetensors file of the same"
 
 SHOWN = 3
@@ -71,17 +72,23 @@ def weights_file(folder: Path) -> Path | None:
 
 
 def check_one_set(folder: Path) -> None:
-    """Refuse a folder with two sets of weights of one format, of which one reader takes this and another that.
+    """Refuse a folder whose weights are not all its own, and one with two sets of them of one format.
+
+    Of two sets one reader takes this and another that; and transformers follows an index out of its folder.
 
     Raises:
-        CheckpointError: A file of all weights lies beside an index that names others.
+        CheckpointError: A file of all weights lies beside an index that names others, or an index names a file that is
+            not beside it.
     """
     for name in WEIGHT_FILES:
         file, index = folder / name, folder / f"{name}{INDEX_SUFFIX}"
-        if file.is_file() and index.is_file():
-            with refused_as(CheckpointError, index, "it is no index of weights; download it again"):
-                named = set(read_json(index)["weight_map"].values())
-            if named != {name}:
+        if index.is_file():
+            with refused_as(CheckpointError, index, _NO_INDEX):
+                named = set(read_json(index, advice=_NO_INDEX)["weight_map"].values())
+                outside = sorted(shard for shard in named if Path(shard).name != shard)
+            if outside:
+                raise CheckpointError(f"{index}: names {outside[0]}, which is not beside it: download it again")
+            if file.is_file() and named != {name}:
                 raise CheckpointError(
                     f"{folder}: holds {name} and beside it {index.name}, which names other files: two sets of weights,"
                     " and nothing says which is meant: remove one"
@@ -131,14 +138,8 @@ def read_file(file: Path) -> Weights:
 
 def _read_shards(index: Path) -> Weights:
     """The tensors that an index names, each from the shard that it names for it."""
-    advice = "it is no index of weights; download it again"
-    described = read_json(index, CheckpointError, advice)
-    with refused_as(CheckpointError, index, advice):
-        shard_of = described["weight_map"]
-        shards = sorted(set(shard_of.values()))
-        outside = [shard for shard in shards if Path(shard).name != shard]
-    if outside:
-        raise CheckpointError(f"{index}: names {outside[0]}, which is not beside it: download it again")
+    shard_of = read_json(index)["weight_map"]  # as `check_one_set` has seen
+    shards = sorted(set(shard_of.values()))
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
         raise CheckpointError(

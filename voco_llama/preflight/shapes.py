@@ -25,6 +25,7 @@ from voco_llama.settings import TrainSettings
 from voco_llama.tokens import IGNORE_INDEX, add_special_tokens, check_tokenizer, check_vocabulary
 from voco_llama.training.build import compression_config, fit_reconstruction
 from voco_llama.training.given import SHAPES_DIR
+from voco_llama.training.inputs import language_hint
 from voco_llama.training.lora import add_adapters, trained_by
 from voco_llama.training.stages import ModuleCount, set_trainable
 from voco_llama.visibility import TokenFacts
@@ -118,11 +119,11 @@ def _text_config(settings: TrainSettings, notes: list[str]) -> PreTrainedConfig:
         if not shape.is_file():
             in_world = Path(name).is_relative_to(settings.paths.toyworld)
             if not Path(name).exists() and (in_world or ("/" in name and not is_hub_name(name))):
-                advice = "make the toy world first: voco-llama toyworld" if in_world else "name another folder"
-                raise SettingsError(f"{key}: {name} does not exist (from {Path.cwd()}): {advice}") from error
+                hint = "; make the toy world first: voco-llama toyworld" if in_world else language_hint(name)
+                raise SettingsError(f"{key}: {name} does not exist (from {Path.cwd()}){hint}") from error
             raise SettingsError(
-                f"model.language: the shape of {name} is not known here ({one_line(error)}): fetch its config.json,"
-                f" as in: hf download {name} config.json"
+                f"model.language: the shape of {name} is not known here ({one_line(error)}): if it is a folder, make it"
+                f" first; if a name of the hub, fetch its config.json, as in: hf download {name} config.json"
             ) from error
     notes.append(f"{name} is not here: its published shape ({shape.relative_to(CONFIG_DIR.parent)})")
     return AutoConfig.from_pretrained(shape, trust_remote_code=False)

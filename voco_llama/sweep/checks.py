@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from voco_llama.convert_gguf import check_convert_gguf
 from voco_llama.errors import VoCoError, require
 from voco_llama.evaluation.results import BENCHMARKS_KIND, result_file
 from voco_llama.evaluation.run import check_data_sets
@@ -20,6 +21,7 @@ from voco_llama.training.checks import check_settings
 from voco_llama.training.given import check_model_given
 from voco_llama.training.inputs import check_inputs
 
+CONVERT = "convert-gguf"
 TEACHER = "teacher"
 """The command that makes `loss.top_k_folder`."""
 
@@ -44,6 +46,8 @@ def check_needs(stages: Sequence[Command], evaluations: Iterable[Command], recor
                 check_model_given(command.overrides, settings)
                 check_settings(settings, paths=False)
                 check_inputs(settings, coming=coming)
+            elif command.name == CONVERT:
+                check_convert_gguf(settings)
         made = [getattr(settings, key, None) for key in MADE]
         made += [settings.loss.top_k_folder] if command.name == TEACHER else []
         coming += [Path(place).absolute() for place in made if place is not None]

@@ -83,13 +83,16 @@ class Records:
         Returns:
             What each stage makes -> its settings, of then and now.
         """
-        file = plan.results / f"{BASE}.sweep.json"
+        file = base_file(plan)
         record, here = _read(file), {}
         there, remedy = record.get("base", {}), f"remove {plan.results} and {plan.runs} to make them again"
-        if record.get("seed", plan.base_seed) != plan.base_seed:
+        if not record and any(plan.results.glob("*.sweep.json")):
+            raise SettingsError(f"{file} is missing, which says what the results beside it stand on: {remedy}")
+        seed = record.get("seed", plan.seed) if record else plan.base_seed  # none: from before base_seed
+        if seed != plan.base_seed:
             raise SettingsError(
-                f"the results in {plan.results} stand on the base stages of seed {record['seed']}, not of"
-                f" {plan.base_seed}: set base_seed={record['seed']}, choose other results=... and runs=..., or {remedy}"
+                f"the results in {plan.results} stand on the base stages of seed {seed}, not of {plan.base_seed}: set"
+                f" base_seed={seed}, choose other results=... and runs=..., or {remedy}"
             )
         for command in plan.base:
             described = self.describe(command)
@@ -105,7 +108,7 @@ class Records:
 
     def write_base(self, plan: SeedPlan) -> None:
         """Record what the results of a seed stand on."""
-        _write(plan.results / f"{BASE}.sweep.json", {"seed": plan.base_seed, "base": self.check_base(plan)})
+        _write(base_file(plan), {"seed": plan.base_seed, "base": self.check_base(plan)})
 
     def pending(self, job: Job) -> dict[str, Command]:
         """The evaluations of a job whose results are not there.
@@ -159,14 +162,27 @@ class Records:
         return (job.run_folder / SETTINGS_FILE).is_file() and RunFolder(self.compose(job.train)).is_finished()
 
     def pending_base(self, plan: SeedPlan, training: bool) -> list[Command]:
-        """The base stages still to be run; where no row will be trained, only those that make data to evaluate on."""
+        """The base stages still to be run; where no row will be trained, only those that make data to evaluate on.
+
+        Raises:
+            SettingsError: No record says what rows that are trained stand on, and neither do the stages: one was made
+                with other settings, or is gone.
+        """
+        if not base_file(plan).is_file():
+            gone = [command for command in plan.base if command.name == TRAIN and not self._is_made(command)]
+            if gone and not training:
+                raise SettingsError(
+                    f"rows are trained, and what they stand on is gone from {plan.runs}, with any record of it: remove"
+                    f" the rows to train them again, or run '{gone[0]}' if that made it"
+                )
         return [command for command in plan.base if (training or command.name != TRAIN) and not self._is_made(command)]
 
     def _is_made(self, command: Command) -> bool:
         settings = self.compose(command)
         if command.name == TRAIN:
             return RunFolder(settings).is_finished()
-        return (root := getattr(settings, "root", None)) is not None and Path(root).exists()
+        root = getattr(settings, "root", None)
+        return root is not None and _holds_world(Path(root), settings)
 
     def _check_same(self, there: Flat, command: Command, what: str, remedy: str) -> None:
         here, schema = self.describe(command), self._schemas[command.name]
@@ -178,6 +194,31 @@ class Records:
             )
         if differing := difference(there, here, schema):
             raise SettingsError(f"{what} with other settings: {differing}: {remedy}")
+
+
+def _holds_world(root: Path, settings: Any) -> bool:
+    """Whether a toy world is there.
+
+    Raises:
+        SettingsError: It is of other settings: results in other folders may stand on it.
+    """
+    from voco_llama.toyworld.world import MANIFEST  # it brings what draws
+
+    if not (manifest := root / MANIFEST).is_file():
+        return False
+    there = read_json(manifest, SettingsError, f"remove {root} to make it again").get("settings")
+    there = there if isinstance(there, dict) else {}
+    if differing := difference(there, to_plain(settings), type(settings), ("root",)):
+        raise SettingsError(
+            f"{root} holds a world of other settings: {differing}: choose other runs=..., or remove {root.parent} to"
+            " make it and what was trained on it again"
+        )
+    return True
+
+
+def base_file(plan: SeedPlan) -> Path:
+    """The record of what the results of a seed stand on."""
+    return plan.results / f"{BASE}.sweep.json"
 
 
 def record_file(job: Job) -> Path:

@@ -102,8 +102,13 @@ def sweep(settings: SweepSettings, overrides: Sequence[str], runners: Mapping[st
     if settings.dry_run:
         work = [Work(plan, records) for plan in plans]
         _log_costs(work, records)  # before anything is refused, so that they are heard where the data is not
-        _check(work, records)
-        return "\n".join(map(str, work))
+        listed = "\n".join(map(str, work))
+        try:
+            _check(work, records)
+        except VoCoError:
+            logger.info("what is to be done, of which the first that cannot be is named below:\n%s", listed)
+            raise
+        return listed
     slots, pinned_to = _slots(settings)
     with ExitStack() as held:
         for folder in {settings.runs.resolve(), settings.results.resolve()}:

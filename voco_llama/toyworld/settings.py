@@ -164,6 +164,10 @@ class ToyWorldSettings:
 
 @dataclass(frozen=True)
 class ToyWorldCommand(ToyWorldSettings):
-    """What `voco-llama toyworld` reads: the world, and the folder to write it to."""
+    """What `voco-llama toyworld` reads: the world, and where it goes.
+
+    Attributes:
+        root: The folder to write it to.
+    """
 
     root: Path = Path()

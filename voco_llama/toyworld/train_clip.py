@@ -86,6 +86,7 @@ def train_clip(settings: TrainSettings) -> Path:
         Watch(run.path, settings.stall_limit) as watch,
     ):
         _train_clip(settings, run, interrupts, watch)
+        logger.info("trained: %s", run.path)
     return run.path
 
 

@@ -102,6 +102,11 @@ def build_processor(settings: TrainSettings) -> VoCoProcessor:
         num_frames=settings.data.num_frames,
     )
     built.check_style()
+    if prompt.template == "vicuna_v1" and processor.tokenizer.chat_template is not None:
+        logger.warning(
+            "the tokenizer has a chat template, and prompt.template=vicuna_v1 does not write it: for an instruct model"
+            " choose prompt=chat"
+        )
     return built
 
 

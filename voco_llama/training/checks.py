@@ -104,6 +104,8 @@ def _check_ranges(settings: TrainSettings) -> None:
         if value not in (None, []) and any(fnmatchcase(key, pattern) for pattern in POSITIVE):
             least = "1 or more" if isinstance(value, int) else "a number above 0"
             require(value > 0, f"{key} is {value}: give {least}")
+    utilization = settings.hardware.utilization
+    require(utilization <= 1, f"hardware.utilization is {utilization:g}: give a part of gpu_tflops, as 0.4 for 40 %")
 
 
 def _check_compression(settings: TrainSettings) -> None:

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from voco_llama.config_files import CONFIG_DIR
-from voco_llama.errors import CheckpointError, require
+from voco_llama.errors import CheckpointError, SettingsError, require
 from voco_llama.files import read_json
 from voco_llama.settings import TeacherSettings, TrainSettings
 from voco_llama.training.loss_checks import has_term
@@ -131,9 +131,10 @@ def _check_read(overrides: Sequence[str], settings: TrainSettings, unreads: Sequ
     for key, value in _given(overrides):
         for unread in unreads:
             is_for_teacher = isinstance(settings, TeacherSettings) and key.startswith("loss.")
-            if not is_for_teacher and any(fnmatchcase(key, pattern) for pattern in unread.keys):
+            is_meant = not is_for_teacher and any(fnmatchcase(key, pattern) for pattern in unread.keys)
+            if is_meant and unread.holds(settings):  # only then is there what `why` names
                 why = unread.why.format(settings=settings)
-                require(not unread.holds(settings), f"{key}={value} would not be read, for {why}, or leave it out")
+                raise SettingsError(f"{key}={value} would not be read, for {why}, or leave it out")
 
 
 def named_otherwise(settings: TrainSettings) -> str | None:

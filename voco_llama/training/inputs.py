@@ -24,6 +24,8 @@ LANGUAGE_WEIGHTS = (
 TOWER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CONFIG = ("config.json",)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+"""Beside a tokenizer; transformers writes it so."""
 MANIFEST_FILE = "manifest.json"
 """Of top-k files: what stands for all of them."""
 
@@ -123,9 +125,15 @@ def _of_model(model: ModelSettings, is_tower: bool) -> Iterator[Input]:
         ("tokenizer", model.tokenizer, "other", TOKENIZERS, True),
     ):
         if name is not None:
-            yield Input(f"model.{key}", name, part, "model", holds, is_read=is_read, sign=".")
+            hint = language_hint(name) if key == "language.pretrained" else ""
+            yield Input(f"model.{key}", name, part, "model", holds, hint, is_read, sign=".")
     if model.projector_weights is not None:
         yield Input("model.projector_weights", model.projector_weights, "start", sign=".")
+
+
+def language_hint(folder: str) -> str:
+    """What to do about a language model that is not there."""
+    return f"; download it there, or of SmolLM2-135M: voco-llama convert-gguf output={folder}"
 
 
 def _of_teacher(settings: TrainSettings) -> Iterator[Input]:
@@ -178,4 +186,8 @@ def check_inputs(settings: TrainSettings, part: str | None = None, coming: Seque
 def fingerprints(settings: TrainSettings) -> dict[str, str]:
     """Setting -> fingerprint of the local file or folder that it names."""
     named = {entry.key: Path(entry.name, entry.sign) for entry in list_inputs(settings) if entry.sign is not None}
+    if settings.prompt.template == "chat" and settings.prompt.chat_template is None:
+        model = settings.model
+        folder = model.checkpoint or model.tokenizer or model.language.pretrained
+        named["prompt.template"] = Path(folder or "", CHAT_TEMPLATE_FILE)
     return {key: sampled_fingerprint(path) for key, path in named.items() if path.exists()}

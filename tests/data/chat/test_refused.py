@@ -1,5 +1,9 @@
 """Chat templates that cannot be used, each refused in one line before anything is trained; and records that cannot."""
 
+import re
+import resource
+import signal
+
 import pytest
 
 from tests.data.chat.families import chat_processor, new_tokenizer
@@ -81,6 +85,26 @@ def test_a_template_that_cannot_be_taken_apart_is_refused(template, complaint):
     line = refused(template)
     assert line.startswith(complaint), line
     assert "prompt.chat_template" in line
+
+
+@pytest.mark.parametrize(
+    ("expression", "complaint"),
+    [
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}"
+            "{% endfor %}",
+            r"refuses the conversation \(it takes more than 0.2 seconds\)",
+        ),
+        ("{{ ('a' * (2 * 10**9)) | length }}", r"refuses the conversation \(MemoryError\)"),
+    ],
+    ids=["time", "memory"],
+)
+def test_a_template_without_end_is_ended(monkeypatch, expression, complaint):
+    monkeypatch.setattr("voco_llama.data.chat_template.SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGVTALRM), resource.getrlimit(resource.RLIMIT_AS)
+    assert re.match(f"{PREFIX} {complaint}: set prompt", refused(expression + each(f"{HEAD}<|im_end|>")))
+    assert (signal.getsignal(signal.SIGVTALRM), resource.getrlimit(resource.RLIMIT_AS)) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 def test_marks_of_what_the_assistant_says_are_compared():
