@@ -34,6 +34,8 @@ NUMBERED = {
     "toy/voco_{}_kl": (1, 4),
     "toy/voco_{}_bidirectional": (1, 4),
     "toy/voco_{}_distinct": (4,),
+    "toy/voco_{}_reconstruction": (1,),
+    "toy/voco_{}_independent": (1,),
     "toy/average_pool": (1, 4),
     "toy/q_former": (1, 4),
 }
