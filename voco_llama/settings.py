@@ -257,6 +257,13 @@ class LossSettings:
         chunk_size: Tokens whose logits exist at the same time; smaller needs less memory.
         teacher: Reads the same rows under condition `full`. `checkpoint`: the model in `teacher_checkpoint`.
             `adapters_off`: the student without its LoRA. `top_k`: what `voco-llama teacher` wrote to `top_k_folder`.
+            `most_voco`: no other model, and no condition `full`: of several `compression.readings`, the one through the
+            most VoCo tokens teaches the others, at no cost. `kl` is a mean over these others, `lm` over all readings.
+        own_answers: Part of the rows, drawn, whose last turn the student writes itself before each step: greedily,
+            through the VoCo tokens that it is read through, of several readings those of one, drawn. Of a row with
+            several answers one is drawn, and the row ends with it. The KL term counts these rows as all others; `lm`
+            leaves them out, and is a mean over the others (`voco_llama.training.own_answers`).
+        own_answer_tokens: Most tokens of such an answer; null: as many as the longest answer of the step.
         teacher_checkpoint: A VoCoLlama folder; it may be the one that the student starts from.
         schedule: Weights over training, linear between these points and constant before the first and after the last;
             in place of the weights here.
@@ -268,6 +275,8 @@ class LossSettings:
     temperature: float = 1.0
     chunk_size: int = 1024
     teacher: str = _choice(TEACHERS, default="none")
+    own_answers: float = 0.0
+    own_answer_tokens: int | None = None
     teacher_checkpoint: str | None = None
     top_k_folder: str | None = None
     schedule: list[LossPoint] | None = None

@@ -1,7 +1,8 @@
-"""Teachers: what the KL term compares the student with. Every one reads the rows with the image visible.
+"""Teachers: what the KL term compares the student with. All but `most_voco` read the rows with the image visible.
 
     checkpoint    a frozen model of ours; its weights are divided over the processes where the student's are
     adapters_off  the student itself without its LoRA adapters
+    most_voco     the student itself, in the step's reading through the most VoCo tokens, which teaches the others
     top_k         files that `voco-llama teacher` wrote (`voco_llama.training.teachers.top_k`)
 
 A teacher reads the student's own batch: the same text, images and order of rows, under condition `full` and with
@@ -24,7 +25,7 @@ from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.layout import HostRows, next_tokens, truncate_voco
-from voco_llama.model.losses import TeacherStates, TeacherTokens, TeacherTopK
+from voco_llama.model.losses import OwnReadings, TeacherStates, TeacherTokens, TeacherTopK
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.packing import cannot_pack
 from voco_llama.settings import TrainSettings
@@ -102,6 +103,13 @@ class AdaptersOffTeacher(Teacher):
         if isinstance(head, AuxiliaryTrainingWrapper):  # tied to the embeddings, among which VoCo's trains
             head = head.original_module
         return TeacherStates(hidden_states, head)
+
+
+class MostVocoTeacher(Teacher):
+    """The student, where it reads through the most VoCo tokens: it reads nothing for that, its states are there."""
+
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> OwnReadings:
+        return OwnReadings(int((next_tokens(HostRows.of_batch(batch).fields["labels"]) != IGNORE_INDEX).sum()))
 
 
 class TopKTeacher(Teacher):
@@ -215,7 +223,7 @@ def build_teacher(
         return CheckpointTeacher(load_teacher(settings, student.config.text_config.vocab_size), pad)
     if kind == "adapters_off":
         return AdaptersOffTeacher(adapters, _trained_num_voco(settings, processor), pad)
-    return TopKTeacher() if kind == "top_k" else None
+    return {"none": lambda: None, "most_voco": MostVocoTeacher, "top_k": TopKTeacher}[kind]()
 
 
 def _trained_num_voco(settings: TrainSettings, processor: VoCoProcessor) -> int:

@@ -1,0 +1,142 @@
+"""Trainings on the student's own answers, and with its reading through the most VoCo tokens as teacher."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from voco_llama.layout import HostRows
+from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.training.own_answers import OWN_ROWS
+from voco_llama.training.run import train
+from voco_llama.training.teachers.teacher import MostVocoTeacher
+from voco_llama.training.trainer import VoCoTrainer
+
+ELASTIC = ("compression.num_voco=4", "compression.num_voco_choices=[1,2,4]")
+READINGS = (*ELASTIC, "compression.readings=3")
+MOST = (*READINGS, "loss=lm_kl", "loss.teacher=most_voco", "loss.lm=0.25", "loss.kl=3", "loss.temperature=2")
+DIVIDED = ("trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=4")
+
+
+@pytest.fixture
+def taught(settings_for, upper):
+    """Trains, and returns what its log says of each step, and its folder."""
+
+    def make(name: str, *overrides: str) -> tuple[list[dict], Path]:
+        settings = settings_for("toy/voco_1", *overrides)
+        settings.output_dir = f"{settings.output_dir}_{name}"
+        final = train(settings)
+        return json.loads((final.parent / "result.json").read_text())["loss_curve"], final
+
+    return make
+
+
+@pytest.fixture
+def own(upper) -> tuple[str, ...]:
+    """Settings of a training with answers of its own."""
+    return ("loss=kl", f"loss.teacher_checkpoint={upper}", "loss.own_answers=0.5")
+
+
+def check_same(ours: list[dict], theirs: list[dict], names=("loss", "loss_lm", "loss_kl")) -> None:
+    for name in names:
+        assert [e[name] for e in ours] == pytest.approx([e[name] for e in theirs], rel=1e-4), name
+
+
+# ---- the reading through the most VoCo tokens
+
+
+def test_the_reading_through_the_most_tokens_teaches_the_others(taught):
+    curve, _ = taught("most", *MOST)
+    for entry in curve:
+        assert entry["loss"] == pytest.approx(0.25 * entry["loss_lm"] + 3 * entry["loss_kl"], rel=1e-5)
+        assert entry["loss_kl"] > 0
+    plain, _ = taught("plain", *READINGS)
+    assert curve[0]["loss_lm"] == pytest.approx(plain[0]["loss"], rel=1e-5)  # in all readings, as without a teacher
+
+
+@pytest.mark.parametrize("overrides", [DIVIDED, ("loss.chunk_size=7",), ("two_steps=false",)])
+def test_what_must_not_change_what_it_teaches(taught, overrides):
+    check_same(taught("varied", *MOST, *overrides)[0], taught("plain", *MOST)[0])
+
+
+# ---- own answers
+
+
+def test_their_rows_count_for_the_divergence_alone(taught, own, monkeypatch):
+    """Both terms are means over the tokens that have them; the batch is what the model trains on."""
+    seen, original = [], VoCoTrainer.compute_loss
+
+    def watched(self, model, inputs, *args, **kwargs):
+        labels = HostRows.of_batch(inputs).fields["labels"]
+        counts = (labels[:, 1:] >= 0).sum(dim=1)
+        seen.append((inputs[OWN_ROWS].rows, counts))
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(VoCoTrainer, "compute_loss", watched)
+    weights = ("loss.lm=0.5", "loss.kl=2", "trainer.max_steps=6")
+    curve, _ = taught("own", *own, *weights, *DIVIDED)
+    for entry in curve:
+        assert entry["loss"] == pytest.approx(0.5 * entry["loss_lm"] + 2 * entry["loss_kl"], rel=1e-5)
+    shares = [float(rows.float().mean()) for rows, _ in seen]
+    assert len(seen) == 24
+    assert 0.25 < sum(shares) / len(shares) < 0.75
+
+
+def test_all_rows_may_be_its_own_and_the_divergence_goes_down(taught, own):
+    curve, final = taught("all", *own, "loss.own_answers=1", "trainer.max_steps=12")
+    assert curve[-1]["loss_kl"] < 0.7 * curve[0]["loss_kl"]
+    assert [entry["loss_lm"] for entry in curve] == [0] * 12
+    VoCoLlama.from_pretrained(final)
+
+
+@pytest.mark.parametrize("overrides", [DIVIDED, ("two_steps=false",)])
+def test_what_must_not_change_what_it_learns_of_them(taught, own, overrides):
+    settings = (*own, "loss.lm=0.5", *READINGS)
+    check_same(taught("varied", *settings, *overrides)[0], taught("plain", *settings)[0])
+
+
+def test_a_schedule_spares_the_writing(taught, own, monkeypatch):
+    steps, original = [], VoCoTrainer._with_own_answers
+
+    def watched(self, *args):
+        steps.append(self.state.global_step)
+        return original(self, *args)
+
+    monkeypatch.setattr(VoCoTrainer, "_with_own_answers", watched)
+    points = "[{at: 0.25, lm: 1, kl: 0}, {at: 0.75, lm: 0, kl: 2}]"
+    taught("schedule", *own, f"loss.schedule={points}")
+    assert steps == [2, 3]
+
+
+def test_they_go_with_the_reading_that_teaches(taught):
+    curve, _ = taught("both", *MOST, "loss.own_answers=0.5")
+    check_same(taught("divided", *MOST, "loss.own_answers=0.5", *DIVIDED)[0], curve)
+    assert MostVocoTeacher().batch_entries == ()
+
+
+@pytest.mark.parametrize("overrides", [(), ("model.lora.rank=2", "model.lora.dropout=0.1", "stage.trains=[language]")])
+def test_a_killed_run_goes_on_to_the_same_curve(taught, own, upper, monkeypatch, overrides):
+    if overrides:
+        overrides = (
+            *overrides,
+            "loss.teacher=adapters_off",
+            "loss.teacher_checkpoint=null",
+            f"model.checkpoint={upper}",
+        )
+    saving = ("trainer.max_steps=6", "trainer.save_strategy=steps", "trainer.save_steps=2")
+    settings = (*own, "loss.lm=1", *ELASTIC, *overrides, *saving)
+    whole, _ = taught("whole", *settings)
+    original = VoCoTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(VoCoTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        taught("killed", *settings)
+    monkeypatch.undo()
+    resumed, _ = taught("killed", *settings)
+    for name in ("loss", "loss_lm", "loss_kl"):
+        assert [entry[name] for entry in resumed] == [entry[name] for entry in whole]
