@@ -231,15 +231,22 @@ class StageSettings:
 
 @dataclass
 class LossPoint:
-    """Weights of the losses at one moment of training; `at` is the fraction of all steps that is done."""
+    """Weights of the losses at one moment of training; `at` is the fraction of all steps that is done.
+
+    Attributes:
+        teacher_num_voco: From here to the next point the teacher reads each image through its first so many VoCo
+            tokens, under condition `voco`, and not the whole of it: for a `teacher_checkpoint` that was trained so, and
+            rows of as many (elastic ones). null: it sees the image.
+    """
 
     at: float = MISSING
     lm: float = MISSING
     kl: float = MISSING
     reconstruction: float = 0.0
+    teacher_num_voco: int | None = None
 
 
-LOSSES = tuple(entry.name for entry in fields(LossPoint) if entry.name != "at")
+LOSSES = tuple(entry.name for entry in fields(LossPoint) if entry.name not in ("at", "teacher_num_voco"))
 """Names of the terms of the loss; `voco_llama.model.losses.Objective` has a weight of each name."""
 
 
@@ -266,7 +273,7 @@ class LossSettings:
         own_answer_tokens: Most tokens of such an answer; null: as many as the longest answer of the step.
         teacher_checkpoint: A VoCoLlama folder; it may be the one that the student starts from.
         schedule: Weights over training, linear between these points and constant before the first and after the last;
-            in place of the weights here.
+            in place of the weights here. A point may say besides how much the teacher reads (`teacher_num_voco`).
     """
 
     lm: float = 1.0

@@ -138,7 +138,7 @@ def test_rows_are_those_of_the_processor_for_that_answer(order, two_steps, step)
 
 
 def test_an_answer_without_an_end_and_one_that_fills_the_row():
-    processor = tiny_processor(max_length=60)
+    processor = tiny_processor(max_length=52)
     model, letters = tiny_model(processor), processor.tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopq"))
     batch = batch_of(processor, True, [("<image>\nWhat is it?", "A cat.")])
     own = OwnAnswers(draw_of(), processor, None)
@@ -149,9 +149,9 @@ def test_an_answer_without_an_end_and_one_that_fills_the_row():
         said = Says(model, processor, [letters[:most]])
         new = own.write(said, batch, 0, 0, torch.full((1, 1), 2), most)
         (longer,) = rows_of(new["rows"].fields)
-        assert longer.input_ids[start:].tolist() == letters[: min(most, 60 - start)]
+        assert longer.input_ids[start:].tolist() == letters[: min(most, 52 - start)]
         assert torch.equal(longer.labels[start:], longer.input_ids[start:])
-    assert len(longer) == 60
+    assert len(longer) == 52
 
 
 def test_what_follows_the_end_is_left_away():

@@ -40,6 +40,7 @@ def check_losses(settings: TrainSettings) -> None:
         f"loss.own_answers is {loss.own_answers}, and what the student writes is judged by the KL term alone: choose"
         " loss=kl or loss=lm_kl, or set loss.own_answers=0",
     )
+    _check_budgets(settings)
     if hears_teacher:
         _check_student(settings, "the KL term teaches")
         _check_teacher(settings)
@@ -52,6 +53,11 @@ def check_losses(settings: TrainSettings) -> None:
 def has_term(loss: LossSettings, name: str) -> bool:
     """Whether this one of `LOSSES` counts at any moment."""
     return any(getattr(point, name) > 0 for point in loss.schedule or [loss])
+
+
+def teacher_budgets(loss: LossSettings) -> list[int]:
+    """The numbers of VoCo tokens that the teacher reads images through, each in its time; none if it sees them."""
+    return [point.teacher_num_voco for point in loss.schedule or () if point.teacher_num_voco is not None]
 
 
 def _moments(loss: LossSettings) -> dict[str, LossSettings | LossPoint]:
@@ -147,6 +153,22 @@ def _check_teacher(settings: TrainSettings) -> None:
         )
 
 
+def _check_budgets(settings: TrainSettings) -> None:
+    loss = settings.loss
+    for where, point in _moments(loss).items():
+        if (number := getattr(point, "teacher_num_voco", None)) is not None:
+            require(
+                loss.teacher == "checkpoint",
+                f"{where}.teacher_num_voco is {number}, but loss.teacher is {loss.teacher}: of teachers, a checkpoint"
+                " alone reads VoCo tokens; set it to null, or loss.teacher=checkpoint",
+            )
+            require(
+                1 <= number <= settings.compression.num_voco,
+                f"{where}.teacher_num_voco is {number}: give 1 to {settings.compression.num_voco}, as many as the rows"
+                " have (compression.num_voco), or null, to let the teacher see the image",
+            )
+
+
 def _check_own_readings(settings: TrainSettings) -> None:
     compression, loss = settings.compression, settings.loss
     require(
@@ -163,7 +185,7 @@ def _check_own_readings(settings: TrainSettings) -> None:
 
 
 def _check_own_answers(settings: TrainSettings) -> None:
-    loss, sharding = settings.loss, sharding_of(settings.trainer)
+    loss = settings.loss
     name = f"loss.own_answers={loss.own_answers}"
     require(
         loss.teacher != "top_k",
@@ -171,9 +193,9 @@ def _check_own_answers(settings: TrainSettings) -> None:
         " checkpoint, adapters_off or most_voco",
     )
     require(
-        not sharding.cuts_weights,
-        f"{name}: each process writes answers as long as its own, and {sharding.name} would gather weights for each"
-        " word of all: use trainer=zero2, or set loss.own_answers=0",
+        not sharding_of(settings.trainer).cuts_weights,
+        f"{name}: answers have unequal lengths, and ZeRO-3 and FSDP would gather the weights for every word of each:"
+        " use trainer=zero2, or set loss.own_answers=0",
     )
     require(
         settings.prompt.template != "plain",

@@ -26,6 +26,7 @@ from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts
 from voco_llama.training.liger import use_liger
 from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
+from voco_llama.training.loss_checks import teacher_budgets
 from voco_llama.training.losses import ScheduledLoss
 from voco_llama.training.own_answers import OwnAnswers, OwnDraw
 from voco_llama.training.passes import uses_two_steps
@@ -85,7 +86,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
     batch = GlobalBatch.of(settings, arguments.world_size)
     origin = going_on(run.origin(batch, len(mixture)), checkpoint, run.names_checkpoint)
     if settings.loss.teacher == "checkpoint":
-        check_teacher(settings.loss.teacher_checkpoint, build_processor(settings))
+        check_teacher(settings.loss.teacher_checkpoint, build_processor(settings), teacher_budgets(settings.loss))
     model, processor = build_or_load(settings)
     rows = NumberedRows(mixture, processor.row)
     if settings.loss.teacher == "top_k":
