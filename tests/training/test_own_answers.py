@@ -250,9 +250,13 @@ def test_a_step_gives_each_batch_its_place_and_puts_the_student_back():
     model = tiny_model(processor).train()
     elastic = ElasticDraw((1, 2, 4), "row", 8, 0)
     own = OwnAnswers(OwnDraw(1.0, 8, 0), processor, None)
+    trains, generate = [], model.generate
+    model.generate = lambda *args, **kwargs: (trains.append(model.training), generate(*args, **kwargs))[1]
     batches = [batch_of(processor, True), batch_of(processor, True)]
     found = own.of_step(model, batches, 3, [0, 4], elastic, 6)
     assert model.training
+    assert trains
+    assert not any(trains)
     for batch, first in zip(found, (0, 4), strict=True):
         alone = own.write(model.eval(), batches[0], 3, first, elastic(3, first, 4), 6)
         assert torch.equal(batch["labels"], alone["labels"])
