@@ -98,7 +98,7 @@ class OwnAnswers:
         """The batches of a step as `write` makes them; the places of their first rows are `firsts`."""
         was_training, written = student.training, []
         student.eval()
-        for batch, first in zip(batches, firsts, strict=False):
+        for batch, first in zip(batches, firsts, strict=True):
             count = len(batch["labels"])
             num_voco = elastic(step, first, count) if elastic else torch.full((1, count), student.config.num_voco)
             written.append(self.write(student, batch, step, first, num_voco, most))
