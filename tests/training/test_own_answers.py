@@ -249,7 +249,8 @@ def test_a_step_gives_each_batch_its_place_and_puts_the_student_back():
     processor = tiny_processor(num_voco=4)
     model = tiny_model(processor).train()
     elastic = ElasticDraw((1, 2, 4), "row", 8, 0)
-    own = OwnAnswers(OwnDraw(1.0, 8, 0), processor, None)
+    draw = OwnDraw(0.6, 8, 0)
+    own = OwnAnswers(draw, processor, None)
     trains, generate = [], model.generate
     model.generate = lambda *args, **kwargs: (trains.append(model.training), generate(*args, **kwargs))[1]
     batches = [batch_of(processor, True), batch_of(processor, True)]
@@ -257,6 +258,7 @@ def test_a_step_gives_each_batch_its_place_and_puts_the_student_back():
     assert model.training
     assert trains
     assert not any(trains)
+    assert torch.cat([batch[OWN_ROWS].rows for batch in found]).tolist() == (draw(3, 0, 8)[0] < 0.6).tolist()
     for batch, first in zip(found, (0, 4), strict=True):
         alone = own.write(model.eval(), batches[0], 3, first, elastic(3, first, 4), 6)
         assert torch.equal(batch["labels"], alone["labels"])
