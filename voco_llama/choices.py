@@ -46,7 +46,7 @@ STAGES = ("clip", "language", "align", "instruct", "voco", "video")
 PARTS = ("vision", "projector", "language")
 """What a stage may train."""
 
-TEACHERS = ("none", "checkpoint", "adapters_off", "top_k")
+TEACHERS = ("none", "checkpoint", "adapters_off", "most_voco", "top_k")
 DRAWS = ("row", "batch")
 OPTIMIZERS = ("trainer", "muon")
 LAYOUTS = ("voco", "llava", "llava_hf")

@@ -231,15 +231,22 @@ class StageSettings:
 
 @dataclass
 class LossPoint:
-    """Weights of the losses at one moment of training; `at` is the fraction of all steps that is done."""
+    """Weights of the losses at one moment of training; `at` is the fraction of all steps that is done.
+
+    Attributes:
+        teacher_num_voco: From here to the next point the teacher reads each image through its first so many VoCo
+            tokens, under condition `voco`, and not the whole of it: for a `teacher_checkpoint` that was trained so, and
+            rows of as many (elastic ones). null: it sees the image.
+    """
 
     at: float = MISSING
     lm: float = MISSING
     kl: float = MISSING
     reconstruction: float = 0.0
+    teacher_num_voco: int | None = None
 
 
-LOSSES = tuple(entry.name for entry in fields(LossPoint) if entry.name != "at")
+LOSSES = tuple(entry.name for entry in fields(LossPoint) if entry.name not in ("at", "teacher_num_voco"))
 """Names of the terms of the loss; `voco_llama.model.losses.Objective` has a weight of each name."""
 
 
@@ -257,9 +264,16 @@ class LossSettings:
         chunk_size: Tokens whose logits exist at the same time; smaller needs less memory.
         teacher: Reads the same rows under condition `full`. `checkpoint`: the model in `teacher_checkpoint`.
             `adapters_off`: the student without its LoRA. `top_k`: what `voco-llama teacher` wrote to `top_k_folder`.
+            `most_voco`: no other model, and no condition `full`: of several `compression.readings`, the one through the
+            most VoCo tokens teaches the others, at no cost. `kl` is a mean over these others, `lm` over all readings.
+        own_answers: Part of the rows, drawn, whose last turn the student writes itself before each step: greedily,
+            through the VoCo tokens that it is read through, of several readings those of one, drawn. Of a row with
+            several answers one is drawn, and the row ends with it. The KL term counts these rows as all others; `lm`
+            leaves them out, and is a mean over the others (`voco_llama.training.own_answers`).
+        own_answer_tokens: Most tokens of such an answer; null: as many as the longest answer of the step.
         teacher_checkpoint: A VoCoLlama folder; it may be the one that the student starts from.
         schedule: Weights over training, linear between these points and constant before the first and after the last;
-            in place of the weights here.
+            in place of the weights here. A point may say besides how much the teacher reads (`teacher_num_voco`).
     """
 
     lm: float = 1.0
@@ -268,6 +282,8 @@ class LossSettings:
     temperature: float = 1.0
     chunk_size: int = 1024
     teacher: str = _choice(TEACHERS, default="none")
+    own_answers: float = 0.0
+    own_answer_tokens: int | None = None
     teacher_checkpoint: str | None = None
     top_k_folder: str | None = None
     schedule: list[LossPoint] | None = None

@@ -14,6 +14,7 @@ from tests.distributed.launch import run
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 ONE_ROW = ["trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=4"]
+READINGS = ["compression.num_voco=4", "compression.num_voco_choices=[1,2,4]", "compression.readings=3"]
 ALL_GATHERED = "trainer.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
 KL = ["loss=lm_kl", "loss.lm=0.5", "loss.chunk_size=16", "trainer.max_steps=4"]
 TEACHERS = {
@@ -58,3 +59,30 @@ def test_two_processes_give_the_curves_of_one(overrides, start, teacher, one_pro
         assert json.loads((folder / f"teacher_{rank}.json").read_text()) == expected
     for name, values in curves(folder).items():
         np.testing.assert_allclose(values, one_process[name], rtol=1e-4, err_msg=name)
+
+
+def of_two(overrides, name: str, start, trainer: str, *more: str) -> dict[str, list[float]]:
+    settings, folder = overrides(name, 2, f"trainer={trainer}", start=start)
+    run(2, [*settings, *KL, *more])
+    return curves(folder)
+
+
+@pytest.mark.parametrize(("trainer", "more"), [("cpu", []), ("zero3", [*ONE_ROW, ALL_GATHERED])])
+def test_the_reading_through_the_most_tokens_teaches_two_processes_as_one(overrides, teacher, trainer, more):
+    start, taught = teacher.partition("=")[2], [*READINGS, "loss.teacher=most_voco"]
+    settings, folder = overrides(f"most_one_{trainer}", 1, start=start)
+    run(1, [*settings, *KL, *taught])
+    two = of_two(overrides, f"most_{trainer}", start, trainer, *taught, *more)
+    assert max(two["loss_kl"]) > 1e-4
+    for name, values in curves(folder).items():
+        np.testing.assert_allclose(two[name], values, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "zero2"])
+def test_two_processes_write_the_answers_of_one(overrides, teacher, trainer):
+    start, own = teacher.partition("=")[2], [*READINGS, teacher, "loss.own_answers=0.5"]
+    settings, folder = overrides(f"own_one_{trainer}", 1, start=start)
+    run(1, [*settings, *KL, *own])
+    two = of_two(overrides, f"own_two_{trainer}", start, trainer, *own, *ONE_ROW)
+    for name, values in curves(folder).items():
+        np.testing.assert_allclose(two[name], values, rtol=1e-4, atol=1e-7, err_msg=name)

@@ -95,6 +95,30 @@ def test_no_tokens_at_all():
     assert torch.equal(made.head.weight.grad, torch.zeros_like(made.head.weight))
 
 
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_the_student_wrote_itself_has_no_cross_entropy(chunk_size, times):
+    made = Setup()
+    own = torch.arange(TOKENS) % 3 == 0
+    logits = made.head(made.hidden_states)
+    expected = functional.cross_entropy(logits[~own], made.targets[~own], reduction="sum") / 30
+    divergence = made.plain(0.0, 1.0, 1.0, num_items=40)[2]
+    objective = Objective(0.5, 2.0, 1.0, chunk_size, made.teacher, own=own, num_labeled=30).of_readings(times)
+    states, targets = made.hidden_states.repeat(times, 1), made.targets.repeat(times)
+    losses = objective(made.head, states, targets, times * 40)
+    torch.testing.assert_close(losses.lm, expected.detach())
+    torch.testing.assert_close(losses.kl.double(), divergence.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses.total, 0.5 * losses.lm + 2 * losses.kl)
+
+
+def test_a_step_of_the_student_s_own_words_alone():
+    made = Setup()
+    objective = Objective(1.0, 1.0, teacher=made.teacher, own=torch.ones(TOKENS, dtype=torch.bool), num_labeled=0)
+    losses = objective(made.head, made.hidden_states, made.targets, TOKENS)
+    assert losses.lm == 0
+    torch.testing.assert_close(losses.total, losses.kl)
+
+
 # ---- memory
 
 

@@ -330,6 +330,8 @@ def test_what_is_not_modelled_is_said():
     run = dry_run(composed("voco_1", None, "trainer.optim=lion_8bit"))
     assert [note.split(" ")[0] for note in run.notes if "modelled" in note] == ["optimizer"]
     assert any("muon" in note for note in plan_module.uncounted(composed("toy/instruct")))
+    notes = plan_module.uncounted(composed("toy/elastic_kl_own", None, "loss.own_answer_tokens=7"))
+    assert any("the time to write them is not counted; for each token of 7, each pass" in note for note in notes)
 
 
 def foreign_tokenizer(folder):

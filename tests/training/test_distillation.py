@@ -98,9 +98,9 @@ def test_chunked_cross_entropy_alone_gives_the_plain_curve(distilled, settings_f
 def test_a_schedule_moves_the_weights_and_spares_the_teacher(distilled, monkeypatch):
     read, steps = CheckpointTeacher.read, []
 
-    def watched(self, student, batch):
+    def watched(self, *args):
         steps.append(len(steps))
-        return read(self, student, batch)
+        return read(self, *args)
 
     monkeypatch.setattr(CheckpointTeacher, "read", watched)
     points = "[{at: 0.25, lm: 1, kl: 0}, {at: 0.75, lm: 0, kl: 2}]"

@@ -12,6 +12,8 @@ from voco_llama.training.losses import ScheduledLoss
 
 KL = ("loss=kl", "loss.teacher_checkpoint=runs/upper/final")
 LORA = ("model.lora.rank=4", "stage.trains=[language]")
+BUDGETS = "[{at: 0, lm: 1, kl: 1}, {at: 0.5, lm: 1, kl: 1, teacher_num_voco: 16}]"
+MOST = ("loss=lm_kl", "loss.teacher=most_voco", "compression=elastic_16", "compression.readings=2")
 SCHEDULE = "[{at: 0, lm: 1, kl: 0}, {at: 0.5, lm: 0, kl: 1}]"
 
 
@@ -26,6 +28,12 @@ SCHEDULE = "[{at: 0, lm: 1, kl: 0}, {at: 0.5, lm: 0, kl: 1}]"
         (*KL, "loss.teacher=top_k", "loss.teacher_checkpoint=null", "loss.top_k_folder=somewhere"),
         (*KL, "loss.teacher=adapters_off", *LORA),
         (*KL, "compression=elastic_16"),
+        (*KL, "compression=elastic_16", f"loss.schedule={BUDGETS}"),
+        MOST,
+        (*MOST, "loss.own_answers=0.5", "stage=video"),
+        (*KL, "loss.own_answers=1", "loss.own_answer_tokens=32"),
+        (*KL, "loss.lm=1", "loss.own_answers=0.5", "trainer=zero2"),
+        (*KL, "loss.teacher=adapters_off", *LORA, "loss.own_answers=0.5"),
         ("loss.lm=0.5",),
         LORA,
         (*LORA, "trainer=zero2"),
@@ -76,7 +84,32 @@ def test_what_passes(overrides):
         ([*KL, "stage=video", "compression=full"], "but stage is video and compression.condition full"),
         ([*KL, "compression=average_pool_1"], "leaves no vision tokens in the rows: use loss=lm"),
         (["stage=clip", "model.vision.name=tiny.json", "loss.lm=2"], "stage clip has a loss of its own"),
-        (["loss.teacher=me"], "loss.teacher is 'me': choose one of none, checkpoint, adapters_off, top_k"),
+        (["loss.teacher=me"], "loss.teacher is 'me': choose one of none, checkpoint, adapters_off, most_voco, top_k"),
+        ([*MOST[:2]], "most_voco is one of several readings of a row, which teaches the others, and there is but one"),
+        ([*MOST[:3]], "set compression.num_voco_choices and compression.readings=2 or more"),
+        ([*MOST, "loss.lm=0"], "loss.lm is 0, so that nothing would teach the reading that teaches the others"),
+        ([*MOST, f"loss.schedule={SCHEDULE}"], "most_voco: loss.schedule.1.lm is 0"),
+        (["loss.own_answers=0.5"], "loss.own_answers is 0.5, and what the student writes is judged by the KL term"),
+        ([*KL, "loss.own_answers=1.5"], "loss.own_answers is 1.5: give a part of the rows, from 0 to 1"),
+        ([*KL, "loss.own_answers=-1"], "loss.own_answers is -1.0: give a part"),
+        ([*KL, "loss.own_answers=0.5", "loss.own_answer_tokens=0"], "loss.own_answer_tokens is 0: give 1 or more"),
+        (
+            [*KL, "loss.teacher=top_k", "loss.top_k_folder=x", "loss.own_answers=0.5"],
+            "the files of loss.teacher=top_k know nothing of answers that are written while it trains",
+        ),
+        (
+            [*KL, "loss.own_answers=0.5", "trainer=zero3", "model.checkpoint=x"],
+            "ZeRO-3 and FSDP would gather the weights",
+        ),
+        ([*KL, "loss.own_answers=0.5", "trainer=fsdp2"], "ZeRO-3 and FSDP would gather the weights"),
+        ([*KL, "loss.own_answers=0.5", "prompt.template=plain"], "captions of prompt.template=plain have no end"),
+        ([*KL, "loss.lm=1", "loss.own_answers=1"], "leaves no answer for the cross entropy, whose weight is above 0"),
+        ([f"loss.schedule={BUDGETS}".replace("kl: 1", "kl: 0")], "teacher_num_voco is 16, but loss.teacher is none"),
+        (
+            [*MOST, f"loss.schedule={BUDGETS}"],
+            "loss.schedule.1.teacher_num_voco is 16, but loss.teacher is most_voco: of teachers, a checkpoint alone",
+        ),
+        ([*KL, f"loss.schedule={BUDGETS}"], "loss.schedule.1.teacher_num_voco is 16: give 1 to 1, as many as the rows"),
         (["model.lora.rank=-1"], "model.lora.rank is -1"),
         ([*LORA, "model.lora.alpha=0"], "model.lora.alpha is 0.0"),
         ([*LORA, "model.lora.dropout=1"], "model.lora.dropout is 1.0"),
@@ -120,6 +153,14 @@ def test_the_schedule_is_linear_between_its_points():
     ):
         assert loss.weights(done) == pytest.approx(dict(zip(LOSSES, expected, strict=True)))
     assert ScheduledLoss(compose([*KL, "loss.lm=3"]).loss, None).weights(0.7) == {"lm": 3, "kl": 1, "reconstruction": 0}
+
+
+def test_the_teacher_s_budget_is_a_step_function():
+    points = "[{at: 0.2, lm: 1, kl: 1, teacher_num_voco: 4}, {at: 0.6, lm: 1, kl: 1}, {at: 0.8, lm: 1, kl: 1, "
+    loss = ScheduledLoss(compose([*KL, f"loss.schedule={points}teacher_num_voco: 2}}]"]).loss, None)
+    found = {done: loss.teacher_num_voco(done) for done in (0, 0.2, 0.5, 0.6, 0.7, 0.8, 1)}
+    assert found == {0: 4, 0.2: 4, 0.5: 4, 0.6: None, 0.7: None, 0.8: 2, 1: 2}
+    assert ScheduledLoss(compose([*KL]).loss, None).teacher_num_voco(0.5) is None
 
 
 def test_single_losses_are_said_where_there_is_more_than_cross_entropy():

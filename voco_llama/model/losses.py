@@ -12,7 +12,7 @@ backward pass. Peak memory grows with the chunk, not with the number of tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,15 @@ from voco_llama.tokens import IGNORE_INDEX
 
 
 class TeacherTokens(Protocol):
-    """What a teacher says about the trained tokens of a batch, in row-major order."""
+    """What a teacher says about the trained tokens of a batch, in row-major order.
+
+    Attributes:
+        side_by_side: Readings of a token whose logits it needs at the same time.
+        share: Of the tokens, the part that it teaches.
+    """
+
+    side_by_side: int
+    share: float
 
     def __len__(self) -> int:
         """The number of tokens."""
@@ -49,6 +57,8 @@ class TeacherStates:
 
     hidden_states: Tensor
     head: Callable[[Tensor], Tensor]
+    side_by_side: ClassVar[int] = 1
+    share: ClassVar[float] = 1.0
 
     def __len__(self) -> int:
         return len(self.hidden_states)
@@ -77,6 +87,8 @@ class TeacherTopK:
 
     token_ids: Tensor
     log_probs: Tensor
+    side_by_side: ClassVar[int] = 1
+    share: ClassVar[float] = 1.0
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -96,6 +108,35 @@ class TeacherTopK:
         return total + (torch.xlogy(rest, rest) - rest * student_rest).sum()
 
 
+@dataclass(frozen=True)
+class OwnReadings:
+    """The student itself: what its last reading predicts, without gradient, teaches the others.
+
+    Attributes:
+        tokens: Of one reading.
+        side_by_side: Readings of the batch.
+    """
+
+    tokens: int
+    side_by_side: int = 1
+
+    def __len__(self) -> int:
+        return self.tokens * self.side_by_side
+
+    @property
+    def share(self) -> float:
+        return 1 - 1 / self.side_by_side
+
+    def repeated(self, times: int) -> "OwnReadings":
+        return replace(self, side_by_side=self.side_by_side * times)
+
+    def divergence(self, tokens: slice, logits: Tensor, temperature: float) -> Tensor:
+        """As of any teacher; the readings of a token stand side by side, that of the teacher last."""
+        said = log_softmax(logits / temperature, dim=-1).unflatten(0, (-1, self.side_by_side))
+        others, teacher = said[:, :-1], said[:, -1:].detach()
+        return kl_div(others, teacher.expand_as(others), reduction="sum", log_target=True)
+
+
 class Losses(NamedTuple):
     """Scalars, float32. `total` has a gradient, what it is made of has none; None: there is no such term."""
 
@@ -112,6 +153,9 @@ class Objective:
     `lm` x cross entropy + `kl` x temperature^2 x KL(teacher || student) + `reconstruction` x that of the image
     (`voco_llama.model.reconstruction`).
 
+    Each term is a mean over trained tokens of the global batch in all readings of it: the cross entropy over those that
+    the student did not write itself; the divergence over all, but in a reading that is the teacher.
+
     The factor temperature^2 keeps the size of the KL term's gradient comparable over temperatures (Hinton et al.,
     2015, "Distilling the Knowledge in a Neural Network", section 2).
 
@@ -122,6 +166,9 @@ class Objective:
         chunk_size: Tokens whose logits exist at the same time.
         teacher: None: there is no KL term.
         reconstruction: Weight of the reconstruction.
+        own: bool `[tokens]`: which of the trained tokens the student wrote itself: they have no cross entropy. None:
+            none is.
+        num_labeled: Trained tokens of the global batch that are not its own; only with `own`.
     """
 
     lm: float = 1.0
@@ -130,12 +177,17 @@ class Objective:
     chunk_size: int = 1024
     teacher: TeacherTokens | None = None
     reconstruction: float = 0.0
+    own: Tensor | None = None
+    num_labeled: Tensor | int | None = None
 
     def of_readings(self, times: int) -> "Objective":
         """For a batch that is read so many times over, one reading after the other."""
-        if self.teacher is None or times == 1:
+        if times == 1:
             return self
-        return replace(self, teacher=self.teacher.repeated(times))
+        teacher = None if self.teacher is None else self.teacher.repeated(times)
+        if self.own is None:
+            return replace(self, teacher=teacher)
+        return replace(self, teacher=teacher, own=self.own.repeat(times), num_labeled=self.num_labeled * times)
 
     def __call__(
         self,
@@ -162,8 +214,17 @@ class Objective:
         """
         if self.teacher is not None and len(self.teacher) != len(targets):
             raise ValueError(f"the teacher predicts {len(self.teacher)} tokens and the batch trains {len(targets)}")
+        if num_items_in_batch is None:
+            num_items_in_batch = (targets != IGNORE_INDEX).sum()
+        number = num_labeled = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        if self.own is not None:
+            targets = targets.masked_fill(self.own.to(targets.device), IGNORE_INDEX)
+            num_labeled = torch.as_tensor(self.num_labeled).clamp(min=1)
+        together = 1 if self.teacher is None else self.teacher.side_by_side
+        if together > 1:
+            hidden_states, targets = _side_by_side(hidden_states, together), _side_by_side(targets, together)
         sums, start = [], 0
-        sizes = chunk_sizes(len(targets), self.chunk_size, targets.device)
+        sizes = chunk_sizes(len(targets), max(self.chunk_size // together, 1) * together, targets.device)
         for chunk in hidden_states.split(sizes):
             tokens = slice(start, start + len(chunk))
             start = tokens.stop
@@ -172,10 +233,9 @@ class Objective:
                     self._chunk, head, chunk, targets[tokens], tokens, use_reentrant=False, preserve_rng_state=False
                 )
             )
-        if num_items_in_batch is None:
-            num_items_in_batch = (targets != IGNORE_INDEX).sum()
-        number = torch.as_tensor(num_items_in_batch).clamp(min=1)
-        lm, kl = torch.stack(sums).sum(dim=0) / number
+        lm, kl = torch.stack(sums).sum(dim=0)
+        lm = lm / num_labeled
+        kl = kl / (number if self.teacher is None else number * self.teacher.share)
         total = self.lm * lm + self.kl * kl
         if reconstruction is not None:
             reconstruction = reconstruction / number
@@ -190,6 +250,11 @@ class Objective:
         if self.teacher is not None:
             kl = self.temperature**2 * self.teacher.divergence(tokens, logits, self.temperature)
         return torch.stack([lm, kl])
+
+
+def _side_by_side(values: Tensor, readings: int) -> Tensor:
+    """`[readings x tokens, ...]`, one reading after the other, with all readings of a token beside each other."""
+    return values.unflatten(0, (readings, len(values) // readings)).transpose(0, 1).flatten(0, 1)
 
 
 def chunk_sizes(num_tokens: int, chunk_size: int, device: torch.device) -> list[int]:

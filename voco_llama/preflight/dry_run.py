@@ -15,6 +15,7 @@ from voco_llama.training.batch import GlobalBatch
 from voco_llama.training.build import build_processor
 from voco_llama.training.checks import check_settings, segments_a_row, tokens_for_text
 from voco_llama.training.inputs import list_inputs
+from voco_llama.training.loss_checks import teacher_budgets
 from voco_llama.training.passes import uses_two_steps
 from voco_llama.training.stages import ModuleCount, format_table
 from voco_llama.training.teachers.teacher import check_teacher
@@ -109,7 +110,7 @@ def check_parts(settings: TrainSettings) -> VoCoProcessor | None:
         return None
     processor = build_processor(settings)
     if settings.loss.teacher == "checkpoint":
-        check_teacher(settings.loss.teacher_checkpoint, processor)
+        check_teacher(settings.loss.teacher_checkpoint, processor, teacher_budgets(settings.loss))
     return processor
 
 

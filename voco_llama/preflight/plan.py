@@ -79,11 +79,18 @@ def parameter_groups(model: nn.Module) -> tuple[Group, ...]:
 
 
 def uncounted(settings: TrainSettings) -> list[str]:
-    """What the estimate takes for something else."""
+    """What the estimates take for something else, or leave out."""
+    notes, loss = [], settings.loss
     optimizer = "muon" if settings.optimizer == "muon" else str(settings.trainer.get("optim") or COUNTED_OPTIMIZER)
-    if optimizer.startswith(COUNTED_OPTIMIZER):
-        return []
-    return [f"optimizer {optimizer} is not modelled: memory is counted as AdamW's"]
+    if not optimizer.startswith(COUNTED_OPTIMIZER):
+        notes.append(f"optimizer {optimizer} is not modelled: memory is counted as AdamW's")
+    if loss.own_answers:
+        most = f"of {loss.own_answer_tokens}" if loss.own_answer_tokens else "of the longest answer of a step"
+        notes.append(
+            f"loss.own_answers: the time to write them is not counted; for each token {most}, each pass of a step reads"
+            " the language model's weights once, and so again for each number of VoCo tokens that is drawn"
+        )
+    return notes
 
 
 @dataclass(frozen=True)

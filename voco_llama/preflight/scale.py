@@ -124,7 +124,7 @@ def _memory(settings: TrainSettings, memory: Memory, batch: GlobalBatch) -> Memo
 def step_flops(settings: TrainSettings, config: VoCoLlamaConfig, epoch: Epoch, size: int) -> int:
     """FLOPs of a step, of rows of the data's mean length, or of full length where the data is not here.
 
-    All text is taken to train; those of a teacher are left out.
+    All text is taken to train; those of a teacher, and of answers that the student writes, are left out.
     """
     shape, segments = config.segment_shape(), segments_a_row(settings)
     tokens, images = settings.data.max_length, float(segments)

@@ -69,7 +69,12 @@ def _recipe(
         "parts trained": ", ".join(settings.stage.trains),
         "low-rank adapters": f"rank {settings.model.lora.rank}" if settings.model.lora.rank else "none",
         "loss": " + ".join(f"{weight} x {name.upper()}" for name in LOSSES if (weight := getattr(settings.loss, name)))
-        + (", scheduled" if settings.loss.schedule else ""),
+        + (", scheduled" if settings.loss.schedule else "")
+        + (
+            f", {settings.loss.own_answers:.0%} of the rows with answers of its own"
+            if settings.loss.own_answers
+            else ""
+        ),
         "steps": result["steps"],
         "samples a step": GlobalBatch.of(settings, last["processes"]).size,
         "learning rate": trainer.get("learning_rate", "the Trainer's default"),

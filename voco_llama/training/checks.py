@@ -57,6 +57,7 @@ POSITIVE = (
     "data.shuffle_buffer",
     "loss.temperature",
     "loss.chunk_size",
+    "loss.own_answer_tokens",
     "model.lora.alpha",
     "hardware.*",
     "projector_learning_rate",

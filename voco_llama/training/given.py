@@ -72,8 +72,13 @@ UNREAD = (
         "the loss has no KL term: choose loss=kl or loss=lm_kl",
     ),
     Unread(
+        ("loss.own_answer_tokens",),
+        lambda settings: settings.loss.own_answers == 0,
+        "the student writes no answers: set loss.own_answers",
+    ),
+    Unread(
         ("loss.teacher_checkpoint",),
-        lambda settings: settings.loss.teacher in ("none", "adapters_off"),
+        lambda settings: settings.loss.teacher in ("none", "adapters_off", "most_voco"),
         "loss.teacher is {settings.loss.teacher}: choose loss=kl or loss=lm_kl",
     ),
     Unread(

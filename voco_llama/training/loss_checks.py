@@ -25,7 +25,7 @@ def check_losses(settings: TrainSettings) -> None:
     name = "loss.kl" if loss.schedule is None else "loss.schedule's kl"
     require(
         not hears_teacher or loss.teacher != "none",
-        f"{name} is above 0, but there is no teacher: set loss.teacher to checkpoint, adapters_off or top_k",
+        f"{name} is above 0, but there is no teacher: set loss.teacher to checkpoint, adapters_off, most_voco or top_k",
     )
     require(
         hears_teacher or loss.teacher == "none",
@@ -34,9 +34,18 @@ def check_losses(settings: TrainSettings) -> None:
     )
     if settings.stage.name == "clip":
         require(loss.is_plain, "stage clip has a loss of its own: use loss=lm")
+    require(0 <= loss.own_answers <= 1, f"loss.own_answers is {loss.own_answers}: give a part of the rows, from 0 to 1")
+    require(
+        hears_teacher or loss.own_answers == 0,
+        f"loss.own_answers is {loss.own_answers}, and what the student writes is judged by the KL term alone: choose"
+        " loss=kl or loss=lm_kl, or set loss.own_answers=0",
+    )
+    _check_budgets(settings)
     if hears_teacher:
         _check_student(settings, "the KL term teaches")
         _check_teacher(settings)
+        if loss.own_answers:
+            _check_own_answers(settings)
     if has_term(loss, "reconstruction"):
         _check_student(settings, "the reconstruction is for")
 
@@ -46,17 +55,26 @@ def has_term(loss: LossSettings, name: str) -> bool:
     return any(getattr(point, name) > 0 for point in loss.schedule or [loss])
 
 
+def teacher_budgets(loss: LossSettings) -> list[int]:
+    """The numbers of VoCo tokens that the teacher reads images through, each in its time; none if it sees them."""
+    return [point.teacher_num_voco for point in loss.schedule or () if point.teacher_num_voco is not None]
+
+
+def _moments(loss: LossSettings) -> dict[str, LossSettings | LossPoint]:
+    """What has the weights, by its setting's name: the points of the schedule, or the loss itself."""
+    if loss.schedule is None:
+        return {"loss": loss}
+    return {f"loss.schedule.{index}": point for index, point in enumerate(loss.schedule)}
+
+
 def _check_numbers(loss: LossSettings) -> None:
     points = loss.schedule
-    if points is None:
-        _check_weights("loss", loss)
-        return
-    require(bool(points), "loss.schedule is empty: list points {at, lm, kl}, or set it to null")
-    for index, point in enumerate(points):
-        where = f"loss.schedule.{index}"
-        require(0 <= point.at <= 1, f"{where}.at is {point.at}: give a fraction of the training, from 0 to 1")
+    require(points is None or bool(points), "loss.schedule is empty: list points {at, lm, kl}, or set it to null")
+    for where, point in _moments(loss).items():
+        at = getattr(point, "at", 0)
+        require(0 <= at <= 1, f"{where}.at is {at}: give a fraction of the training, from 0 to 1")
         _check_weights(where, point)
-    at = [point.at for point in points]
+    at = [point.at for point in points or ()]
     require(at == sorted(set(at)), f"loss.schedule's points are at {at}: list them in order, each moment once")
 
 
@@ -120,6 +138,8 @@ def _check_teacher(settings: TrainSettings) -> None:
             f"loss.teacher_checkpoint: {loss.teacher_checkpoint} is this run's own output, the student itself: name"
             " another model",
         )
+    if loss.teacher == "most_voco":
+        _check_own_readings(settings)
     if loss.teacher == "adapters_off":
         require(
             settings.model.lora.rank > 0,
@@ -131,3 +151,57 @@ def _check_teacher(settings: TrainSettings) -> None:
             "loss.teacher=adapters_off shares projector and VoCo offsets with the student, and would move with them:"
             " set stage.trains=[language] and compression.voco_embeddings=shared",
         )
+
+
+def _check_budgets(settings: TrainSettings) -> None:
+    loss = settings.loss
+    for where, point in _moments(loss).items():
+        if (number := getattr(point, "teacher_num_voco", None)) is not None:
+            require(
+                loss.teacher == "checkpoint",
+                f"{where}.teacher_num_voco is {number}, but loss.teacher is {loss.teacher}: of teachers, a checkpoint"
+                " alone reads VoCo tokens; set it to null, or loss.teacher=checkpoint",
+            )
+            require(
+                1 <= number <= settings.compression.num_voco,
+                f"{where}.teacher_num_voco is {number}: give 1 to {settings.compression.num_voco}, as many as the rows"
+                " have (compression.num_voco), or null, to let the teacher see the image",
+            )
+
+
+def _check_own_readings(settings: TrainSettings) -> None:
+    compression, loss = settings.compression, settings.loss
+    require(
+        compression.num_voco_choices is not None and compression.readings > 1,
+        "loss.teacher=most_voco is one of several readings of a row, which teaches the others, and there is but one:"
+        " set compression.num_voco_choices and compression.readings=2 or more",
+    )
+    for where, point in _moments(loss).items():
+        require(
+            point.lm > 0 or point.kl == 0,
+            f"loss.teacher=most_voco: {where}.lm is 0, so that nothing would teach the reading that teaches the others:"
+            " raise it",
+        )
+
+
+def _check_own_answers(settings: TrainSettings) -> None:
+    loss = settings.loss
+    name = f"loss.own_answers={loss.own_answers}"
+    require(
+        loss.teacher != "top_k",
+        f"{name}: the files of loss.teacher=top_k know nothing of answers that are written while it trains: use"
+        " checkpoint, adapters_off or most_voco",
+    )
+    require(
+        not sharding_of(settings.trainer).cuts_weights,
+        f"{name}: answers have unequal lengths, and ZeRO-3 and FSDP would gather the weights for every word of each:"
+        " use trainer=zero2, or set loss.own_answers=0",
+    )
+    require(
+        settings.prompt.template != "plain",
+        f"{name}: captions of prompt.template=plain have no end at which the student could stop: use another template",
+    )
+    require(
+        loss.own_answers < 1 or not has_term(loss, "lm"),
+        f"{name} leaves no answer for the cross entropy, whose weight is above 0: choose loss=kl, or a smaller part",
+    )

@@ -31,6 +31,12 @@ class ScheduledLoss:
         at = [point.at for point in points]
         return {name: float(np.interp(done, at, [getattr(point, name) for point in points])) for name in LOSSES}
 
+    def teacher_num_voco(self, done: float) -> int | None:
+        """VoCo tokens that the teacher reads when `done` of the training is done; None: it sees the image."""
+        points = self.settings.schedule or []
+        past = [point for point in points if point.at <= done] or points[:1]
+        return past[-1].teacher_num_voco if past else None
+
     def objective(self, done: float, student: VoCoLlama, batch: dict[str, Tensor]) -> Objective:
         """The objective when `done` of the training is done; the teacher reads the batch, unless its term is 0 now.
 
@@ -40,7 +46,8 @@ class ScheduledLoss:
         teacher = None
         if self.teacher is not None:
             own = {name: batch.pop(name) for name in self.teacher.batch_entries}
-            teacher = self.teacher.read(student, {**batch, **own}) if weights["kl"] else None
+            if weights["kl"]:
+                teacher = self.teacher.read(student, {**batch, **own}, self.teacher_num_voco(done))
         return Objective(
             **weights, temperature=self.settings.temperature, chunk_size=self.settings.chunk_size, teacher=teacher
         )

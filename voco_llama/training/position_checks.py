@@ -35,7 +35,7 @@ def check_positions(settings: TrainSettings, segments: int, limit: int | None, n
     require(
         segment <= limit, f"an image is {segment:,} tokens, and {model}: use another model.vision or model.language"
     )
-    sees_images = compression.condition == "full" or settings.loss.teacher != "none"
+    sees_images = compression.condition == "full" or settings.loss.teacher not in ("none", "most_voco")
     beside = 0 if sees_images or settings.stage.name != "video" else segments * hidden
     at_once = f", {longest - beside:,} of them beside the clips' vision tokens" if beside else ""
     require(

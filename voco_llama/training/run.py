@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from voco_llama.data.collate import Collator
 from voco_llama.data.mixture import Mixture, NumberedRows, summarize_bad_records
+from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import SettingsError
 from voco_llama.settings import TrainSettings
 from voco_llama.sharding import sharding_of
@@ -25,7 +26,9 @@ from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.interrupts import Interrupts
 from voco_llama.training.liger import use_liger
 from voco_llama.training.lora import add_adapters, save_and_merge, trained_by
+from voco_llama.training.loss_checks import teacher_budgets
 from voco_llama.training.losses import ScheduledLoss
+from voco_llama.training.own_answers import OwnAnswers, OwnDraw
 from voco_llama.training.passes import uses_two_steps
 from voco_llama.training.progress import loss_curve
 from voco_llama.training.records_log import RecordsLog
@@ -83,7 +86,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
     batch = GlobalBatch.of(settings, arguments.world_size)
     origin = going_on(run.origin(batch, len(mixture)), checkpoint, run.names_checkpoint)
     if settings.loss.teacher == "checkpoint":
-        check_teacher(settings.loss.teacher_checkpoint, build_processor(settings))
+        check_teacher(settings.loss.teacher_checkpoint, build_processor(settings), teacher_budgets(settings.loss))
     model, processor = build_or_load(settings)
     rows = NumberedRows(mixture, processor.row)
     if settings.loss.teacher == "top_k":
@@ -111,6 +114,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
         use_muon=settings.optimizer == "muon",
         projector_learning_rate=settings.projector_learning_rate,
         scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
+        own_answers=own_answers_of(settings, processor, batch),
         elastic=elastic,
         interrupts=interrupts,
         watch=watch,
@@ -145,6 +149,13 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
         run.place_final()
         run.finish(result)
         logger.info("trained: %s", run.final)
+
+
+def own_answers_of(settings: TrainSettings, processor: VoCoProcessor, batch: GlobalBatch) -> OwnAnswers | None:
+    """What lets the student write answers; None: it writes none."""
+    if not (share := settings.loss.own_answers):
+        return None
+    return OwnAnswers(OwnDraw(share, batch.size, settings.seed), processor, settings.loss.own_answer_tokens)
 
 
 class KeptRows(Sequence[dict[str, Tensor]]):

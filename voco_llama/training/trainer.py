@@ -8,6 +8,8 @@ loss by their number, so that a global batch has one gradient however it is divi
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from voco_llama.training.interrupts import Interrupts, outlives_one_sigterm
 from voco_llama.training.log_entries import DATA_WAIT
 from voco_llama.training.loss_watch import LossWatch
 from voco_llama.training.losses import LossLog, ScheduledLoss
+from voco_llama.training.own_answers import OWN_ROWS, OwnAnswers
 from voco_llama.training.progress import Progress
 from voco_llama.training.records_log import RecordsLog
 from voco_llama.training.resuming import ResumingTrainer
@@ -47,6 +50,7 @@ class VoCoTrainer(ResumingTrainer):
         projector_learning_rate: Of the projector and the compressor; None: that of the arguments.
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
+        own_answers: Lets the student write answers of its own into the batches; None: they stay as they are.
         interrupts: End it after a step; None: a signal ends it at once.
         records: Writes down which rows each step trained on; None: nobody does.
         watch: Ends it where a process is gone or stands still; None: nobody looks.
@@ -61,6 +65,7 @@ class VoCoTrainer(ResumingTrainer):
         projector_learning_rate: float | None = None,
         elastic: ElasticDraw | None = None,
         scheduled_loss: ScheduledLoss | None = None,
+        own_answers: OwnAnswers | None = None,
         interrupts: Interrupts | None = None,
         records: RecordsLog | None = None,
         watch: Watch | None = None,
@@ -72,7 +77,8 @@ class VoCoTrainer(ResumingTrainer):
         if scheduled_loss is not None and scheduled_loss.teacher is not None:
             scheduled_loss.teacher.prepare(self.accelerator, self.args)
         self.order = order
-        self.elastic = elastic
+        self.elastic, self.own_answers = elastic, own_answers
+        self._num_labeled: Tensor | int | None = None
         self._last_step, self._micro_step = -1, 0
         self.use_muon = use_muon
         self.projector_learning_rate = projector_learning_rate
@@ -154,15 +160,40 @@ class VoCoTrainer(ResumingTrainer):
             give_learning_rate(self.optimizer, part_parameters(self.model, "projector"), self.projector_learning_rate)
         return self.optimizer
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The Trainer's own: all batches of a step; each is timed. None where a run goes on from its last step."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
-        batches, num_items = super().get_batch_samples(self.data_wait.timed(epoch_iterator), *args, **kwargs)
+        found = self.data_wait.timed(epoch_iterator)
+        if self.own_answers is not None and self.scheduled_loss.weights(self._done)["kl"]:
+            found = iter(self._with_own_answers([*islice(found, num_batches)], device))
+        batches, num_items = super().get_batch_samples(found, num_batches, device)
         if self.records is not None:
             self.records.take(batches)
         return batches, num_items
+
+    @property
+    def _done(self) -> float:
+        """Part of the training that is done."""
+        return self.state.global_step / self.state.max_steps
+
+    def _with_own_answers(self, batches: list[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+        """The batches of a step, in some rows of which the student has written an answer itself."""
+        if (most := self.own_answers.most_tokens) is None:
+            longest = torch.tensor([self.own_answers.longest(batches)], device=device)
+            most = int(self.accelerator.gather(longest).max())
+        student, firsts = self.accelerator.unwrap_model(self.model), map(self._first_row, range(len(batches)))
+        with self.accelerator.autocast():
+            batches = self.own_answers.of_step(student, batches, self.state.global_step, [*firsts], self.elastic, most)
+        labeled = [{"labels": batch[OWN_ROWS].others(batch["labels"])} for batch in batches]
+        self._num_labeled = self._get_num_items_in_batch(labeled, device)
+        return batches
+
+    def _first_row(self, number: int) -> int:
+        """Place in the global batch of the first row of this process's `number`-th batch of a step."""
+        batch = GlobalBatch(self.args.world_size, self.args.per_device_train_batch_size)
+        return batch.first_row(number, self.args.process_index)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass."""
@@ -192,8 +223,7 @@ class VoCoTrainer(ResumingTrainer):
         step = self.state.global_step
         self._micro_step = self._micro_step + 1 if step == self._last_step else 0
         self._last_step = step
-        batch = GlobalBatch(self.args.world_size, self.args.per_device_train_batch_size)
-        return self.elastic(step, batch.first_row(self._micro_step, self.args.process_index), num_rows)
+        return self.elastic(step, self._first_row(self._micro_step), num_rows)
 
     def compute_loss(
         self,
@@ -206,11 +236,15 @@ class VoCoTrainer(ResumingTrainer):
         step, readings = self.state.global_step, 1 if self.elastic is None else self.elastic.readings
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch * readings
-        inputs = {**inputs}
+        own = inputs.get(OWN_ROWS)
+        inputs = {name: value for name, value in inputs.items() if name != OWN_ROWS}
         if self.scheduled_loss is None:
             return super().compute_loss(model, self._as_read(inputs), return_outputs, num_items_in_batch)
         student = self.accelerator.unwrap_model(model)
-        objective = self.scheduled_loss.objective(step / self.state.max_steps, student, inputs)
+        objective = self.scheduled_loss.objective(self._done, student, inputs)
+        if own is not None:
+            words = own.tokens(HostRows.of_batch(inputs).fields["labels"])
+            objective = replace(objective, own=words, num_labeled=self._num_labeled)
         inputs = {**self._as_read(inputs), "objective": objective.of_readings(readings)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not self.scheduled_loss.settings.is_plain:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from tests.model.rows import answered, batch_of, random_images
 from tests.tiny import tiny_model, tiny_processor, tiny_text_config
 from voco_llama.errors import CheckpointError, SettingsError
-from voco_llama.layout import SegmentShape, pack_rows
+from voco_llama.layout import HostRows, SegmentShape, pack_rows
 from voco_llama.settings import LoraSettings
 from voco_llama.training.lora import add_adapters
 from voco_llama.training.teachers.teacher import (
@@ -38,15 +38,15 @@ def batch(student_processor):
     return batch_of(student_processor, rows, side="right", labels=True) | {"pixel_values": pixels}
 
 
-def by_itself(teacher, processor, num_voco: int, pixels) -> torch.Tensor:
-    """Logits of the teacher alone, on rows laid out for it: `full`, so many VoCo tokens."""
+def by_itself(teacher, processor, num_voco: int, pixels, condition: str = "full") -> torch.Tensor:
+    """Logits of the teacher alone, on rows laid out for it, of so many VoCo tokens."""
     shape = SegmentShape(processor.num_vision, num_voco)
     rows = [
-        processor.lay_out(answered(text, "Yes." * (1 + i)), shape=shape, condition="full")
+        processor.lay_out(answered(text, "Yes." * (1 + i)), shape=shape, condition=condition)
         for i, text in enumerate(TEXTS)
     ]
     with torch.no_grad():
-        return teacher(**batch_of(processor, rows, labels=True), pixel_values=pixels, condition="full").logits
+        return teacher(**batch_of(processor, rows, labels=True), pixel_values=pixels, condition=condition).logits
 
 
 def test_positions_are_contiguous_in_each_document():
@@ -73,6 +73,19 @@ def test_a_checkpoint_says_what_it_says_by_itself(student_processor, batch, trai
     assert not logits.requires_grad
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     assert (batch["labels"] >= 0).sum() == len(said)
+
+
+@pytest.mark.parametrize("two_steps", [True, False])
+@pytest.mark.parametrize("num_voco", [1, 3])
+def test_a_checkpoint_reads_so_many_voco_tokens(student_processor, batch, num_voco, two_steps):
+    teacher = CheckpointTeacher(tiny_model(tiny_processor(num_voco=4, order="inline"), seed=1), pad_token_id=0)
+    teacher.prepare(Accelerator(cpu=True), CPU)
+    pixels = batch["pixel_values"]
+    read = {"labels": batch["labels"], "rows": HostRows.of_batch(batch), "pixel_values": pixels} if two_steps else batch
+    said = teacher.read(None, read, num_voco)
+    expected = by_itself(teacher.model, student_processor, num_voco, pixels, "voco")
+    torch.testing.assert_close(said.head(said.hidden_states), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(expected, by_itself(teacher.model, student_processor, num_voco, pixels), atol=1e-2)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -135,6 +148,14 @@ def folder(tmp_path, student_processor):
 def test_a_fitting_teacher_passes(folder, student_processor):
     assert check_teacher(folder(), student_processor).num_voco == 3
     assert check_teacher(folder(tiny_processor(num_voco=1, condition="full")), student_processor).num_voco == 1
+
+
+def test_a_teacher_that_has_not_learned_to_read_so_many_voco_tokens(folder, student_processor):
+    assert check_teacher(folder(), student_processor, [3, 1]).num_voco == 3
+    with pytest.raises(CheckpointError, match=r"with condition voco and 3 VoCo tokens, and a teacher_num_voco .* is 4"):
+        check_teacher(folder(), student_processor, [1, 4])
+    with pytest.raises(CheckpointError, match=r"was trained with condition full, and a teacher_num_voco .* is 1"):
+        check_teacher(folder(tiny_processor(num_voco=3, condition="full")), student_processor, [1])
 
 
 def test_a_teacher_of_another_tokenizer(folder, student_processor):

@@ -1,7 +1,8 @@
-"""Teachers: what the KL term compares the student with. Every one reads the rows with the image visible.
+"""Teachers: what the KL term compares the student with. All but `most_voco` read the rows with the image visible.
 
     checkpoint    a frozen model of ours; its weights are divided over the processes where the student's are
     adapters_off  the student itself without its LoRA adapters
+    most_voco     the student itself, in the step's reading through the most VoCo tokens, which teaches the others
     top_k         files that `voco-llama teacher` wrote (`voco_llama.training.teachers.top_k`)
 
 A teacher reads the student's own batch: the same text, images and order of rows, under condition `full` and with
@@ -11,6 +12,7 @@ through however many of them it reads.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,11 +22,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainingArguments
 
+from voco_llama.choices import Condition
 from voco_llama.configuration import VoCoLlamaConfig
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.layout import HostRows, next_tokens, truncate_voco
-from voco_llama.model.losses import TeacherStates, TeacherTokens, TeacherTopK
+from voco_llama.model.losses import OwnReadings, TeacherStates, TeacherTokens, TeacherTopK
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.packing import cannot_pack
 from voco_llama.settings import TrainSettings
@@ -49,8 +52,14 @@ class Teacher(ABC):
         self.accelerator = accelerator
 
     @abstractmethod
-    def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherTokens:
-        """What it predicts for the trained tokens of a batch, without gradient."""
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor], num_voco: int | None = None) -> TeacherTokens:
+        """What it predicts for the trained tokens of a batch, without gradient.
+
+        Args:
+            student: Unwrapped.
+            batch: As the student reads it.
+            num_voco: A checkpoint reads the images through so many VoCo tokens; None: the teacher sees them.
+        """
 
 
 class CheckpointTeacher(Teacher):
@@ -70,9 +79,13 @@ class CheckpointTeacher(Teacher):
         self.head = whole_head(self.head)  # it runs once a chunk, in the backward pass too
 
     @torch.no_grad()
-    def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherStates:
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor], num_voco: int | None = None) -> TeacherStates:
         with self.accelerator.autocast():
-            hidden_states = read_uncompressed(self.model, batch, self.num_voco, self.pad_token_id)
+            if num_voco is None:
+                hidden_states = read_uncompressed(self.model, batch, self.num_voco, self.pad_token_id)
+            else:
+                fields = truncate_voco(HostRows.of_batch(batch).fields, num_voco, self.pad_token_id)
+                hidden_states = _states(self.model, batch, fields, "voco")
         return TeacherStates(hidden_states, self.head)
 
 
@@ -90,7 +103,7 @@ class AdaptersOffTeacher(Teacher):
         self.pad_token_id = pad_token_id
 
     @torch.no_grad()
-    def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherStates:
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor], num_voco: int | None = None) -> TeacherStates:
         from peft.utils import AuxiliaryTrainingWrapper
 
         was_training = student.training
@@ -104,12 +117,19 @@ class AdaptersOffTeacher(Teacher):
         return TeacherStates(hidden_states, head)
 
 
+class MostVocoTeacher(Teacher):
+    """The student, where it reads through the most VoCo tokens: it reads nothing for that, its states are there."""
+
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor], num_voco: int | None = None) -> OwnReadings:
+        return OwnReadings(int((next_tokens(HostRows.of_batch(batch).fields["labels"]) != IGNORE_INDEX).sum()))
+
+
 class TopKTeacher(Teacher):
     """A teacher that spoke before: each row of the batch brings its words."""
 
     batch_entries = TOP_K_ENTRIES
 
-    def read(self, student: VoCoLlama, batch: dict[str, Tensor]) -> TeacherTopK:
+    def read(self, student: VoCoLlama, batch: dict[str, Tensor], num_voco: int | None = None) -> TeacherTopK:
         ids, log_probs = (batch[name] for name in TOP_K_ENTRIES)
         return TeacherTopK(ids.long(), log_probs)
 
@@ -126,17 +146,21 @@ def read_uncompressed(model: Any, batch: dict[str, Tensor], num_voco: int, pad_t
     Returns:
         `[trained tokens, hidden]`, in row-major order.
     """
-    whose = HostRows.of_batch(batch)
-    fields = truncate_voco(whose.fields, num_voco, pad_token_id)
-    fields["position"] = contiguous_positions(fields["document"])
+    fields = truncate_voco(HostRows.of_batch(batch).fields, num_voco, pad_token_id)
+    return _states(model, batch, fields | {"position": contiguous_positions(fields["document"])}, "full")
+
+
+def _states(model: Any, batch: dict[str, Tensor], fields: dict[str, Tensor], condition: Condition) -> Tensor:
+    """Last hidden states where the next token is trained, of other fields of a batch's rows."""
+    fields = {**fields}
     trained = next_tokens(fields.pop("labels")) != IGNORE_INDEX
     # Of divided weights every process must ask for the same ones in the same order, whatever its rows are like.
-    in_two_steps = "rows" in batch and not weights_are_divided(model) and cannot_pack(fields, "full") is None
+    in_two_steps = "rows" in batch and not weights_are_divided(model) and cannot_pack(fields, condition) is None
     return model(
-        rows=replace(whose, fields=fields),
+        rows=replace(HostRows.of_batch(batch), fields=fields),
         pixel_values=batch.get("pixel_values"),
         logits_mask=trained,
-        condition="full",
+        condition=condition,
         with_logits=False,
         two_steps=in_two_steps,
     ).hidden_states
@@ -153,11 +177,17 @@ def contiguous_positions(document: Tensor) -> Tensor:
     return (place - start).masked_fill(document < 0, 0)
 
 
-def check_teacher(folder: str, processor: VoCoProcessor) -> VoCoLlamaConfig:
+def check_teacher(folder: str, processor: VoCoProcessor, num_voco: Sequence[int] = ()) -> VoCoLlamaConfig:
     """The configuration of the teacher in a folder, if it can read the rows of the student's processor.
 
+    Args:
+        folder: Of a saved model.
+        processor: The student's.
+        num_voco: Numbers of VoCo tokens that it is to read images through (`teacher_budgets`).
+
     Raises:
-        CheckpointError: It has another tokenizer, sees images otherwise, or sees none itself.
+        CheckpointError: It has another tokenizer, sees images otherwise, or sees none itself; or it has not learned to
+            read so many VoCo tokens.
     """
     theirs = VoCoProcessor.from_pretrained(folder)
     try:
@@ -173,6 +203,12 @@ def check_teacher(folder: str, processor: VoCoProcessor) -> VoCoLlamaConfig:
         raise CheckpointError(
             f"teacher {folder} reads images through its {config.compressor} alone: choose one whose language model"
             " sees them"
+        )
+    if num_voco and (config.condition != "voco" or config.num_voco < max(num_voco)):
+        has = f"condition voco and {config.num_voco} VoCo tokens" if config.condition == "voco" else "condition full"
+        raise CheckpointError(
+            f"teacher {folder} was trained with {has}, and a teacher_num_voco of loss.schedule is {max(num_voco)}:"
+            " choose one that was trained with condition voco and as many, or null, to let it see the image"
         )
     if (theirs.image_transform, config.num_vision_tokens) != (processor.image_transform, processor.num_vision):
         raise CheckpointError(
@@ -215,7 +251,7 @@ def build_teacher(
         return CheckpointTeacher(load_teacher(settings, student.config.text_config.vocab_size), pad)
     if kind == "adapters_off":
         return AdaptersOffTeacher(adapters, _trained_num_voco(settings, processor), pad)
-    return TopKTeacher() if kind == "top_k" else None
+    return {"none": lambda: None, "most_voco": MostVocoTeacher, "top_k": TopKTeacher}[kind]()
 
 
 def _trained_num_voco(settings: TrainSettings, processor: VoCoProcessor) -> int:
