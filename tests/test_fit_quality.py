@@ -57,7 +57,7 @@ def test_a_head_is_fitted_and_saved_with_the_checkpoint(place, caplog):
         described = json.loads(opened.metadata()["voco_llama"])
     found = described["found"]
     assert described["numbers"] == [1, 2, 3, 4]
-    assert 20 <= found["rows"] <= 48
+    assert 10 <= found["rows"] <= 48
     assert found["held_out_rows"] > 0
     assert list(found["mean_divergences"]) == ["1", "2", "3"]
     assert found["settings"]["steps"] == 4
@@ -99,7 +99,7 @@ def test_what_is_measured_is_what_the_masked_passes_say(place):
 def test_what_cannot_be_fitted_is_refused(place):
     settings = settings_of(place)
     for changes, complaint in (
-        ({"rows": 5}, "rows must be at least 20, not 5"),
+        ({"rows": 5}, "rows must be at least 10, not 5"),
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"layer": 9}, "layer=9: the language model has 2 layers: give -2 to 1"),
         ({"model": replace(settings.model, checkpoint=None)}, "model.checkpoint is not set"),

@@ -42,7 +42,7 @@ HELD_OUT = 10
 """One image in so many is left out of fitting, for what is said of the head; and as many to see when it is best."""
 QUALITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Divergences allowed of which the command says what they lead to."""
-FEWEST_ROWS, FEWEST_IMAGES = 20, 10
+FEWEST_ROWS, FEWEST_IMAGES = 10, 10
 REPORTED_EVERY = 50
 """Batches."""
 
