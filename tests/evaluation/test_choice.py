@@ -106,7 +106,11 @@ def test_what_was_kept_outlives_a_kill(model, processor, questions, quality, tmp
     assert again.counts.looked == whole.counts.looked
 
 
-def test_what_is_refused(model, processor):
+def test_what_is_refused(model, processor, settings_for):
+    with pytest.raises(SettingsError, match="quality is -0.1: give a divergence in nats an answer token"):
+        settings_for(quality=-0.1)
+    with pytest.raises(SettingsError, match="leave it out under condition=blind"):
+        settings_for(quality=0.1, condition="blind")
     for condition in ("full", "blind"):
         with pytest.raises(SettingsError, match=f"is about VoCo tokens: leave it out under condition={condition}"):
             answerer_of(model, processor, 0.05, condition=condition)

@@ -12,6 +12,7 @@ from tests.model.heads import model_choices, random_head, telling_quality
 from tests.model.rows import answered, batch_of, one_pass_logits, random_images
 from tests.tiny import tiny_model, tiny_processor
 from voco_llama import VoCoCache, VoCoLlama
+from voco_llama.asking import AskSettings, ask
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.inference import Inference, checkpoint_fingerprint, head_fingerprint
 from voco_llama.layout import truncate_voco
@@ -207,6 +208,19 @@ def test_a_checkpoint_is_loaded_with_its_head(folder, model, head, pixels):
     (folder / QUALITY_FILE).unlink()
     assert VoCoLlama.from_pretrained(folder).quality_head is None
     assert head_fingerprint(folder) is None
+
+
+def test_ask_has_images_choose(folder, tmp_path):
+    random_images(1)[0].save(tmp_path / "image.png")
+    asked = {"image": tmp_path / "image.png", "questions": "What?", "device": "cpu", "max_new_tokens": 4}
+
+    def said(**more):
+        return ask(AskSettings(folder, **asked, **more))
+
+    assert said(quality=0.0) == said() != said(num_voco=1)
+    assert said(quality=1e9) == said(num_voco=1)
+    with pytest.raises(SettingsError, match="quality=0.1 is about VoCo tokens: leave it out under condition=full"):
+        AskSettings(folder, **asked, quality=0.1, condition="full")
 
 
 def _cut_short(file):
