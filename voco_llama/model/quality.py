@@ -136,7 +136,7 @@ class Choosing:
         return self._quality_heads[0] if self._quality_heads else None
 
     def set_quality_head(self, head: QualityHead | None) -> None:
-        """Have images choose their numbers by this head."""
+        """Have images choose their numbers by this head; `save_pretrained` leaves it out: it is of these weights."""
         self._quality_heads = () if head is None else (head,)
 
     def check_quality_head(self, quality: float, fingerprint: str | None = None) -> QualityHead:

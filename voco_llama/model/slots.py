@@ -12,9 +12,10 @@ from voco_llama.visibility import TokenFacts
 
 def counts_of(facts: TokenFacts) -> Tensor:
     """VoCo tokens of each of the rows' segments, in row order, int64 `[segments]` on the host."""
-    row = torch.arange(len(facts.voco), device=facts.voco.device)[:, None].expand_as(facts.voco)
-    segments = torch.stack([row[facts.voco], facts.document[facts.voco], facts.segment[facts.voco]])
-    return segments.unique_consecutive(dim=1, return_counts=True)[1].cpu()
+    row, place = facts.voco.nonzero(as_tuple=True)
+    marks = torch.stack([row, facts.document[row, place], facts.segment[row, place]]).cpu()
+    starts = (marks.diff(dim=1, prepend=torch.full((3, 1), -1)) != 0).any(dim=0).nonzero()[:, 0]
+    return starts.diff(append=torch.tensor([marks.shape[1]]))
 
 
 def all_before(slots: TokenFacts, slot_real: Tensor, text: TokenFacts, text_real: Tensor) -> bool:
