@@ -10,7 +10,7 @@ from tests.evaluation.runs import lines_of, save
 from tests.model.heads import random_head, telling_quality
 from tests.model.rows import random_images
 from tests.tiny import tiny_model, tiny_processor
-from voco_llama.errors import SettingsError
+from voco_llama.errors import DataError, SettingsError
 from voco_llama.evaluation.answering import Answerer
 from voco_llama.evaluation.questions import Question
 from voco_llama.evaluation.results import read_result
@@ -79,6 +79,8 @@ def test_the_cost_is_a_mean_over_images(model, processor, quality):
         "kv_dtype": "float32",
         "images_by_tokens": {"1": 3, "4": 1},
     }
+    with pytest.raises(DataError, match="the mean number of tokens is not known"):
+        cost_of(answerer, kept={})
     whole = cost_of(answerer, kept={2: 5})
     assert [type(whole[f"{what}_per_image"]) for what in ("tokens", "kv_bytes")] == [int, int]
     assert cost_of(answerer_of(model, processor, None)) == {

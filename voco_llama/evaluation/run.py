@@ -265,11 +265,19 @@ def cost_of(
         what: One of them.
         num_images: Of a clip.
         kept: How many images were kept as so many VoCo tokens.
+
+    Raises:
+        DataError: Images chose their numbers, and not one is known.
     """
     model, num_voco = answerer.inference.model, answerer.num_voco
     shape = model.config.segment_shape(num_voco)
     tokens = num_images * {"voco": num_voco, "full": shape.num_compressed + num_voco, "blind": 0}[answerer.condition]
     found = {}
+    if answerer.quality is not None and not kept:
+        raise DataError(
+            "not one image was compressed, so that the mean number of tokens is not known: leave quality out for tasks"
+            " without images, or remove the row's .responses folder and evaluate again"
+        )
     if kept:
         mean = sum(number * images for number, images in kept.items()) / sum(kept.values())
         tokens = int(mean) if mean.is_integer() else mean
