@@ -175,10 +175,20 @@ def test_a_head_learns_which_images_need_more(plain):
     assert (chosen[hard] == 3).float().mean() > 0.9
     assert (chosen[~hard] == 1).float().mean() > 0.9
     assert predicted[hard, 0].mean().item() == pytest.approx(1.0, abs=0.2)
-    tokens, divergence = outcome(predicted, measured, head.shape.numbers, 0.3)
-    assert tokens == pytest.approx(chosen.float().mean().item())
-    assert divergence < 0.1
-    assert outcome(predicted, measured, head.shape.numbers, 1e9) == (1.0, pytest.approx(0.5))
+    found = outcome(predicted, measured, head.shape.numbers, 0.3)
+    assert found.tokens == pytest.approx(chosen.float().mean().item())
+    assert found.divergence < 0.1
+    assert outcome(predicted, measured, head.shape.numbers, 1e9) == (1.0, pytest.approx(0.5), pytest.approx(0.5))
+
+
+def test_what_a_quality_leads_to():
+    """Four images: two keep one token, one keeps two, one all four; worked out by hand."""
+    predicted = torch.tensor([[0.1, 0.0], [0.2, 0.1], [0.9, 0.2], [0.9, 0.8]])
+    measured = torch.tensor([[0.0, 0.0], [0.4, 0.0], [2.0, 0.2], [4.0, 3.0]])
+    found = outcome(predicted, measured, (1, 2, 4), 0.3)
+    assert found.tokens == (1 + 1 + 2 + 4) / 4
+    assert found.divergence == pytest.approx((0.0 + 0.4 + 0.2 + 0.0) / 4)
+    assert found.dealt_out == pytest.approx(0.5 * 1.6 + 0.25 * 0.8 + 0.25 * 0)
 
 
 # ---- its file

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -231,9 +232,25 @@ def _loss(predicted: Tensor, measured: Tensor) -> Tensor:
     return functional.poisson_nll_loss(predicted, measured, log_input=False, eps=1e-6)
 
 
-def outcome(predicted: Tensor, measured: Tensor, numbers: Sequence[int], quality: float) -> tuple[float, float]:
-    """The mean number of tokens that a divergence allowed leads to, and the mean divergence measured there."""
-    enough = functional.pad(predicted <= quality, (0, 1), value=True)
-    place = enough.long().argmax(dim=1)
-    found = functional.pad(measured, (0, 1)).gather(1, place[:, None]).mean()
-    return float(torch.tensor(numbers, dtype=torch.float)[place].mean()), float(found)
+class Outcome(NamedTuple):
+    """What a divergence allowed leads to.
+
+    Attributes:
+        tokens: The mean number of tokens kept.
+        divergence: The mean divergence that was measured there.
+        dealt_out: The same if the numbers were dealt out to the images at random: a head that knows nothing has that.
+    """
+
+    tokens: float
+    divergence: float
+    dealt_out: float
+
+
+def outcome(predicted: Tensor, measured: Tensor, numbers: Sequence[int], quality: float) -> Outcome:
+    """Of rows of which divergences, `[rows, numbers - 1]`, were predicted and measured."""
+    place = functional.pad(predicted <= quality, (0, 1), value=True).long().argmax(dim=1)
+    measured = functional.pad(measured, (0, 1))
+    shares = torch.bincount(place, minlength=len(numbers)) / len(place)
+    tokens = torch.tensor(numbers, dtype=torch.float)[place].mean()
+    found = measured.gather(1, place[:, None]).mean()
+    return Outcome(float(tokens), float(found), float(shares @ measured.mean(0)))
