@@ -77,6 +77,7 @@ def test_nothing_ships_untested():
         "train.yaml",
         "training.yaml",
         "teacher.yaml",
+        "fit_quality.yaml",
         "evaluate.yaml",
         "evaluate_clips.yaml",
         "evaluate_text.yaml",

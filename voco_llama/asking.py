@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from voco_llama.choices import ANSWER_CONDITIONS, Condition, require_choice
+from voco_llama.choices import ANSWER_CONDITIONS, Condition, check_quality, require_choice
 from voco_llama.data.conversations import Conversation, read_messages
 from voco_llama.data.media.images import load_image
 from voco_llama.data.media.video import read_frames
@@ -41,6 +41,8 @@ class AskSettings:
         condition: `full`: text sees the images; `voco`: it reads their VoCo tokens; `blind`: it has neither, and no
             image is given. None: as the checkpoint was trained.
         num_voco: VoCo tokens an image or frame; None: as many as the checkpoint was trained with.
+        quality: Keep of each image or frame the fewest VoCo tokens whose answers stay close to those of all, `num_voco`
+            at most: by how much they may differ, in nats an answer token (0.05: closely). None: keep `num_voco`.
         num_frames: Frames taken from a clip; None: as in training.
         max_new_tokens: Length limit of an answer.
         device: None: the GPU if there is one.
@@ -55,6 +57,7 @@ class AskSettings:
     follow_up: bool = False
     condition: str | None = None
     num_voco: int | None = None
+    quality: float | None = None
     num_frames: int | None = None
     max_new_tokens: int = 64
     device: str | None = None
@@ -89,6 +92,7 @@ class AskSettings:
         for name in ("num_voco", "num_frames", "max_new_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
+        check_quality(self.quality, self.condition)
 
 
 def ask(settings: AskSettings) -> list[str]:
@@ -127,14 +131,15 @@ def ask(settings: AskSettings) -> list[str]:
     elif condition == "full":
         logger.info("%s: %d x %d vision tokens, seen whole", what, len(images), inference.processor.num_vision)
     else:
-        cache, images = inference.compress(images, settings.num_voco, condition="voco"), []
+        cache = inference.compress(images, settings.num_voco, condition="voco", quality=settings.quality)
+        images = []
         logger.info(
-            "%s: %d x %d vision tokens became %d VoCo tokens each, %s bytes of keys and values in all",
+            "%s: %d x %d vision tokens became %s VoCo tokens each, %s bytes of keys and values in all",
             what,
             len(cache),
             inference.processor.num_vision,
-            cache.num_voco,
-            f"{len(cache) * cache.bytes_per_entry:,}",
+            cache.described_counts,
+            f"{cache.num_bytes:,}",
         )
     asker = _Asker(inference, settings, "full" if condition == "full" else "voco", cache, images)
     if settings.follow_up:
@@ -168,8 +173,8 @@ class _Asker:
         """Answers to conversations that look at equally many of the images, from the first on."""
         number = conversations[0].num_marks
         cache = self.cache[:number] if self.cache is not None and number else None
-        num_voco, limit = self.settings.num_voco, self.settings.max_new_tokens
-        images = self.images[:number]
+        num_voco = self.settings.num_voco if cache is None else None  # else each entry's own
+        images, limit = self.images[:number], self.settings.max_new_tokens
         return self.inference.answer(conversations, cache, images, self.condition, num_voco, max_new_tokens=limit)
 
     def follow_up(self, history: Conversation, counts: Sequence[int]) -> list[str]:

@@ -55,6 +55,16 @@ MEDIA_DEPTHS = ("decode", "header", "exists")
 """How `data check` looks at images and clips."""
 
 
+def check_quality(quality: float | None, condition: str | None) -> None:
+    """Refuse a divergence that none can keep within, and one where no VoCo tokens are read (`SettingsError`)."""
+    if quality is None:
+        return
+    if not quality >= 0:
+        raise SettingsError(f"quality is {quality}: give a divergence in nats an answer token, 0 or more, as 0.05")
+    if condition not in (None, "voco"):
+        raise SettingsError(f"quality={quality} is about VoCo tokens: leave it out under condition={condition}")
+
+
 def require_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Refuse a value that is not one of the choices.
 

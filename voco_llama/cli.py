@@ -240,6 +240,14 @@ def teacher(settings: Any) -> None:
     write_top_k(settings)
 
 
+@_command("voco_llama.settings:FitQualitySettings")
+def fit_quality(settings: Any) -> None:
+    """Fit to a checkpoint what chooses by the image how many VoCo tokens are kept (quality=...)."""
+    from voco_llama.fit_quality import fit_quality
+
+    fit_quality(settings)
+
+
 @_command("voco_llama.evaluation.settings:EvaluateSettings")
 def evaluate(settings: Any) -> None:
     """Have lmms-eval ask and score benchmarks, for one row of the table or all rows of a suite."""
@@ -274,7 +282,9 @@ def sweep(settings: Any, overrides: list[str]) -> str:
 
 def sweep_runners() -> dict[str, Command]:
     """The commands that a sweep may run."""
-    return {name: COMMANDS[name] for name in ("toyworld", "convert-gguf", "train", "teacher", "evaluate")}
+    return {
+        name: COMMANDS[name] for name in ("toyworld", "convert-gguf", "train", "teacher", "fit-quality", "evaluate")
+    }
 
 
 @_command("voco_llama.report.report:ReportSettings")

@@ -18,6 +18,7 @@ from voco_llama.data.conversations import Conversation, Prompt, conversations_of
 from voco_llama.errors import SettingsError, one_line, require
 from voco_llama.llava_folder import adapter_base, check_is_model
 from voco_llama.model.cache import VoCoCache
+from voco_llama.model.quality import QUALITY_FILE
 from voco_llama.provenance import SAMPLED, fingerprint_files
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Inference:
         num_voco: int | None = None,
         batch_size: int | None = None,
         condition: Condition | None = None,
+        quality: float | None = None,
     ) -> VoCoCache:
         """A cache with one entry an image.
 
@@ -109,6 +111,7 @@ class Inference:
             batch_size: Images to compress at a time; by default all.
             condition: Under which the cache is to be read. None: the one that the model was trained with. `voco`: so be
                 it, also with weights trained with `full`, whose VoCo tokens have learned nothing: the lower bound.
+            quality: Have each image choose its number of VoCo tokens, `num_voco` at most (`VoCoLlama.compress`).
 
         Raises:
             SettingsError: The model was trained with `full` and `voco` is not asked for, or it cannot make that number
@@ -123,7 +126,8 @@ class Inference:
         require(len(images) > 0, "there is no image to compress: pass at least one")
         size = batch_size or len(images)
         chunks = (self.processor.pixels(images[i : i + size]) for i in range(0, len(images), size))
-        return VoCoCache.cat([self.model.compress(c.to(self.model.device), num_voco=num_voco) for c in chunks])
+        how = {"num_voco": num_voco, "quality": quality}
+        return VoCoCache.cat([self.model.compress(c.to(self.model.device), **how) for c in chunks])
 
     @torch.inference_mode()
     def answer(
@@ -144,7 +148,7 @@ class Inference:
                 (`voco_llama.data.conversations`). Marks `<image>` say where images stand
                 (`voco_llama.data.prompts.with_marks`): a question looks at its images with marks and without, and at
                 none if there are none.
-            cache: What text reads under `voco`.
+            cache: What text reads under `voco`; its entries may have unequal numbers of VoCo tokens.
             images: In place of a cache, what it sees under `full`; under `voco` they are compressed first.
             condition: Of the layout and the mask. None: `voco` with a cache, else the one that the model was trained
                 with.
@@ -172,9 +176,9 @@ class Inference:
             cache, images = self.compress(images, num_voco, condition="voco"), None
         if cache is not None:
             cache = cache if order == list(range(len(cache))) else cache[order]
-            num_voco = cache.num_voco if num_voco is None else num_voco
         shown = [images[place] for place in order] if images else None
-        laid_out = self.processor(text=conversations, images=shown, condition=condition, num_voco=num_voco)
+        numbers = num_voco if cache is None or num_voco is not None else cache.counts
+        laid_out = self.processor(text=conversations, images=shown, condition=condition, num_voco=numbers)
         batch = {name: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for name, v in laid_out.items()}
         generation = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
         ids = self.model.generate(**batch, cache=cache, **generation)
@@ -224,6 +228,12 @@ def saved_config(folder: Path) -> "VoCoLlamaConfig":
     from voco_llama.configuration import VoCoLlamaConfig  # transformers is slow to import
 
     return VoCoLlamaConfig.from_pretrained(folder)
+
+
+def head_fingerprint(folder: Path) -> str | None:
+    """A hash of the head beside a checkpoint that chooses numbers of VoCo tokens; None: there is none."""
+    file = Path(folder) / QUALITY_FILE
+    return fingerprint_files([file]) if file.is_file() else None
 
 
 def checkpoint_fingerprint(folder: Path) -> str:

@@ -13,7 +13,7 @@ tokenizers, templates or images.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -36,7 +36,13 @@ class TextSpan:
 
 @dataclass(frozen=True)
 class SegmentMark:
-    """One compressed segment (an image or a video frame) stands here."""
+    """One compressed segment (an image or a video frame) stands here.
+
+    Attributes:
+        num_voco: Its VoCo tokens, where it has a number of its own.
+    """
+
+    num_voco: int | None = None
 
 
 Part = TextSpan | SegmentMark
@@ -118,7 +124,7 @@ def lay_out(
 
     Args:
         parts: Text and segments in row order.
-        tokens, shape: Of every segment.
+        tokens, shape: Of every segment whose mark has no number of its own.
         condition: Decides the positions.
         max_length: Tokens a row may have. Text is cut from the end.
 
@@ -127,7 +133,6 @@ def lay_out(
     """
     ids, labels, segment, voco, position = [], [], [], [], []
     counter, num_segments, segments_end = 0, 0, 0
-    segment_ids = shape.ids(tokens)
     for part in parts:
         if isinstance(part, TextSpan):
             ids += part.ids
@@ -138,12 +143,14 @@ def lay_out(
             counter += len(part.ids)
             continue
         num_segments += 1
+        num_voco = shape.num_voco if part.num_voco is None else part.num_voco
+        segment_ids = replace(shape, num_voco=num_voco).ids(tokens)
         ids += segment_ids
         labels += [IGNORE_INDEX] * len(segment_ids)
         segment += [num_segments] * len(segment_ids)
-        voco += [False] * shape.num_compressed + [True] * shape.num_voco
-        position += range(counter - shape.num_compressed, counter + shape.num_voco)
-        counter += shape.num_voco
+        voco += [False] * shape.num_compressed + [True] * num_voco
+        position += range(counter - shape.num_compressed, counter + num_voco)
+        counter += num_voco
         segments_end = len(ids)
     if condition == "full":
         position = list(range(len(ids)))

@@ -383,6 +383,23 @@ class TeacherSettings(TrainSettings):
 
 
 @dataclass
+class FitQualitySettings(TrainSettings):
+    """What `voco-llama fit-quality` reads: the settings of a training, of which it takes the data, and these.
+
+    `model.checkpoint` names the checkpoint, which gets the head; `compression.num_voco` is the most tokens of an image.
+
+    Attributes:
+        rows: Rows that are read, drawn from the data; those that look at one image count.
+        layer: The layer whose values the head reads, counted from the end if negative.
+        steps: Of fitting.
+    """
+
+    rows: int = MISSING
+    layer: int = MISSING
+    steps: int = MISSING
+
+
+@dataclass
 class ExportSettings:
     """What `voco-llama export` reads.
 

@@ -38,3 +38,20 @@ def test_in_16_bits_too(device):
     cache = model.compress(pixels.bfloat16())
     assert (cache.keys.float().cpu() - exact).norm() < 0.05 * exact.norm()
     assert model.generate(**asked(processor, device), cache=cache, **GREEDY).shape == (2, 5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex_attention"])
+def test_entries_of_unequal_numbers_answer_as_on_the_cpu(device, backend):
+    if backend == "flex_attention" and device.type == "cpu":
+        pytest.skip("compiling it for a CPU takes 50 s")
+    processor = tiny_processor(num_voco=4, order="inline")
+    pixels, numbers = processor.pixels(random_images(3)), [3, 1, 4]
+    rows = processor(["Is <image> left of <image>?", "<image>?"], num_voco=numbers)
+    rows = {name: rows[name] for name in ("input_ids", *FACTS)}
+    reference = tiny_model(processor)
+    expected = reference.generate(**rows, cache=reference.compress(pixels, numbers), **GREEDY)
+    model = tiny_model(processor, attention=backend).to(device)
+    cache = model.compress(pixels.to(device), 4).truncate(numbers)
+    moved = {name: values.to(device) for name, values in rows.items()}
+    assert torch.equal(model.generate(**moved, cache=cache, **GREEDY).cpu(), expected)
+    assert torch.equal(model.generate(**moved, cache=cache[[0, 1, 2]].to(device), **GREEDY).cpu(), expected)

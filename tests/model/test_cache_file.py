@@ -26,7 +26,7 @@ def file(cache, tmp_path):
 def contents(file) -> tuple[dict, dict]:
     """Tensors and our metadata of a file."""
     with safe_open(file, framework="pt") as opened:
-        return {n: opened.get_tensor(n) for n in ("keys", "values")}, json.loads(opened.metadata()["voco_llama"])
+        return {n: opened.get_tensor(n) for n in opened.keys()}, json.loads(opened.metadata()["voco_llama"])  # noqa: SIM118
 
 
 def rewrite(file, tensors: dict | None = None, **metadata) -> None:
@@ -35,23 +35,56 @@ def rewrite(file, tensors: dict | None = None, **metadata) -> None:
     save_file(tensors or old_tensors, file, metadata={"voco_llama": described})
 
 
+def checksum(*tensors: torch.Tensor) -> str:
+    return f"{zlib.crc32(b''.join(tensor.numpy().tobytes() for tensor in tensors)):08x}"
+
+
+def write_uniform(cache, file, **changes) -> dict:
+    """The file of format 1, which had one number of VoCo tokens for all entries; None for what it does not say."""
+    keys, values = (
+        states.unflatten(1, (len(cache), cache.num_voco)).transpose(2, 3).contiguous()
+        for states in (cache.keys, cache.values)
+    )
+    described = {
+        "format": "voco_llama.cache",
+        "format_version": "1",
+        "fingerprint": cache.fingerprint,
+        "num_voco": str(cache.num_voco),
+        "dtype": "float32",
+        "checksum": checksum(keys, values),
+        **changes,
+    }
+    described = {name: value for name, value in described.items() if value is not None}
+    save_file({"keys": keys, "values": values}, file, metadata={"voco_llama": json.dumps(described)})
+
+
 def test_a_file_says_what_it_holds(file, model, cache):
     tensors, metadata = contents(file)
     assert metadata == {
         "format": "voco_llama.cache",
-        "format_version": "1",
+        "format_version": "2",
         "fingerprint": model.fingerprint(),
-        "num_voco": "2",
+        "entries": "4",
         "dtype": "float32",
-        "checksum": f"{zlib.crc32(cache.values.numpy().tobytes(), zlib.crc32(cache.keys.numpy().tobytes())):08x}",
+        "checksum": checksum(cache.keys, cache.values, cache.counts),
     }
+    assert tensors.keys() == {"keys", "values", "counts"}
     assert torch.equal(tensors["keys"], cache.keys)
+    assert tensors["counts"].tolist() == [2] * 4
 
 
 @pytest.mark.parametrize(
     "change",
-    [lambda c: c, lambda c: c[1:3], lambda c: c.truncate(1), lambda c: c.to(torch.bfloat16), lambda c: c[[0, 0]]],
-    ids=["whole", "slice", "truncated", "bfloat16", "repeated"],
+    [
+        lambda c: c,
+        lambda c: c[1:3],
+        lambda c: c.truncate(1),
+        lambda c: c.to(torch.bfloat16),
+        lambda c: c[[0, 0]],
+        lambda c: c.truncate([1, 2, 2, 1]),
+        lambda c: c[[]],
+    ],
+    ids=["whole", "slice", "truncated", "bfloat16", "repeated", "unequal", "empty"],
 )
 def test_what_is_saved_is_loaded(cache, model, tmp_path, change):
     changed = change(cache)
@@ -59,6 +92,7 @@ def test_what_is_saved_is_loaded(cache, model, tmp_path, change):
     loaded = VoCoCache.load(tmp_path / "c", model)
     assert torch.equal(loaded.keys, changed.keys)
     assert torch.equal(loaded.values, changed.values)
+    assert torch.equal(loaded.counts, changed.counts)
     assert loaded.fingerprint == cache.fingerprint
     assert loaded.keys.dtype == changed.keys.dtype
 
@@ -90,8 +124,8 @@ def test_another_models_cache_is_refused(file, processor):
 
 
 def test_another_format_version_is_refused(file, model):
-    rewrite(file, format_version="2")
-    assert "has cache format 2, this version reads 1" in refused(file, model)
+    rewrite(file, format_version="3")
+    assert "has cache format 3, this version reads 1 and 2" in refused(file, model)
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"voco_llama": "{"}, {"voco_llama": "[]"}])
@@ -110,8 +144,9 @@ def test_a_missing_file_is_refused(tmp_path, model):
     assert "it is no VoCo cache, or damaged" in refused(tmp_path / "gone", model)
 
 
-def test_a_missing_tensor_is_refused(file, model):
-    rewrite(file, {"keys": contents(file)[0]["keys"]})
+@pytest.mark.parametrize("missing", ["values", "counts"])
+def test_a_missing_tensor_is_refused(file, model, missing):
+    rewrite(file, {name: tensor for name, tensor in contents(file)[0].items() if name != missing})
     assert "it is no VoCo cache, or damaged" in refused(file, model)
 
 
@@ -126,7 +161,8 @@ def test_a_flipped_bit_is_found(cache, model, tmp_path, dtype):
         flipped = bytearray(data)
         flipped[place // 8] ^= 1 << place % 8
         file.write_bytes(flipped)
-        assert "damaged, its tensors are not what was saved" in refused(file, model)
+        complaint = refused(file, model)  # another number of tokens belies the description before it is damage
+        assert "damaged, its tensors are not what was saved" in complaint or "do not agree with its" in complaint
 
 
 def test_a_flipped_bit_of_the_description_never_changes_a_number(file, model, cache):
@@ -141,17 +177,41 @@ def test_a_flipped_bit_of_the_description_never_changes_a_number(file, model, ca
             assert torch.equal(loaded.values, cache.values)
 
 
-def test_a_file_of_before_checksums_is_loaded(file, model, cache):
+@pytest.mark.parametrize("changes", [{}, {"checksum": None}], ids=["format 1", "before checksums"])
+def test_a_file_of_before_unequal_entries_is_loaded(file, model, cache, changes):
+    write_uniform(cache, file, **changes)
+    loaded = VoCoCache.load(file, model)
+    assert torch.equal(loaded.keys, cache.keys)
+    assert torch.equal(loaded.values, cache.values)
+    assert torch.equal(loaded.counts, cache.counts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"checksum": "00000000"}, "damaged, its tensors are not what was saved"),
+        ({"num_voco": "1"}, "do not agree with its description"),
+        ({"dtype": "float16"}, "do not agree with its description"),
+        ({"format_version": "2"}, "it is no VoCo cache, or damaged"),
+        ({"fingerprint": "other"}, "was made by another model"),
+    ],
+)
+def test_a_file_of_before_that_is_damaged_is_refused(file, model, cache, changes, complaint):
+    write_uniform(cache, file, **changes)
+    assert complaint in refused(file, model)
+
+
+def test_a_file_without_its_checksum_is_refused(file, model):
     tensors, metadata = contents(file)
     del metadata["checksum"]
     save_file(tensors, file, metadata={"voco_llama": json.dumps(metadata)})
-    assert torch.equal(VoCoCache.load(file, model).keys, cache.keys)
+    assert "damaged" in refused(file, model)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused(cache, model, tmp_path, value):
     values = cache.values.clone()
-    values[1, 2, 0, 1, 3] = value
+    values[1, 5, 0, 3] = value
     replace(cache, values=values).save(tmp_path / "c")
     assert "holds numbers that are not finite" in refused(tmp_path / "c", model)
 
@@ -168,15 +228,25 @@ def test_saving_leaves_the_old_file_or_the_new_one(file, cache, model, monkeypat
     "change",
     [
         lambda t: {"keys": t["keys"][:1], "values": t["values"][:1]},
-        lambda t: {"keys": t["keys"][..., :1, :], "values": t["values"][..., :1, :]},
-        lambda t: {"keys": t["keys"], "values": t["values"][:, :1]},
+        lambda t: {"keys": t["keys"][:, :-1], "values": t["values"][:, :-1]},
+        lambda t: {"values": t["values"][:, :1]},
         lambda t: {"keys": t["keys"][0], "values": t["values"][0]},
         lambda t: {"keys": t["keys"].half(), "values": t["values"].half()},
-        lambda t: {"keys": t["keys"], "values": t["values"].half()},
+        lambda t: {"values": t["values"].half()},
+        lambda t: {"counts": t["counts"][:3]},
+        lambda t: {"counts": torch.tensor([2, 2, 2, 1])},
+        lambda t: {"counts": torch.tensor([4, 4, 0, 0])},
+        lambda t: {"counts": torch.tensor([4, 4, 1, -1])},
+        lambda t: {"counts": t["counts"].int()},
+        lambda t: {"counts": t["counts"][None]},
     ],
-    ids=["a layer less", "another N", "fewer values", "no layers", "another dtype", "two dtypes"],
-)
+    ids=[
+        "a layer less", "a token less", "fewer values", "no layers", "another dtype", "two dtypes", "an entry less",
+        "other counts", "empty entries", "a negative count", "other integers", "two dimensions",
+    ],
+)  # fmt: skip
 def test_tensors_that_belie_the_description_are_refused(file, model, change):
-    tensors = {name: tensor.contiguous() for name, tensor in change(contents(file)[0]).items()}
+    held = contents(file)[0]
+    tensors = {name: tensor.contiguous() for name, tensor in (held | change(held)).items()}
     rewrite(file, tensors)
     assert "do not agree with its description or with the model" in refused(file, model)

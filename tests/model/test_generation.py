@@ -154,11 +154,12 @@ def test_generation_leaves_the_cache_as_it_was(processor, model, cache):
 @pytest.mark.parametrize(
     ("texts", "places", "num_voco", "complaint"),
     [
-        (["<image>?"], None, 2, r"read 2 VoCo tokens in segments of 2, but no cache was passed"),
-        (["<image>?"], [0, 1], 2, r"but the cache has 2 entries of 2: pass one entry for each image mark"),
-        (["<image>?", "<image>"], [0], 2, r"read 4 VoCo tokens .* has 1 entries of 2"),
-        (["<image>?"], [0, 1], 4, r"read 4 VoCo tokens in segments of 4, but the cache has 2 entries of 2"),
-        (["<image><image>?"], [0], 1, r"read 2 VoCo tokens in segments of 1, but the cache has 1 entries of 2"),
+        (["<image>?"], None, 2, r"the rows read 1 segments of 2 VoCo tokens, but no cache was passed"),
+        (["<image>?"], [0, 1], 2, r"but the cache has 2 entries of 2 VoCo tokens: pass one entry for each image mark"),
+        (["<image>?", "<image>"], [0], 2, r"read 2 segments of 2 VoCo tokens, but .* has 1 entries of 2"),
+        (["<image>?"], [0, 1], 4, r"read 1 segments of 4 VoCo tokens, but the cache has 2 entries of 2"),
+        (["<image><image>?"], [0], 1, r"read 2 segments of 1 VoCo tokens, but the cache has 1 entries of 2"),
+        (["<image><image>?"], [0, 1], [1, 3], r"read 2 segments of 1, 3 VoCo tokens, but the cache has 2 entries of 2"),
     ],
 )
 def test_marks_and_entries_must_agree(processor, model, cache, texts, places, num_voco, complaint):

@@ -145,6 +145,16 @@ def test_seeds_of_a_row_are_one_method(tmp_path, fact, other):
         check_results(read(tmp_path), allow_limited=False)
 
 
+def test_seeds_of_a_row_that_chooses_by_the_image_cost_what_they_cost(tmp_path):
+    for seed, tokens in ((0, 1.5), (1, 2.25)):
+        kept = {"tokens_per_image": tokens, "kv_bytes_per_image": 1000 * tokens}
+        write_row(tmp_path / str(seed), "adaptive", {"GQA": 0.5}, num_voco=16, seed=seed, quality=0.05, **kept)
+    check_results(read(tmp_path), allow_limited=False)
+    write_row(tmp_path / "2", "adaptive", {"GQA": 0.5}, num_voco=16, seed=2, quality=0.1)
+    with pytest.raises(DataError, match="row 'adaptive' has quality 0.05 .* and 0.1 in row 'adaptive' with seed 2"):
+        check_results(read(tmp_path), allow_limited=False)
+
+
 def test_a_benchmark_has_one_unit(tmp_path):
     write_row(tmp_path / "0", "voco_1", {"MME": 100.0}, num_voco=1, seed=0)
     file = write_row(tmp_path / "1", "voco_2", {"MME": 100.0}, num_voco=2, seed=1)

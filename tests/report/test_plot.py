@@ -44,6 +44,23 @@ def test_series_name(row, num_voco, series):
     assert series_name(row, num_voco) == series
 
 
+def test_rows_that_choose_by_the_image_are_a_curve_of_their_means(tmp_path):
+    write_bounds(tmp_path, upper=1.0, lower=0.0)
+    write_row(tmp_path, "elastic_at_2", {"GQA": 0.7, "POPE": 0.7}, num_voco=2)
+    for quality, tokens, value in ((0.2, 1.25, 0.6), (0.05, 2.5, 0.8), (1e-3, 7.0, 0.9)):
+        kept = {"quality": quality, "tokens_per_image": tokens, "kv_bytes_per_image": 1000 * tokens}
+        name = f"elastic_quality_{quality:g}"
+        write_row(tmp_path, name, {"GQA": value, "POPE": value}, num_voco=16, **kept)
+    series = {
+        one.label: [(count, value.mean) for count, value in one.points]
+        for one in retention_series(compared(tmp_path), {})
+    }
+    assert series == {
+        "elastic": [(2, pytest.approx(0.7))],
+        "elastic by quality": [(1.25, pytest.approx(0.6)), (2.5, pytest.approx(0.8)), (7.0, pytest.approx(0.9))],
+    }
+
+
 def compared(folder):
     return compare([read_result(file) for file in find_results(folder)], "upper", "lower")
 

@@ -72,6 +72,22 @@ def test_scores_and_order_of_rows(results):
     }
 
 
+def test_rows_that_choose_by_the_image_show_means(seeds):
+    """Over images in a result, then over seeds; such a row costs not the same with each seed."""
+    for seed, tokens in ((0, 1.5), (7, 2.0)):
+        kept = {"tokens_per_image": tokens, "kv_bytes_per_image": 1001 * tokens, "quality": 0.05}
+        write_row(seeds / f"seed_{seed}", "adaptive", {"GQA": 0.8, "POPE": 0.7}, num_voco=16, seed=seed, **kept)
+    text = run(seeds)
+    scores = cells(text, "Scores")
+    assert (scores["adaptive"]["Tokens"], scores["adaptive"]["KV bytes/image"]) == ("1.8", "1,751.8")
+    assert (scores["voco_2"]["Tokens"], scores["voco_2"]["KV bytes/image"]) == ("2", "2,000")
+    assert list(scores)[1:4] == ["voco_2", "adaptive", "average_pool_1"]  # by the tokens that they keep
+    assert "choose the number of tokens by the image" in text
+    assert "(adaptive: 0.05)" in text
+    (first, *_) = [row for row in read_csv(seeds.parent / "out" / "report.csv") if row["row"] == "adaptive"]
+    assert (first["quality"], first["tokens_per_image"]) == ("0.05", "1.5")
+
+
 def test_retention_and_plain_ratio(results):
     text = run(results)
     kept = cells(text, "Retention")

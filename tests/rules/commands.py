@@ -199,6 +199,13 @@ def _teacher(place: Place, out: Path) -> list[str]:
     return [*training, *outputs(out), f"model.checkpoint={place.checkpoint}", *own, "records_per_file=16"]
 
 
+def _fit_quality(place: Place, out: Path) -> list[str]:
+    """On a copy, for the checkpoint is what it writes to."""
+    shutil.copytree(place.checkpoint, out / "checkpoint", dirs_exist_ok=True)
+    training = [text for text in place.training() if not text.startswith("model.vision")]
+    return [*training, *outputs(out), f"model.checkpoint={out}/checkpoint", "rows=40", "steps=2"]
+
+
 def _evaluate(place: Place, out: Path) -> list[str]:
     return [*place.evaluation(), "row=voco_2", f"output={out}/results", f"datasets_cache={out}/datasets_cache"]
 
@@ -260,6 +267,7 @@ LINES: dict[str, Callable[[Place, Path], list[str]]] = {
     "status": _status,
     "doctor": _train,
     "teacher": _teacher,
+    "fit-quality": _fit_quality,
     "evaluate": _evaluate,
     "evaluate-clips": _evaluate_clips,
     "evaluate-text": _evaluate_text,

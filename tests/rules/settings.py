@@ -94,6 +94,7 @@ PATHS: dict[str, dict[str, PathSetting]] = {
     "status": {"runs": PathSetting(FOLDER, _in("first", "run")), **_ROOTS},
     "doctor": _OF_A_TRAINING,
     "teacher": _OF_A_TRAINING | {"loss.top_k_folder": PathSetting(OUTPUT)},
+    "fit-quality": _OF_A_TRAINING,
     "evaluate": {
         **_ANSWERS,
         "runs": PathSetting(FOLDER),

@@ -12,6 +12,7 @@ import pytest
 from voco_llama import cli
 from voco_llama.composition import to_plain
 from voco_llama.errors import DataError
+from voco_llama.model.quality import QUALITY_FILE
 from voco_llama.sweep.run import sweep
 from voco_llama.sweep.settings import RowSettings, SweepSettings
 from voco_llama.toyworld.world import MANIFEST
@@ -76,6 +77,10 @@ class FakeCommands:
             settings.output.mkdir(parents=True, exist_ok=True)
             made = {"row": settings.row, "num_voco": settings.num_voco, "seed": settings.seed}
             (settings.output / f"{settings.row}.benchmarks.json").write_text(json.dumps(made))
+        elif name == "fit-quality":
+            head = Path(settings.model.checkpoint) / QUALITY_FILE
+            head.parent.mkdir()
+            head.write_text("")
         elif name == "convert-gguf":
             settings.output.mkdir(parents=True, exist_ok=True)
         else:

@@ -9,13 +9,14 @@ import pytest
 from voco_llama.cli import COMMANDS
 from voco_llama.composition import difference
 from voco_llama.config_files import CONFIG_DIR
+from voco_llama.model.quality import numbers_up_to
 from voco_llama.settings import TrainSettings
 from voco_llama.sweep.plan import expand
 from voco_llama.sweep.records import Records, record_file
 from voco_llama.training.checks import check_settings
 
 TABLES = sorted(file.stem for file in (CONFIG_DIR / "plan").glob("*.yaml"))
-MANY_ROWS = ("toy", "toy_gpu", "real_gpu", "small")
+MANY_ROWS = ("toy", "toy_gpu", "toy_adaptive", "real_gpu", "small")
 
 
 @functools.cache
@@ -142,6 +143,16 @@ def test_rows_at_synthetic_scale():
         *(f"voco_{n}_{what}" for what in ("kl", "bidirectional") for n in (1, 4)),
         "voco_4_distinct",
     }
+
+
+def test_the_adaptive_row_is_read_at_each_number_that_its_head_may_choose():
+    results = results_of("toy_adaptive")
+    assert list(results) == ["upper", "elastic"]
+    numbers = {f"elastic_at_{n}" for n in numbers_up_to(16)}
+    assert {name for name in results["elastic"] if "_at_" in name} == numbers
+    assert len(set(results["elastic"]) - numbers) == 6
+    trains = {table: {job.row: job.train for job in plan_of(table).jobs} for table in ("toy", "toy_adaptive")}
+    assert trains["toy_adaptive"].items() <= trains["toy"].items()
 
 
 def test_all_rows_at_synthetic_scale_train_for_as_long_from_the_same_model(records):

@@ -75,12 +75,12 @@ def methods(model: VoCoLlama, settings: BenchSettings, count: int) -> dict[str, 
         return Method(partial(asking.full_cache, filled, every), vision, bytes_of(filled), flops, is_kept=True)
 
     def compress(num_voco: int) -> Method:
-        kept = model.compress(pixel_values, num_voco).bytes_per_entry
+        kept = model.compress(pixel_values, num_voco)[:1].num_bytes
         flops = partial(compress_flops, config, 1, num_voco)
         return Method(lambda _: model.compress(pixel_values, num_voco), num_voco, kept, flops, answers=False)
 
     def cold(num_voco: int) -> Method:
-        kept = model.compress(pixel_values, num_voco).bytes_per_entry
+        kept = model.compress(pixel_values, num_voco)[:1].num_bytes
 
         def flops(causal: float) -> int:
             reads = answer_flops(config, own.text, 1, num_voco, causal)
@@ -95,7 +95,7 @@ def methods(model: VoCoLlama, settings: BenchSettings, count: int) -> dict[str, 
         cache = model.compress(pixel_values, num_voco)
         flops = partial(answer_flops, config, own.text, 1, num_voco)
         run = partial(asking.voco, cache, every)
-        return Method(run, num_voco, cache.bytes_per_entry, flops, is_kept=True)
+        return Method(run, num_voco, cache[:1].num_bytes, flops, is_kept=True)
 
     found: dict[str, Callable[[], Method]] = {"no_cache": no_cache, "full_cache": full_cache}
     for num_voco in own.num_voco:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from voco_llama.data.records import Record, Turn
 from voco_llama.errors import CheckpointError, DataError, SettingsError, refused_as
 from voco_llama.files import read_json
 from voco_llama.hub import DESCRIPTIONS, local_folder
-from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentShape, TextSpan, lay_out, pad_rows
+from voco_llama.layout import ROW_FIELDS, Part, Row, SegmentMark, SegmentShape, TextSpan, lay_out, pad_rows
 from voco_llama.llava_folder import check_is_model, is_llava, load_tokenizer, read_config, read_llava_folder
 from voco_llama.provenance import fingerprint_data
 from voco_llama.tokens import TokenIds, check_tokenizer, segment_affixes, token_ids
@@ -134,10 +135,22 @@ class VoCoProcessor(PushToHubMixin):
         condition: Condition | None = None,
         max_length: int | None = None,
         system: str | None = None,
+        counts: Sequence[int] | None = None,
     ) -> Row:
-        """Lay out a conversation without loading anything; `system`, if given, is its own system text."""
+        """Lay out a conversation without loading anything.
+
+        Args:
+            turns: What was said.
+            segments_per_mark: More than one for the frames of a clip.
+            shape: Of a segment; the processor's own by default.
+            condition, max_length: As of `voco_llama.layout.lay_out`.
+            system: Its own system text, in place of the style's.
+            counts: VoCo tokens of each segment, where they differ from the shape's.
+        """
         style = self.style if system is None else replace(self.style, system=system)
         parts = self.tokenize(render(turns, style, segments_per_mark, chat=self._chat))
+        if counts is not None:
+            parts = _numbered(parts, counts)
         return lay_out(parts, self.tokens, shape or self.segment_shape(), condition or self.condition, max_length)
 
     # ---- inference
@@ -147,7 +160,7 @@ class VoCoProcessor(PushToHubMixin):
         text: Prompt | Sequence[Prompt],
         images: Sequence[Image.Image] | Image.Image | None = None,
         condition: Condition | None = None,
-        num_voco: int | None = None,
+        num_voco: int | Sequence[int] | Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Lay out questions, or conversations that end with one, as a left-padded batch for `VoCoLlama.generate`.
 
@@ -159,19 +172,22 @@ class VoCoProcessor(PushToHubMixin):
         Args:
             text: Questions, one a row, each a text or a list of messages (`voco_llama.data.conversations`).
             images: All images of the batch, in the order of the marks.
-            condition, num_voco: The processor's own by default.
+            condition: The processor's own by default.
+            num_voco: VoCo tokens of every image, or a number for each mark, as the `counts` of a cache whose entries
+                have unequal numbers; the processor's own by default.
 
         Returns:
             The fields of a batch of rows, `pixel_values` if images were given, and the `condition`.
 
         Raises:
-            DataError: The number of marks is not the number of images, or a mark has no image under `full`, where
-                there is no cache to read; or messages are no conversation.
+            DataError: The number of marks is not the number of images, or of the numbers given, or a mark has no image
+                under `full`, where there is no cache to read; or messages are no conversation.
         """
         conversations = conversations_of(text)
         images = [images] if isinstance(images, Image.Image) else images
         condition = condition or self.condition
-        shape = self.segment_shape(num_voco)
+        numbers = None if num_voco is None or isinstance(num_voco, int) else [int(number) for number in num_voco]
+        shape = self.segment_shape(num_voco if numbers is None else None)
         if images is not None:
             conversations = _with_marks(conversations, len(images))
         elif condition == "full" and any(one.num_marks for one in conversations):
@@ -180,7 +196,13 @@ class VoCoProcessor(PushToHubMixin):
             shape = shape.cached
         if self.style.template == "plain":
             raise DataError("a model trained with prompt.template=plain writes captions: train it on questions before")
-        rows = [self.lay_out(one.turns, shape=shape, condition=condition, system=one.system) for one in conversations]
+        counts: list[list[int] | None] = [None] * len(conversations)
+        if numbers is not None:
+            counts = _divided(numbers, [one.num_marks for one in conversations])
+        rows = [
+            self.lay_out(one.turns, shape=shape, condition=condition, system=one.system, counts=its_counts)
+            for one, its_counts in zip(conversations, counts, strict=True)
+        ]
         batch = pad_rows(rows, self.tokens, side="left")
         del batch["labels"]
         pixels = {} if images is None else {"pixel_values": self.pixels(images)}
@@ -344,3 +366,29 @@ def _with_marks(conversations: list[Conversation], num_images: int) -> list[Conv
     if num_marks != num_images:
         raise DataError(f"the texts have {num_marks} <image> marks and there are {num_images} images: make them equal")
     return conversations
+
+
+def _divided(numbers: Sequence[int], num_marks: Sequence[int]) -> list[list[int]]:
+    """The VoCo tokens of each mark of each text, of those of all marks; none of texts without marks."""
+    if any(num_marks) and sum(num_marks) != len(numbers):
+        raise DataError(
+            f"the texts have {sum(num_marks)} <image> marks and there are {len(numbers)} numbers of VoCo tokens: give"
+            " one for each mark"
+        )
+    rest = iter(numbers)
+    return [list(islice(rest, count)) for count in num_marks]
+
+
+def _numbered(parts: Sequence[Part], counts: Sequence[int]) -> list[Part]:
+    """The parts of a row whose segments have these numbers of VoCo tokens.
+
+    Raises:
+        DataError: There are not as many, or one is below 1.
+    """
+    marks = sum(isinstance(part, SegmentMark) for part in parts)
+    if marks != len(counts) or any(count < 1 for count in counts):
+        raise DataError(
+            f"numbers of VoCo tokens are {list(counts)} for {marks} images: give one of at least 1 for each"
+        )
+    rest = iter(counts)
+    return [SegmentMark(next(rest)) if isinstance(part, SegmentMark) else part for part in parts]

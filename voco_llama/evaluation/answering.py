@@ -5,18 +5,21 @@ whoever keeps them loses at most a window to a crash. Compressed images stay in 
 longest unused ones leaving first. Inside a window, questions of like length share a batch.
 """
 
+import contextlib
+import json
 import logging
 import statistics
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from voco_llama.choices import ANSWER_CONDITIONS, require_choice
+from voco_llama.choices import ANSWER_CONDITIONS, check_quality, require_choice
 from voco_llama.data.conversations import Conversation, conversations_of
 from voco_llama.errors import DataError, one_line
 from voco_llama.evaluation.questions import Question, Visual, cut, see
@@ -42,6 +45,8 @@ class Counts:
         seconds: Time spent on answering, by the wall clock: decoding images, compressing, generating.
         model_seconds: The part of it in the model, its processor's layout and pixels included.
         failures: Ids of questions that were given up, where the settings allow it, and why.
+        looked: Under `voco`, of each question that was answered, also by a run that this one goes on with: the keys of
+            what it looked at, and the VoCo tokens of each image, or of each frame of a clip.
     """
 
     answers: int = 0
@@ -50,6 +55,12 @@ class Counts:
     seconds: float = 0.0
     model_seconds: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
+    looked: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+
+    def kept(self) -> Counter[int]:
+        """How many images were kept as so many VoCo tokens, each counted once."""
+        distinct = {key: tokens for looked_at in self.looked.values() for key, tokens in looked_at.items()}
+        return Counter(chain.from_iterable(distinct.values()))
 
 
 @dataclass
@@ -70,11 +81,13 @@ class Answerer:
         condition: `voco`: text reads the VoCo cache of the images, compressed beforehand. `full`: text sees the
             vision tokens. `blind`: there is no image. None: as the model was trained.
         num_voco: VoCo tokens an image; the model's own number by default.
+        quality: Have each image choose its number of them, `num_voco` at most (`VoCoLlama.compress`).
         batch_size: Questions, or images to compress, at a time.
         reuse: Compress an image once for all questions on it; otherwise once a question.
         go_on: List a question that fails and go on, its answer empty; otherwise stop there. Whatever it fails with is
             the question's, a bug too; but where the device is lost, all of the rest would fail.
         advice: What to do about a question that stops it.
+        record: A file to which `Counts.looked` goes window by window, and from which a run goes on; None: no file.
         counts: What was done so far.
     """
 
@@ -84,7 +97,9 @@ class Answerer:
     batch_size: int = 32
     reuse: bool = True
     go_on: bool = False
+    quality: float | None = None
     advice: str = "mend it, or set go_on=true to list it and go on"
+    record: Path | None = None
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
@@ -93,6 +108,9 @@ class Answerer:
         require_choice("condition", self.condition, ANSWER_CONDITIONS)
         self.inference.check_condition(self.condition, self.num_voco)
         self.num_voco = self.num_voco or config.num_voco
+        check_quality(self.quality, self.condition)
+        if self.quality is not None:
+            self.inference.model.check_quality_head(self.quality, self.inference.model.fingerprint())
         if self.condition == "voco" or (self.condition == "full" and self.num_voco):
             self.inference.model.check_num_voco(self.num_voco)
         self._kept: OrderedDict[str, VoCoCache] = OrderedDict()
@@ -108,6 +126,7 @@ class Answerer:
             window = questions[start : start + size]
             started = time.perf_counter()
             texts = self._window(window)
+            self._write_record(window)
             self.counts.seconds += time.perf_counter() - started
             self.counts.answers += len(window)
             done = start + len(window)
@@ -115,6 +134,22 @@ class Answerer:
                 "%d of %d questions answered, %d images compressed", done, len(questions), self.counts.compressed
             )
             yield from texts
+
+    def read_record(self) -> None:
+        """Take up what a run that was cut off wrote: a line that a kill tore is left out, as its answers are."""
+        for line in self.record.read_text(encoding="utf-8").splitlines() if self.record.is_file() else ():
+            with contextlib.suppress(ValueError):
+                self.counts.looked |= json.loads(line)
+
+    def _write_record(self, window: Sequence[Question]) -> None:
+        """Before the window's answers are given."""
+        looked = {
+            question.id: self.counts.looked[question.id] for question in window if question.id in self.counts.looked
+        }
+        if self.record is not None and looked:
+            self.record.parent.mkdir(parents=True, exist_ok=True)
+            with self.record.open("a", encoding="utf-8") as file:
+                file.write(f"\n{json.dumps(looked)}\n")  # it may follow half a line that a kill left
 
     def see(self, question: Question) -> tuple[Visual, ...]:
         """What a question looks at, unless the condition is to see nothing."""
@@ -133,6 +168,10 @@ class Answerer:
         groups: dict[tuple, list[_Asked]] = {}
         for one in asked:
             if one.visuals is not None and (entries is None or all(visual.key in entries for visual in one.visuals)):
+                if entries is not None:
+                    self.counts.looked[one.question.id] = {
+                        visual.key.rpartition("/")[2]: entries[visual.key].counts.tolist() for visual in one.visuals
+                    }
                 groups.setdefault(tuple(sorted(one.question.generation.items())), []).append(one)
         for members in groups.values():
             members.sort(key=lambda one: (sum(map(len, one.visuals)), len(str(one.question.prompt))))
@@ -154,7 +193,7 @@ class Answerer:
             VoCoCache.cat(caches) if caches else None,
             images,
             "full" if self.condition == "full" else "voco",
-            self.num_voco,
+            None if caches else self.num_voco,  # rows have the entries' own numbers
             counts=[sum(map(len, one.visuals)) for one in some],
             **some[0].question.generation,
         )
@@ -183,7 +222,7 @@ class Answerer:
         images = [visual.read() for visual in visuals]
         started = time.perf_counter()
         frames = list(chain.from_iterable(images))
-        cache = self.inference.compress(frames, self.num_voco, self.batch_size, condition="voco")
+        cache = self.inference.compress(frames, self.num_voco, self.batch_size, "voco", self.quality)
         self.counts.compressed += len(cache)
         self.counts.model_seconds += time.perf_counter() - started
         ends = accumulate(map(len, images), initial=0)
@@ -193,10 +232,10 @@ class Answerer:
         for key, cache in entries.items():
             self._kept[key] = cache
             self._kept.move_to_end(key)
-        held = sum(len(cache) * cache.bytes_per_entry for cache in self._kept.values())
+        held = sum(cache.num_bytes for cache in self._kept.values())
         while held > REUSE_BYTES:
             _, cache = self._kept.popitem(last=False)
-            held -= len(cache) * cache.bytes_per_entry
+            held -= cache.num_bytes
 
     def _each(
         self, some: Sequence[T], asked: Callable[[T], Sequence[Question]], work: Callable[[Sequence[T]], list[Any]]
@@ -252,12 +291,14 @@ def first_token_seconds(answerer: Answerer, questions: Sequence[Question]) -> di
         prompt, cache = _prompt(question, visuals), None
         started = time.perf_counter()
         if condition == "voco" and images:
-            cache, images = inference.compress(images, answerer.num_voco, condition="voco"), []
+            cache = inference.compress(images, answerer.num_voco, condition="voco", quality=answerer.quality)
+            images = []
         if inference.model.device.type != "cpu":
             torch.accelerator.synchronize()  # a device works on after the call has returned
         compressed = time.perf_counter()
         shown = "full" if condition == "full" else "voco"
-        inference.answer([prompt], cache, images, shown, answerer.num_voco, max_new_tokens=1)
+        num_voco = None if cache is not None else answerer.num_voco
+        inference.answer([prompt], cache, images, shown, num_voco, max_new_tokens=1)
         ended = time.perf_counter()  # the answer is text: the device is done
         times["image"].append(ended - started)
         if cache is not None:

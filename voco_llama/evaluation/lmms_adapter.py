@@ -16,7 +16,7 @@ from voco_llama.errors import DataError, SettingsError, one_line
 from voco_llama.evaluation.answering import Answerer, Counts
 from voco_llama.evaluation.guard import document
 from voco_llama.evaluation.questions import Question
-from voco_llama.inference import Inference, checkpoint_fingerprint
+from voco_llama.inference import Inference, checkpoint_fingerprint, head_fingerprint
 
 MODEL_NAME = "voco_llama"
 
@@ -71,6 +71,7 @@ class VoCoLlamaAdapter(lmms):
         reuse: bool = True,
         go_on: bool = False,
         max_new_tokens: int | None = None,
+        quality: float | None = None,
         **unknown: Any,
     ) -> None:
         """Load the checkpoint, the folder `pretrained`; arguments are settings of `evaluate`, others are refused.
@@ -81,7 +82,7 @@ class VoCoLlamaAdapter(lmms):
         """
         super().__init__()
         if unknown:
-            known = "pretrained, condition, num_voco, batch_size, device, dtype, reuse, go_on, max_new_tokens"
+            known = "pretrained, condition, num_voco, quality, batch_size, device, dtype, reuse, go_on, max_new_tokens"
             raise SettingsError(f"model argument {sorted(unknown)[0]!r} is unknown: choose from {known}")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise SettingsError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
@@ -95,8 +96,10 @@ class VoCoLlamaAdapter(lmms):
         self.max_new_tokens = max_new_tokens
         self.timed_questions: list[Question] = []
         self.first_token_seconds: dict[str, float | None] = {}
-        self.answerer = Answerer(inference, condition, num_voco, int(batch_size), bool(reuse), bool(go_on))
+        self.answerer = Answerer(inference, condition, num_voco, int(batch_size), bool(reuse), bool(go_on), quality)
         cap = "" if max_new_tokens is None else f", at most {max_new_tokens} new tokens"
+        if quality is not None:
+            cap += f", quality {quality} by head {head_fingerprint(Path(pretrained))}"
         self.checkpoint_fingerprint = checkpoint_fingerprint(Path(pretrained))
         condition, num_voco = self.answerer.condition, self.answerer.num_voco
         identity = (self.checkpoint_fingerprint, condition, f"{num_voco}{cap}", inference.model.dtype)
@@ -189,4 +192,5 @@ def gathered_counts(adapter: VoCoLlamaAdapter) -> Counts:
         max(c.seconds for c in counts),
         max(c.model_seconds for c in counts),
         {id: error for c in counts for id, error in c.failures.items()},
+        {id: looked for c in counts for id, looked in c.looked.items()},
     )

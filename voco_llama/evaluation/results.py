@@ -26,8 +26,9 @@ FACTS: dict[str, dict[str, Any]] = {
     BENCHMARKS_KIND: {
         "condition": str,
         "num_voco": int | None,
-        "tokens_per_image": int,
-        "kv_bytes_per_image": int,
+        "quality": int | float | None,
+        "tokens_per_image": int | float,
+        "kv_bytes_per_image": int | float,
         "kv_dtype": str,
     },
     CLIPS_KIND: {
@@ -40,6 +41,8 @@ FACTS: dict[str, dict[str, Any]] = {
     TEXT_KIND: {"window": int, "stride": int, "vocabulary": int, "data_fingerprint": str, "dtype": str},
 }
 """Of each kind, what is the same for all seeds of a row, and its types."""
+MEASURED = ("tokens_per_image", "kv_bytes_per_image")
+"""Not the same for all seeds where the number of tokens is chosen by the image (`quality`): means over its images."""
 _NUMBER = int | float
 _OTHERS: dict[str, dict[str, Any]] = {
     BENCHMARKS_KIND: {"limit": int | None, "benchmarks": dict, "checkpoint_fingerprint": str},
@@ -131,6 +134,8 @@ def read_result(file: Path) -> dict[str, Any]:
         )
     if not isinstance(result.get("seed"), int):
         raise DataError(f"{file}: does not say its seed: evaluate the row again")
+    if kind == BENCHMARKS_KIND:
+        result.setdefault("quality", None)  # older than the choice
     with refused_as(DataError, file, "evaluate the row again"):
         _check_parts(result, kind)
     return result

@@ -26,6 +26,7 @@ from voco_llama.evaluation.harness import (
 from voco_llama.evaluation.results import BENCHMARKS_KIND, result_file, write_result
 from voco_llama.evaluation.settings import EvaluateSettings, Suite, check_overwritten, fingerprint_asked, rows_of
 from voco_llama.evaluation.tasks import TASKS, Sample, describe, judge_of
+from voco_llama.inference import head_fingerprint
 from voco_llama.provenance import fingerprint_data, fingerprint_files, provenance
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 TASKS_DIR = EVAL_DIR / "tasks"
 """Tasks that lmms-eval lacks."""
+KEY_LENGTH = 16
+"""Characters that tell an image from the others in a file of answers."""
 
 
 def evaluate_rows(settings: EvaluateSettings) -> list[Path]:
@@ -105,12 +108,15 @@ def _ask_and_score(
 
     adapter = lmms_adapter.VoCoLlamaAdapter(
         str(settings.checkpoint), settings.condition, settings.num_voco, settings.batch_size, settings.device,
-        settings.dtype, settings.reuse, settings.go_on, suite.max_new_tokens,
+        settings.dtype, settings.reuse, settings.go_on, suite.max_new_tokens, settings.quality,
     )  # fmt: skip
     settings = dataclasses.replace(settings, condition=adapter.answerer.condition)
     logger.info("row %s: %s with %s", settings.row, adapter, ", ".join(found))
     data = {task: _data_fingerprint(harness, files.dataset) for task, files in found.items()}
     run_id = fingerprint_data([str(adapter), suite.columns, data, settings.limit, adapter.world_size])[:16]
+    if harness.responses is not None:
+        adapter.answerer.record = harness.responses / f"{run_id}.{adapter.rank}.looked"
+        adapter.answerer.read_record()
     loaded = time.monotonic()
     results = lmms_evaluator.run_tasks(adapter, found, harness, run_id, settings.limit, settings.seed)
     seconds = time.monotonic() - loaded
@@ -123,13 +129,15 @@ def _ask_and_score(
     result = {
         "condition": settings.condition,
         "num_voco": adapter.answerer.num_voco if settings.condition == "voco" else None,
+        "quality": settings.quality,
+        "quality_head": None if settings.quality is None else head_fingerprint(settings.checkpoint),
         "model": _describe_model(adapter.answerer.inference.model),
         "limit": settings.limit,
         "failures": [{"id": id, "error": error} for id, error in counts.failures.items()],
         "benchmarks": scored,
         "submissions": {column: d for column, d in described.items() if column not in scored},
         "mean_accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
-        **cost_of(adapter.answerer),
+        **cost_of(adapter.answerer, kept=counts.kept()),
         **_throughput(counts, seconds, adapter),
         "suite": {name: value for name, value in dataclasses.asdict(suite).items() if name != "rows"},
         "judge": judge,
@@ -137,7 +145,9 @@ def _ask_and_score(
         "checkpoint_fingerprint": adapter.checkpoint_fingerprint,
         **describe_run(settings, started),
     }
-    lines = [line for column, task in suite.columns.items() for line in _answer_lines(column, task, results)]
+    lines = [
+        line for column, task in suite.columns.items() for line in _answer_lines(column, task, results, counts.looked)
+    ]
     file = write_result(settings.output, BENCHMARKS_KIND, settings.row, result, lines)
     if harness.responses is not None:
         shutil.rmtree(harness.responses, ignore_errors=True)
@@ -222,8 +232,13 @@ def _describe_model(model: "VoCoLlama") -> dict[str, Any]:
     }
 
 
-def _answer_lines(column: str, task: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One line a question: what was asked, what came, and its points where the score is a sum of them."""
+def _answer_lines(
+    column: str, task: str, results: Mapping[str, Any], looked: Mapping[str, Mapping[str, Sequence[int]]]
+) -> Iterator[dict[str, Any]]:
+    """One line a question: what was asked, what came, and its points where the score is a sum of them.
+
+    Under `voco`, also the beginning of the key of each image, and its VoCo tokens.
+    """
     points = TASKS[task].points
     samples: Sequence[Sample] = results["samples"][task]
     for sample in samples:
@@ -234,21 +249,44 @@ def _answer_lines(column: str, task: str, results: Mapping[str, Any]) -> Iterato
             "reference": sample["target"],
             "answer": sample["filtered_resps"][0],
             "points": None if points is None else points(sample),
+            "images": {key[:KEY_LENGTH]: n for key, n in looked.get(document(task, sample["doc_id"]), {}).items()},
         }
 
 
-def cost_of(answerer: Answerer, what: str = "image", num_images: int = 1) -> dict[str, Any]:
-    """What the language model keeps of an image, or a clip of so many, while it answers.
+def cost_of(
+    answerer: Answerer, what: str = "image", num_images: int = 1, kept: Mapping[int, int] | None = None
+) -> dict[str, Any]:
+    """What the language model keeps of an image, or a clip of so many, while it answers: a mean where they differ.
 
     These are its VoCo tokens, the whole segment, or nothing.
+
+    Args:
+        answerer: Says what they are.
+        what: One of them.
+        num_images: Of a clip.
+        kept: How many images were kept as so many VoCo tokens.
+
+    Raises:
+        DataError: Images chose their numbers, and not one is known.
     """
     model, num_voco = answerer.inference.model, answerer.num_voco
     shape = model.config.segment_shape(num_voco)
     tokens = num_images * {"voco": num_voco, "full": shape.num_compressed + num_voco, "blind": 0}[answerer.condition]
+    found = {}
+    if answerer.quality is not None and not kept:
+        raise DataError(
+            "not one image was compressed, so that the mean number of tokens is not known: leave quality out for tasks"
+            " without images, or remove the row's .responses folder and evaluate again"
+        )
+    if kept:
+        mean = sum(number * images for number, images in kept.items()) / sum(kept.values())
+        tokens = int(mean) if mean.is_integer() else mean
+        found["images_by_tokens"] = {str(number): kept[number] for number in sorted(kept)}
     return {
         f"tokens_per_{what}": tokens,
-        f"kv_bytes_per_{what}": model.config.kv_bytes(tokens, model.dtype),
+        f"kv_bytes_per_{what}": tokens * model.config.kv_bytes(1, model.dtype),
         "kv_dtype": str(model.dtype).removeprefix("torch."),
+        **found,
     }
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voco_llama.choices import ANSWER_CONDITIONS, require_choice
+from voco_llama.choices import ANSWER_CONDITIONS, check_quality, require_choice
 from voco_llama.composition import read_file
 from voco_llama.config_files import EVAL_DIR, eval_file
 from voco_llama.errors import SettingsError, require
 from voco_llama.evaluation.results import BENCHMARKS_KIND, check_overwrites, check_row_name, part, result_file
 from voco_llama.evaluation.tasks import GROUPS, check_task
-from voco_llama.inference import checkpoint_fingerprint, saved_config
+from voco_llama.inference import checkpoint_fingerprint, head_fingerprint, saved_config
 from voco_llama.llava_folder import check_is_model
 from voco_llama.provenance import fingerprint_data
 
@@ -30,6 +30,7 @@ class SuiteRow:
     checkpoint: str
     condition: str | None = "voco"
     num_voco: int | None = None
+    quality: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,9 @@ class EvaluateSettings:
             the one that the checkpoint was trained with. The lower bound is `voco` on the weights of the upper bound.
         num_voco: VoCo tokens an image; None: that of the suite's row of this name, else as many as the checkpoint was
             trained with.
+        quality: Keep of each image the fewest VoCo tokens whose answers stay close to those of all, `num_voco` at most:
+            by how much they may differ, in nats an answer token (0.05: closely), as the head foresees that
+            `voco-llama fit-quality` fitted to the checkpoint. None: that of the suite's row, else keep `num_voco`.
         suite: A file of `eval/suites/` by name, or the path of one: columns and their tasks.
         tasks: Tasks of lmms-eval by name, in place of the suite's; each is a column of that name.
         max_new_tokens: A limit below the tasks' own; None: the suite's.
@@ -120,6 +124,7 @@ class EvaluateSettings:
     checkpoint: Path | None = None
     condition: str | None = None
     num_voco: int | None = None
+    quality: float | None = None
     suite: str = "toy"
     tasks: list[str] = field(default_factory=list)
     max_new_tokens: int | None = None
@@ -139,6 +144,7 @@ class EvaluateSettings:
         if self.condition is not None:
             require_choice("condition", self.condition, ANSWER_CONDITIONS)
         check_counts(self)
+        check_quality(self.quality, self.condition)
         tasks = self.columns().columns.values()
         require(
             self.limit is None or self.limit % 2 == 0 or "mme" not in tasks,
@@ -184,6 +190,7 @@ def rows_of(settings: EvaluateSettings) -> list[EvaluateSettings]:
                 checkpoint=settings.checkpoint or settings.runs / row.checkpoint,
                 condition=settings.condition or row.condition,
                 num_voco=settings.num_voco or row.num_voco,
+                quality=row.quality if settings.quality is None else settings.quality,
             )
         )
     require(bool(found), f"suite {suite} has no rows: give row=... and checkpoint=...")
@@ -223,13 +230,15 @@ def check_overwritten(settings: EvaluateSettings, data_sets: Callable[[], Mappin
         "checkpoint": checkpoint_fingerprint(settings.checkpoint),
         "condition": condition,
         "num_voco": (settings.num_voco or config.num_voco) if condition == "voco" else None,
+        "quality": settings.quality,
+        "quality_head": None if settings.quality is None else head_fingerprint(settings.checkpoint),
         "dtype": str(dtype or settings.dtype).removeprefix("torch."),  # a LLaVA's is known when it is loaded
     }
 
     def told_apart(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         asked = part(result, "settings")
         there = {key: part(result, "suite").get(key) for key in ("columns", "max_new_tokens")}
-        there |= {key: result.get(key) for key in ("limit", "condition", "num_voco")}
+        there |= {key: result.get(key) for key in ("limit", "condition", "num_voco", "quality", "quality_head")}
         there |= {"checkpoint": result.get("checkpoint_fingerprint")}
         there |= {"dtype": result.get("kv_dtype") if dtype else asked.get("dtype")}
         hubs = asked.get("hub"), None if settings.hub is None else str(settings.hub)

@@ -8,6 +8,7 @@ transformers goes on with its defaults: VoCo and text tokens have contiguous pos
 gives the right ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +18,16 @@ from transformers import StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
-from voco_llama.choices import Condition
+from voco_llama.choices import Condition, check_quality
 from voco_llama.configuration import max_positions
 from voco_llama.errors import CheckpointError, DataError, SettingsError, VoCoError
-from voco_llama.layout import SegmentMark, SegmentShape, lay_out
-from voco_llama.model.cache import VoCoCache, rotate_keys
+from voco_llama.layout import SegmentShape
+from voco_llama.model.cache import VoCoCache, places_in_entries, rotate_keys
 from voco_llama.model.decoding import LastPosition, NewTokens
+from voco_llama.model.quality import Choosing
+from voco_llama.model.slots import all_before, counts_of, left_gather, slots_of
 from voco_llama.model.two_steps import KeptKeys, attention_named
 from voco_llama.packing import segments_alone
-from voco_llama.tokens import AddedTokens
 from voco_llama.visibility import FACTS, TokenFacts
 
 _ALL_BUT_LAST = (slice(None), slice(None, -1))
@@ -33,41 +35,69 @@ _OURS = ("attention_mask", "position_ids", "inputs_embeds", "past_key_values", "
 """Arguments of transformers' `generate` that the rows and the cache stand for."""
 
 
-class VoCoGeneration:
+class VoCoGeneration(Choosing):
     """What `VoCoLlama` does with images and caches.
 
     It is no `GenerationMixin` of transformers (which goes by that name): the language model inside is, and decodes.
     """
 
     @torch.no_grad()
-    def compress(self, pixel_values: Tensor, num_voco: int | None = None) -> VoCoCache:
+    def compress(
+        self, pixel_values: Tensor, num_voco: int | Sequence[int] | None = None, quality: float | None = None
+    ) -> VoCoCache:
         """Compress images, each alone.
 
         Args:
             pixel_values: `[images, 3, height, width]`, at least one image.
-            num_voco: VoCo tokens an image; the number the model was trained with by default, and the only one of an
-                external compressor.
+            num_voco: VoCo tokens an image, or a number for each image; the number the model was trained with by
+                default, and the only one of an external compressor. With `quality`, the most an image may have.
+            quality: Keep of each image the fewest VoCo tokens whose answers stay close to those of all: by how much
+                they may differ, in nats an answer token (0.05: closely; 0: keep all). The checkpoint needs a head that
+                foresees it (`voco-llama fit-quality`).
 
         Returns:
             A cache with one entry an image. Weights trained with condition `full` make one too, the lower bound: their
             VoCo tokens have learned nothing.
 
         Raises:
-            SettingsError: The model cannot make that number, or has fewer positions than a segment.
+            SettingsError: The model cannot make that number, or has fewer positions than a segment; or it has no head.
+            CheckpointError: The head was fitted to other weights.
         """
+        if quality is not None:
+            return self._compress_to(quality, pixel_values, num_voco)
+        if isinstance(num_voco, Sequence):
+            if len(num_voco) != len(pixel_values):
+                raise SettingsError(
+                    f"there are {len(num_voco)} numbers of VoCo tokens for {len(pixel_values)} images: give each one"
+                )
+            for number in set(num_voco):
+                self.check_num_voco(number)
+            return self.compress(pixel_values, max(num_voco)).truncate(num_voco)
         self.check_num_voco(num_voco)
         shape = self.config.segment_shape(num_voco)
         fingerprint = self.fingerprint()  # first: it waits for the device, and has nothing to wait for yet
         packing = segments_alone(shape, self.config.added_tokens, len(pixel_values)).to(pixel_values.device)
         layers: KeptKeys = []
         self.run_packed(packing, pixel_values, layers)
-        keys, values = (torch.stack(states) for states in zip(*layers, strict=True))
-        return VoCoCache(keys, values, fingerprint)
+        # [images, heads, N, head_dim] a layer -> [layers, images x N, heads, head_dim]
+        keys, values = (
+            torch.stack([s.transpose(1, 2).flatten(0, 1) for s in states]) for states in zip(*layers, strict=True)
+        )
+        return VoCoCache(keys, values, torch.full((len(pixel_values),), shape.num_voco), fingerprint)
+
+    def _compress_to(self, quality: float, pixel_values: Tensor, most: int | Sequence[int] | None) -> VoCoCache:
+        """As few tokens as a quality allows, at most so many an image."""
+        check_quality(quality, "voco")
+        head = self.check_quality_head(quality)
+        cache = self.compress(pixel_values, head.shape.numbers[-1])
+        self.check_quality_head(quality, cache.fingerprint)
+        chosen = torch.tensor(head.choose(cache, quality))
+        return cache.truncate(chosen if most is None else chosen.minimum(torch.tensor(most)))
 
     def prefill(
         self, embeddings: Tensor, query: TokenFacts, keys: TokenFacts, past: DynamicCache, condition: Condition
-    ) -> None:
-        """Run tokens under the predicate and add their keys and values to a cache, `past`.
+    ) -> Tensor:
+        """Run tokens under the predicate and add their keys and values to a cache, `past`; their last hidden states.
 
         Flash attention cannot express it; sdpa stands in for it.
 
@@ -75,17 +105,17 @@ class VoCoGeneration:
         holds already, and then of these tokens.
         """
         if embeddings.shape[1] == 0:
-            return
+            return embeddings
         config = self.language_model.config
         backend = "sdpa" if config._attn_implementation == "flash_attention_2" else config._attn_implementation
         with attention_named(config, backend):
-            self.decoder(
+            return self.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=self.mask(query, keys, condition, embeddings.dtype),
                 position_ids=query.position,
                 past_key_values=past,
                 use_cache=True,
-            )
+            ).last_hidden_state
 
     def filled_cache(self, cache: VoCoCache | None, slots: Tensor, position: Tensor) -> DynamicCache:
         """A transformers cache that holds cached tokens, `[batch, heads, slots, head_dim]` a layer.
@@ -98,11 +128,11 @@ class VoCoGeneration:
         config = self.language_model.config
         if cache is None or slots.shape[1] == 0:
             return DynamicCache(config=config)
-        offset = position - slots % cache.num_voco
+        offset = position - places_in_entries(cache.counts).to(slots.device)[slots]
         layers = []
         for keys, values in zip(cache.keys.to(self.dtype), cache.values.to(self.dtype), strict=True):
-            # [entries, heads, N, head_dim] -> [entries x N, heads, head_dim] -> [batch, heads, slots, head_dim]
-            keys, values = (t.transpose(1, 2).flatten(0, 1)[slots].transpose(1, 2) for t in (keys, values))
+            # [tokens, heads, head_dim] -> [batch, heads, slots, head_dim]
+            keys, values = (states[slots].transpose(1, 2) for states in (keys, values))
             layers.append((rotate_keys(keys, offset[:, None], self.inverse_frequency), values))
         return DynamicCache(layers, config=config)
 
@@ -153,10 +183,36 @@ class VoCoGeneration:
         if pixel_values is not None:
             if cache is not None:
                 raise SettingsError("pass either pixel_values or a cache, not both")
-            cache = self.compress(pixel_values, num_voco_of(facts))
+            counts = counts_of(facts).tolist()
+            cache = self.compress(pixel_values, counts if len(set(counts)) > 1 else next(iter(counts), None))
         elif cache is not None and cache.fingerprint != self.fingerprint():
             raise CheckpointError("the cache was made by another model: compress the images with this one")
         return self._generate_cached(input_ids, facts, cache, generation)
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, cache: VoCoCache, **row: Tensor) -> Tensor:
+        """Read text on top of a cache, without generating: the last hidden states, `[batch, length, hidden]`.
+
+        Args:
+            input_ids: `[batch, length]`, padded on either side.
+            cache: One entry for each of the rows' segments.
+            **row: The rows' other fields.
+
+        Returns:
+            Those of text; 0 elsewhere.
+
+        Raises:
+            DataError: The cache's entries and the rows' VoCo tokens do not agree.
+        """
+        facts = TokenFacts.of_batch(row)
+        slots, slot_facts, _ = slots_of(facts, cache, self.config.added_tokens)
+        text, real = left_gather(facts, (facts.document >= 0) & (facts.segment == 0))
+        past = self.filled_cache(cache, slots, slot_facts.position)
+        embeddings = self.get_input_embeddings()(input_ids.gather(1, text.index))
+        states = self.prefill(embeddings, text, slot_facts.followed_by(text), past, "voco")
+        found = states.new_zeros(*input_ids.shape, states.shape[-1])
+        index = text.index[..., None].expand(-1, -1, states.shape[-1])
+        return found.scatter_add(1, index, states * real[..., None])
 
     def _generate_full(
         self, input_ids: Tensor, facts: TokenFacts, pixel_values: Tensor | None, generation: dict[str, Any]
@@ -181,7 +237,7 @@ class VoCoGeneration:
         if not bool(facts.voco.any()):  # the slots stand before the text, which moves along
             text = replace(text, index=text.index + slots.shape[1], position=text.position + slots.shape[1])
         past = self.filled_cache(cache, slots, slot_facts.position)
-        if not _all_before(slot_facts, slot_real, text, real):  # else the first pass of decoding reads all text at once
+        if not all_before(slot_facts, slot_real, text, real):  # else the first pass of decoding reads all text at once
             before_last = text.at(*_ALL_BUT_LAST)
             embeddings = self.get_input_embeddings()(text_ids[:, :-1])
             self.prefill(embeddings, before_last, slot_facts.followed_by(before_last), past, "voco")
@@ -262,59 +318,3 @@ def _check_num_voco(shape: SegmentShape, config: Any) -> None:
             f"num_voco {shape.num_voco}: this model has embeddings of its own for {config.num_voco} VoCo tokens:"
             " use at most as many"
         )
-
-
-def num_voco_of(facts: TokenFacts) -> int | None:
-    """VoCo tokens of the rows' segments; None if no row has a segment."""
-    if not bool(facts.voco.any()):
-        return None
-    row = facts.voco.any(dim=1).nonzero()[0, 0]
-    return int((facts.voco[row] & (facts.segment[row] == facts.segment[row][facts.voco[row]][0])).sum())
-
-
-def _all_before(slots: TokenFacts, slot_real: Tensor, text: TokenFacts, text_real: Tensor) -> bool:
-    """Whether all slots of each row stand before its text, all `[batch, length]`; so too if there are none."""
-    if slots.index.shape[1] == 0:
-        return True
-    last = slots.index.masked_fill(~slot_real, -1).amax(dim=1)
-    return bool((last[:, None] < text.index.masked_fill(~text_real, torch.iinfo(torch.long).max)).all())
-
-
-def left_gather(facts: TokenFacts, keep: Tensor) -> tuple[TokenFacts, Tensor]:
-    """The kept tokens (bool `[batch, length]`) of each row, in order at the right end; the left becomes padding.
-
-    Returns:
-        Their facts, whose `index` says where they stood, and which of them are real, both `[batch, most kept]`.
-    """
-    longest = int(keep.sum(dim=1).max())
-    places = torch.argsort(keep.long(), dim=1, stable=True)[:, keep.shape[1] - longest :]
-    return facts.gather(places, keep.gather(1, places)), keep.gather(1, places)
-
-
-def slots_of(facts: TokenFacts, cache: VoCoCache | None, tokens: AddedTokens) -> tuple[Tensor, TokenFacts, Tensor]:
-    """Which cached VoCo token each slot of each row holds.
-
-    Rows with VoCo tokens read the cache's entries in row order. If no row has one, every row reads the whole cache,
-    whose slots stand before all else.
-
-    Returns:
-        Index into the cache's tokens, the slots' facts, and which slots are real, all `[batch, slots]`.
-
-    Raises:
-        DataError: The cache's entries and the rows' VoCo tokens do not agree.
-    """
-    entries, num_voco = (0, 0) if cache is None else (len(cache), cache.num_voco)
-    num_placeholders = int(facts.voco.sum())
-    if num_placeholders == 0:
-        row = lay_out([SegmentMark()] * entries, tokens, SegmentShape(0, num_voco), "voco")
-        whole = TokenFacts.of_batch(row.repeated(len(facts.voco), facts.voco.device))
-        return whole.index, whole, whole.voco
-    if num_placeholders != entries * num_voco or num_voco_of(facts) != num_voco:
-        held = "no cache was passed" if cache is None else f"the cache has {entries} entries of {num_voco}"
-        raise DataError(
-            f"the rows read {num_placeholders} VoCo tokens in segments of {num_voco_of(facts)}, but {held}: pass one"
-            " entry for each image mark, and lay the rows out with the cache's number of VoCo tokens"
-        )
-    slot_facts, real = left_gather(facts, facts.voco)
-    order = facts.voco.flatten().cumsum(0).view_as(facts.voco) - 1
-    return order.gather(1, slot_facts.index).masked_fill(~real, 0), slot_facts, real

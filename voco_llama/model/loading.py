@@ -22,6 +22,7 @@ from voco_llama.llava_folder import check_is_model, is_llava, load_tokenizer, re
 from voco_llama.model.adapters import WHOLE_FILE, merge_adapters, read_adapters
 from voco_llama.model.language import fill_language_model
 from voco_llama.model.layouts import clip_to_open_clip, place_in_llava, split_llava
+from voco_llama.model.quality import QualityHead
 from voco_llama.model.vision_weights import load_vision_tower, read_vision_weights
 from voco_llama.model.weights import Weights, check_fit, check_loaded, check_one_set, read_weights, weights_file
 from voco_llama.tokens import TokenIds, extend_embeddings
@@ -58,6 +59,7 @@ class LoadingMixin:
         check_loaded(info, f"{folder}: its weights", "the folder is damaged or its config.json was edited")
         if read_config(folder).get("eos_token_id") is None:  # saved before the configuration knew
             model.end_answers_at(_taught_end(folder))
+        model.set_quality_head(QualityHead.load(folder))
         return model
 
     @classmethod

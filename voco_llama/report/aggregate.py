@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from voco_llama.errors import DataError
-from voco_llama.evaluation.results import FACTS, TEXT_KIND
+from voco_llama.evaluation.results import FACTS, MEASURED, TEXT_KIND
 
 Result = dict[str, Any]
 PERCENT = 100.0
@@ -81,6 +81,12 @@ class Row:
         """A value of the result files that is the same for all seeds (one of `FACTS`)."""
         return next(iter(self.results.values()))[name]
 
+    @property
+    def num_tokens(self) -> float | None:
+        """VoCo tokens an image, a mean where they were chosen by the image; None: none are read."""
+        by_image = self.fact("num_voco") is not None and self.fact("quality") is not None
+        return self.over_seeds("tokens_per_image").mean if by_image else self.fact("num_voco")
+
     def described(self, benchmark: str) -> list[dict[str, Any]]:
         """What is known of a benchmark, for each seed that has it."""
         found = (result["benchmarks"].get(benchmark) for result in self.results.values())
@@ -141,7 +147,7 @@ def compare(results: Sequence[Result], upper: str, lower: str, names: Collection
         upper: Row of the upper bound.
         lower: Row of the lower bound.
         names: Rows to take, in this order; those without a result are left out. None: all, the upper bound first, then
-            by falling number of VoCo tokens, then the lower bound and rows without an image.
+            by falling (mean) number of VoCo tokens, then the lower bound and rows without an image.
 
     Raises:
         DataError: A bound is missing for a seed of one of the rows.
@@ -149,7 +155,7 @@ def compare(results: Sequence[Result], upper: str, lower: str, names: Collection
 
     def order(row: Row) -> tuple[int, int, str]:
         rank = 0 if row.name == upper else 2 if row.name == lower else 3 if row.fact("condition") == "blind" else 1
-        return rank, -(row.fact("num_voco") or 0), row.name
+        return rank, -(row.num_tokens or 0), row.name
 
     found = rows_of(results)
     if names is None:
@@ -251,7 +257,9 @@ def _check_alike(results: Mapping[Path, Result]) -> None:
     for result in results.values():
         name, seed, kind = result["row"], result["seed"], result["kind"]
         facts = {
-            (f"row {name!r}" if kind != TEXT_KIND else "plain text", fact, kind): result[fact] for fact in FACTS[kind]
+            (f"row {name!r}" if kind != TEXT_KIND else "plain text", fact, kind): result[fact]
+            for fact in FACTS[kind]
+            if fact not in MEASURED or result.get("quality") is None
         }
         for benchmark, described in result.get("benchmarks", {}).items():
             facts |= {(benchmark, fact): described[fact] for fact in ("metric", "full")}

@@ -41,17 +41,23 @@ class Series:
 
     Attributes:
         label: In the legend.
-        points: Number of tokens (1 or more) and retention (1 is the upper bound), by rising number.
+        points: Number of tokens (1 or more; a mean where the image chooses) and retention (1 is the upper bound), by
+            rising number.
         from_paper: Drawn dashed, in grey.
     """
 
     label: str
-    points: tuple[tuple[int, Estimate], ...]
+    points: tuple[tuple[float, Estimate], ...]
     from_paper: bool = False
 
 
-def series_name(row: str, num_voco: int) -> str:
-    """A row's name without its number of tokens: `voco_4_kl` is in `voco_kl`, `elastic_at_4` in `elastic`."""
+def series_name(row: str, num_voco: int, quality: float | None = None) -> str:
+    """A row's name without its number of tokens: `voco_4_kl` is in `voco_kl`, `elastic_at_4` in `elastic`.
+
+    Rows whose images choose it are a series of their own: `elastic_quality_0.05` is in `elastic by quality`.
+    """
+    if quality is not None:
+        return f"{re.sub(r'_quality_[0-9.e-]+$', '', row)} by quality"
     at = re.compile(rf"_at_{num_voco}$")
     return at.sub("", row) if at.search(row) else re.sub(rf"_{num_voco}(?=_|$)", "", row, count=1)
 
@@ -67,17 +73,17 @@ def retention_series(
     point besides. A name that is among `labels` is replaced.
     """
     lower = comparison.bounds[1].name
-    points = {
-        row.name: (row.fact("num_voco"), row.average("retention", comparison.shared if over is None else over))
-        for row in comparison.rows
-        if row.fact("condition") == "voco" and row.name != lower
-    }
-    points = {name: (count, average) for name, (count, average) in points.items() if math.isfinite(average.mean)}
-    found: dict[str, list[tuple[int, Estimate]]] = {}
-    for name, (count, average) in points.items():
-        found.setdefault(series_name(name, count), []).append((count, average))
+    points, names = {}, {}
+    for row in comparison.rows:
+        average = row.average("retention", comparison.shared if over is None else over)
+        if row.fact("condition") == "voco" and row.name != lower and math.isfinite(average.mean):
+            points[row.name] = (row.num_tokens, average)
+            names[row.name] = series_name(row.name, row.fact("num_voco"), row.fact("quality"))
+    found: dict[str, list[tuple[float, Estimate]]] = {}
+    for name, point in points.items():
+        found.setdefault(names[name], []).append(point)
     for name, members in found.items():
-        if name in points and series_name(name, points[name][0]) != name:
+        if name in points and names[name] != name:
             members.append(points[name])
     return [
         Series(labels.get(name, name), tuple(sorted(points, key=lambda point: point[0])))
@@ -113,8 +119,9 @@ def plot_retention(series: Sequence[Series], stem: Path) -> None:
             label=one.label,
         )
     counts = sorted({count for one in series for count, _ in one.points})
+    counts = [count for count in counts if float(count).is_integer()] or counts
     axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+    axes.set_xticks(counts, [f"{count:.4g}" for count in counts], minor=False)
     axes.minorticks_off()
     axes.set_xlabel("tokens an image")
     axes.set_ylabel("average retention in %")

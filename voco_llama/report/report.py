@@ -191,7 +191,10 @@ def _write(
 
 
 def _seeds_csv(comparison: Comparison) -> str:
-    facts = ("condition", "num_voco", "tokens_per_image", "kv_bytes_per_image", "limit", "checkpoint_fingerprint")
+    facts = (
+        *("condition", "num_voco", "quality", "tokens_per_image", "kv_bytes_per_image", "limit"),
+        "checkpoint_fingerprint",
+    )
     described = ("metric", "value", "full", "accuracy", "questions", "data_fingerprint")
     head = ("row", "seed", *facts, "benchmark", *described, "unreadable", "plain_ratio", "retention")
     rows = (

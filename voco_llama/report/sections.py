@@ -49,6 +49,11 @@ def cell(value: Estimate, scale: float = PERCENT, digits: int = 1, expected: int
     return text + ("" if expected is None else fewer(value, expected))
 
 
+def mean_count(value: float) -> str:
+    """A mean number of things: whole where it is whole, else with one decimal."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
 def fewer(value: Estimate, expected: int) -> str:
     """`, n=2` where fewer seeds have the value than expected, else nothing."""
     return f", n={value.count}" if value.count < expected else ""
@@ -58,7 +63,7 @@ def scores_table(comparison: Comparison, selection: Selection) -> TextTable:
     """Cost, raw scores and the mean accuracy over shared benchmarks."""
     seeds, body = comparison.seeds, []
     for row in comparison.rows:
-        cost = [str(row.fact("tokens_per_image")), f"{row.fact('kv_bytes_per_image'):,}"]
+        cost = [mean_count(row.over_seeds(fact).mean) for fact in ("tokens_per_image", "kv_bytes_per_image")]
         scores = [_score(row, benchmark) for benchmark in comparison.columns]
         accuracy = cell(row.average("accuracy", comparison.shared), scale=1, digits=3)
         body.append([selection.label(row.name), *_of(row, seeds), *cost, *scores, accuracy])
@@ -222,6 +227,7 @@ def notes(comparison: Comparison, selection: Selection, paper: PaperTable | None
         _units(comparison),
         "Mean accuracy is the mean over benchmarks of the share of questions answered right, 0 to 1.",
         f"Tokens are what the language model keeps of an image, KV bytes their keys and values ({', '.join(kinds)}).",
+        *_quality_notes(comparison, selection),
         *_seed_notes(comparison, selection),
         *_missing_notes(comparison, selection),
         *(
@@ -267,6 +273,19 @@ def _units(comparison: Comparison) -> str:
         own = f"{described['metric']} {'in %' if described['full'] == 1 else 'of {:g}'.format(described['full'])}"
         found.setdefault(UNITS.get(described["metric"], own), []).append(benchmark)
     return "; ".join(f"{', '.join(names)}: {unit}" for unit, names in found.items() if names) + "."
+
+
+def _quality_notes(comparison: Comparison, selection: Selection) -> list[str]:
+    adaptive = {
+        selection.label(row.name): row.fact("quality") for row in comparison.rows if row.fact("quality") is not None
+    }
+    if not adaptive:
+        return []
+    listed = "; ".join(f"{name}: {quality:g}" for name, quality in adaptive.items())
+    return [
+        "Rows that choose the number of tokens by the image have the mean over images and seeds; the divergence allowed"
+        f" in nats an answer token ({listed})."
+    ]
 
 
 def _seed_notes(comparison: Comparison, selection: Selection) -> list[str]:

@@ -27,12 +27,13 @@ from hydra.errors import HydraException
 from voco_llama.config_files import own_folder
 from voco_llama.errors import SettingsError, did_you_mean
 from voco_llama.evaluation.results import check_row_name
+from voco_llama.model.quality import QUALITY_FILE
 from voco_llama.overrides import as_value
 from voco_llama.sweep.settings import RowSettings, SweepSettings
 
 BASE = "base"
 """Name of the job of a seed's base stages."""
-TRAIN, EVALUATE = "train", "evaluate"
+TRAIN, FIT_QUALITY, EVALUATE = "train", "fit-quality", "evaluate"
 SEEDLESS = ("convert-gguf",)
 """Commands that have no seed: what they make is the same for all."""
 EXPERIMENT = "experiment"
@@ -86,6 +87,7 @@ class Job:
     Attributes:
         run_folder: Of the training.
         results: Folder of the results.
+        fit: Gives the checkpoint what chooses numbers of VoCo tokens by the image, for evaluations that want it.
     """
 
     seed: int
@@ -93,7 +95,13 @@ class Job:
     run_folder: Path
     results: Path
     train: Command
+    fit: Command
     evaluations: Mapping[str, Command]
+
+    def wants_head(self, evaluation: Command) -> bool:
+        """Whether an evaluation has each image choose, and the checkpoint lacks what does."""
+        chooses = any(argument.startswith("quality=") for argument in evaluation.arguments)
+        return chooses and not (self.run_folder / "final" / QUALITY_FILE).is_file()
 
     @property
     def name(self) -> str:
@@ -219,6 +227,8 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
         own = (place, f"seed={seed}", *([f"output_dir={as_value(run_folder)}"] if elsewhere else []))
         overrides = (*rows[row].train, *settings.trainings, *settings.overrides, f"output_dir={run}")
         train = Command(TRAIN, overrides, own)
+        fitted = as_value(run_folder / "final") if elsewhere else f"{run}/final"
+        fit = Command(FIT_QUALITY, (*overrides, f"model.checkpoint={fitted}"), own)
         evaluate = {
             result: Command(
                 EVALUATE,
@@ -231,7 +241,7 @@ def _seed_plan(seed: int, rows: Mapping[str, RowSettings], selected: Mapping, se
             )
             for result, overrides in evaluations.items()
         }
-        return Job(seed, row, run_folder, results, train, evaluate)
+        return Job(seed, row, run_folder, results, train, fit, evaluate)
 
     for stage in settings.base:
         if not stage:

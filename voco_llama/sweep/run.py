@@ -72,7 +72,8 @@ class Work:
         for job in self.plan.jobs:
             pending, trains = self.pending[job.name], job.name in self.untrained
             state = "finished" if not pending else "to do" if trains else "trained, evaluations to do"
-            commands = [*([job.train] if trains else []), *pending.values()]
+            fits = any(job.wants_head(evaluation) for evaluation in pending.values())
+            commands = [*([job.train] if trains else []), *([job.fit] if fits else []), *pending.values()]
             lines += [f"{job.name}: {state}", *(f"    {command}" for command in commands)]
         return "\n".join([*lines, ""])
 
@@ -229,6 +230,8 @@ def _run_job(name: str, plans: Sequence[SeedPlan], settings: SweepSettings, reco
                     if not records.is_trained(job):
                         _run(job.train, records, settings.launcher)
                     for result, command in records.pending(job).items():
+                        if job.wants_head(command):
+                            _run(job.fit, records, None)
                         _run(command, records, None)
                         records.add(job, result)
                 return

@@ -11,7 +11,8 @@ class RowSettings:
     Attributes:
         train: Overrides of `voco-llama train`.
         checkpoint_of: In place of `train`: the row whose checkpoint is evaluated.
-        evaluate: Name of a result -> overrides of `voco-llama evaluate`; empty: one result of the row's name.
+        evaluate: Name of a result -> overrides of `voco-llama evaluate`; empty: one result of the row's name. Before
+            the first with a `quality`, `voco-llama fit-quality` is run, on the data of the row's training.
     """
 
     train: list[str] | None = None
