@@ -161,28 +161,23 @@ class OwnAnswers:
         """What the student goes on with, each up to its end; int64 on the host."""
         fields = pad_rows(prompts, self.processor.tokens)
         order = images_in_order(fields, media, medium)
-        looks = fields["voco"].any(dim=1)
-        segments = torch.tensor([int(prompt.segment.max()) for prompt in prompts])
-        whose = torch.arange(len(prompts)).repeat_interleave(segments)
+        whose = torch.arange(len(prompts)).repeat_interleave(torch.tensor([int(row.segment.max()) for row in prompts]))
         fields = truncate_voco(fields, num_voco, self.processor.tokens.pad)
         del fields["labels"]
         cache = None
         if len(order):
             seen, order = order.unique(return_inverse=True)
-            cache = student.compress(pixel_values[seen.to(pixel_values.device)], int(num_voco[looks].max()))
-        answers: dict[int, Tensor] = {}
-        for number in torch.where(looks, num_voco, 0).unique().tolist():
-            group = ((num_voco == number) & looks) if number else ~looks
-            ids = student.generate(
-                **{name: values[group].to(student.device) for name, values in fields.items()},
-                cache=cache[order[group[whose]]].truncate(number) if number else None,
-                condition="voco",
-                do_sample=False,
-                max_new_tokens=most,
-                suppress_tokens=[self.processor.tokens.image, self.processor.tokens.voco],
-            )
-            answers |= dict(zip(group.nonzero()[:, 0].tolist(), ids.cpu(), strict=True))
-        return [up_to_end(answers[n], student.config.eos_token_id) for n in range(len(prompts))]
+            read = num_voco[whose]
+            cache = student.compress(pixel_values[seen.to(pixel_values.device)], int(read.max()))[order].truncate(read)
+        ids = student.generate(
+            **{name: values.to(student.device) for name, values in fields.items()},
+            cache=cache,
+            condition="voco",
+            do_sample=False,
+            max_new_tokens=most,
+            suppress_tokens=[self.processor.tokens.image, self.processor.tokens.voco],
+        )
+        return [up_to_end(answer, student.config.eos_token_id) for answer in ids.cpu()]
 
     def _batch(self, batch: dict[str, Any], rows: Sequence[Row], host: HostRows) -> dict[str, Any]:
         """The batch with other rows; images that no row shows any more are left away."""
