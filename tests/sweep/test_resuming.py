@@ -30,6 +30,7 @@ def test_everything_once(run):
     assert run() == []
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_own(run, tmp_path):
     assert run(seeds=[0, 3]) == [*ALL, *ALL]
     assert {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("voco_4.benchmarks.json")} == {

@@ -38,7 +38,14 @@ def signalled(monkeypatch):
     return at
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.slow),
+    ],
+)
 def test_a_checkpoint_is_written_first_and_the_run_ends_as_if_nothing_was(
     settings_for, signalled, tmp_path, number, status, capfd, monkeypatch
 ):

@@ -106,7 +106,7 @@ ORDERS = {
 @pytest.mark.parametrize(
     ("order", "workers"),
     [
-        *((order, 0) for order in ORDERS),
+        *(pytest.param(order, 0, marks=() if order == "stream" else pytest.mark.slow) for order in ORDERS),
         *(pytest.param(order, 2, marks=pytest.mark.slow) for order in ORDERS),
     ],
 )

@@ -325,6 +325,7 @@ def test_an_empty_data_set(settings_for, tmp_path):
         train(settings_for("toy/instruct", f"data.sources.0.file={tmp_path / 'none.json'}"))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(settings_for):
     with pytest.raises(
         SettingsError, match=r"the loss is (nan|inf) at step \d+, first on .*: lower trainer.learning_rate"
