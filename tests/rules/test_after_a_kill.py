@@ -147,8 +147,13 @@ def made(place, writes, tmp_path_factory):
         if command not in known:
             root = tmp_path_factory.mktemp("killed")
             line = [command, *LINES[command](place, root / "out")]
+            given = contents(root / "out")  # what a command reads and writes to, such as a checkpoint
+            if given:
+                shutil.copytree(root / "out", root / "given")
             once = run(line, root / "out")
             shutil.rmtree(root / "out")
+            if given:
+                shutil.copytree(root / "given", root / "out")
             named(command)
             twice = run(line, root / "out")
             named("after")
@@ -157,7 +162,8 @@ def made(place, writes, tmp_path_factory):
             stable = {
                 path: value for path, value in once.items() if twice.get(path) == value and path.name not in OF_STARTS
             }
-            known[command] = Made(line, root / "out", root / "kept", list(moments(root / "out", renamed)), stable)
+            written = [moment for moment in moments(root / "out", renamed) if moment.path not in given]
+            known[command] = Made(line, root / "out", root / "kept", written, stable)
         return known[command]
 
     return make
