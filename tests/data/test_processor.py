@@ -14,7 +14,8 @@ from voco_llama.choices import ORDERS
 from voco_llama.configuration import VoCoLlamaConfig, entries_of_rows
 from voco_llama.data.collate import Collator
 from voco_llama.data.media.images import ImageTransform
-from voco_llama.data.processor import PROCESSOR_FILE, VoCoProcessor
+from voco_llama.data.processor import VoCoProcessor
+from voco_llama.data.processor_files import PROCESSOR_FILE
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.records import Record, Turn
 from voco_llama.errors import CheckpointError, DataError

@@ -19,14 +19,19 @@ Q_FORMER = [
     "compression=q_former_2",
     *(f"compression.q_former.{name}={size}" for name, size in (("layers", 2), ("width", 16), ("heads", 2))),
 ]
+RECONSTRUCTION = [*ELASTIC, "compression.readings=2", "loss.reconstruction=0.3"]
 KINDS = {
     "mixed": (ELASTIC, ("cpu", "zero1", "zero3", "fsdp2")),
+    "reconstruction": (RECONSTRUCTION, ("cpu", "zero3", "fsdp2")),
     "distinct": (["compression.num_voco=3", "compression.voco_embeddings=distinct"], ("zero3", "fsdp2")),
     "q_former": (Q_FORMER, ("zero3", "fsdp2")),
     "adapters_off": ([*LORA, "loss=kl", "loss.teacher=adapters_off"], ("cpu", "zero2")),
     "top_k": (["loss=lm_kl", "loss.teacher=top_k", "data.keep_in_memory=false"], ("zero2", "fsdp2")),
     "masked": (["compression.segment_attention=bidirectional", "model.attention=eager"], ("fsdp2",)),
 }
+FRESH = {"q_former": "final", "reconstruction": "checkpoint-1"}
+"""Kinds that have weights which the model they start from has not, and where those of one step are."""
+ONE_STEP = ("trainer.max_steps=1", "trainer.save_strategy=steps", "trainer.save_steps=1")
 CASES = [(kind, group) for kind, (_, groups) in KINDS.items() for group in groups]
 
 
@@ -64,10 +69,10 @@ def curve_of(overrides, start, tmp_path_factory):
     def make(kind: str, processes: int, group: str) -> list[float]:
         if (kind, processes, group) not in curves:
             name, before = f"{kind}_{group}_{processes}", start
-            if kind == "q_former":  # fresh, it depends on all that was drawn before
-                settings, made = overrides("q_former_start", 1, *Q_FORMER, start=start)
-                run(1, [*settings, "trainer.max_steps=1"])  # once: it is finished then
-                before = made / "final"
+            if kind in FRESH:  # what is new depends on all that was drawn before it
+                settings, made = overrides(f"{kind}_start", 1, *KINDS[kind][0], start=start)
+                run(1, [*settings, *ONE_STEP])  # once: it is finished then
+                before = made / FRESH[kind]
             settings, output = overrides(name, processes, f"trainer={group}", start=before)
             settings += [*mixed_sources(world_of(settings), folder), *KINDS[kind][0]]
             if kind == "top_k":

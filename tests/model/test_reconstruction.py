@@ -81,8 +81,11 @@ def literally(model, inputs) -> torch.Tensor:
         for segment in range(1, segments + 1):
             inside = fields["segment"][row] == segment
             vision = states[row][inside & (fields["input_ids"][row] == model.config.image_token_id)].detach()
-            voco = decoder.voco(states[row][inside & fields["voco"][row]])
-            read = decoder.queries + decoder.attention(decoder.queries, voco, voco)[0]
+            keys, values = decoder.keys_and_values(states[row][inside & fields["voco"][row]]).chunk(2, dim=-1)
+            heads = [slice(at, at + decoder.head_dim) for at in range(0, keys.shape[-1], decoder.head_dim)]
+            scores = [decoder.queries[:, h] @ keys[:, h].T / decoder.head_dim**0.5 for h in heads]
+            read = torch.cat([s.softmax(-1) @ values[:, h] for s, h in zip(scores, heads, strict=True)], dim=-1)
+            read = decoder.queries + decoder.attended(read)
             predicted = decoder.output(read + decoder.mlp(read))
             normal = torch.distributions.Normal(predicted, (0.5 * decoder.log_variance).exp())
             constant = 0.5 * torch.log(torch.tensor(2 * torch.pi))

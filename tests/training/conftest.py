@@ -11,6 +11,7 @@ from voco_llama.composition import compose
 from voco_llama.settings import TrainSettings
 from voco_llama.toyworld import ToyWorldSettings, write_toyworld
 from voco_llama.training.run import train
+from voco_llama.training.trainer import VoCoTrainer
 
 WORLD = ToyWorldSettings(
     pretrain_images=48,
@@ -90,6 +91,28 @@ def settings_for(world, tmp_path) -> Callable[..., TrainSettings]:
 def upper(world, tmp_path_factory) -> Path:
     """An upper bound, trained for long enough to have opinions: a teacher, and a start for students."""
     return train(settings_in(world, tmp_path_factory.mktemp("upper") / "run", "toy/instruct", "trainer.max_steps=40"))
+
+
+@pytest.fixture
+def killed_and_gone_on(monkeypatch) -> Callable[[TrainSettings], Path]:
+    """Trains until a kill before the fourth step, and then on; the folder of the model."""
+
+    def run(settings: TrainSettings) -> Path:
+        steps, original = [], VoCoTrainer.training_step
+
+        def killed(self, *args, **kwargs):
+            steps.append(self.state.global_step)
+            if len(steps) == 4:
+                raise KeyboardInterrupt
+            return original(self, *args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(VoCoTrainer, "training_step", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(settings)
+        return train(settings)
+
+    return run
 
 
 def losses(run: Path) -> list[float]:

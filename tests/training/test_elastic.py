@@ -1,22 +1,19 @@
 """Elastic numbers of VoCo tokens: drawn purely, the same however a batch is divided, and after a resume."""
 
-import json
-
 import pytest
 import torch
 
+from tests.training.conftest import losses
 from voco_llama.layout import HostRows
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.training.elastic import ElasticDraw
 from voco_llama.training.run import train
-from voco_llama.training.trainer import VoCoTrainer
 
 ELASTIC = ("compression.num_voco=4", "compression.num_voco_choices=[1,2,4]", "trainer.max_steps=4")
 
 
 def curve_of(settings) -> list[float]:
-    result = json.loads((train(settings).parent / "result.json").read_text())
-    return [entry["loss"] for entry in result["loss_curve"]]
+    return losses(train(settings).parent)
 
 
 def test_the_numbers_are_a_function_of_seed_and_step():
@@ -128,20 +125,8 @@ def test_readings_are_divided_as_rows_are(settings_for, tmp_path, overrides):
     assert divided == pytest.approx(whole, rel=1e-5)
 
 
-def test_a_killed_elastic_run_goes_on_to_the_same_curve(settings_for, monkeypatch, tmp_path):
+def test_a_killed_elastic_run_goes_on_to_the_same_curve(settings_for, killed_and_gone_on, tmp_path):
     overrides = (*ELASTIC, "trainer.save_strategy=steps", "trainer.save_steps=2")
     whole = curve_of(settings_for("toy/voco_1", *overrides, f"output_dir={tmp_path}/whole"))
-    settings, steps = settings_for("toy/voco_1", *overrides), []
-    original = VoCoTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        steps.append(self.state.global_step)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(VoCoTrainer, "training_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(settings)
-    monkeypatch.setattr(VoCoTrainer, "training_step", original)
-    assert curve_of(settings) == whole
+    again = killed_and_gone_on(settings_for("toy/voco_1", *overrides))
+    assert losses(again.parent) == whole

@@ -44,6 +44,7 @@ def composed(*overrides: str, command: str = "train"):
         ([Q_FORMER], "compression.compressor is language_model: choose compression=q_former_N"),
         (["compression.draw=batch"], "set compression.num_voco_choices"),
         (["compression.readings=2"], "set compression.num_voco_choices"),
+        (["compression=elastic_16", "compression.readings=5", "compression.draw=batch"], "readings=5 draws nothing"),
         (["data.shuffle_buffer=9"], "set data.streaming=true"),
         (["loss.temperature=2"], "the loss has no KL term: choose loss=kl"),
         (["loss.teacher_checkpoint=a"], "loss.teacher is none: choose loss=kl"),

@@ -5,10 +5,9 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tests.training.conftest import settings_in
+from tests.training.conftest import losses, settings_in
 from voco_llama.model.voco_llama import VoCoLlama
 from voco_llama.training.run import train
-from voco_llama.training.trainer import VoCoTrainer
 
 RECONSTRUCTION = (
     "compression.num_voco=4",
@@ -48,22 +47,9 @@ def test_each_loss_is_said_and_goes_down(trained):
 
 
 def test_a_killed_run_goes_on_to_the_same_curve_and_the_decoder_may_be_left_at_the_next(
-    trained, settings_for, monkeypatch, tmp_path
+    trained, settings_for, killed_and_gone_on, tmp_path
 ):
-    settings, steps = settings_for("toy/voco_1", *RECONSTRUCTION), []
-    original = VoCoTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        steps.append(self.state.global_step)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(VoCoTrainer, "training_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(settings)
-    monkeypatch.setattr(VoCoTrainer, "training_step", original)
-    again = train(settings)
-    assert [entry["loss"] for entry in curve_of(again)] == [entry["loss"] for entry in curve_of(trained)]
+    again = killed_and_gone_on(settings_for("toy/voco_1", *RECONSTRUCTION))
+    assert losses(again.parent) == losses(trained.parent)
     plain = ["trainer.max_steps=1", f"model.checkpoint={trained.parent}/checkpoint-2", f"output_dir={tmp_path}/plain"]
     assert not has_decoder(train(settings_for("toy/voco_1", *plain)))

@@ -156,8 +156,8 @@ def decoder_flops(config: VoCoLlamaConfig) -> int:
     """The decoder of the reconstruction, forward, of one reading of an image through all of its VoCo tokens."""
     hidden, num_vision, num_voco = config.text_config.hidden_size, config.num_vision_tokens, config.num_voco
     width = decoder_width(hidden)
-    keys_and_values = num_voco * (hidden * width + 2 * width**2)
-    a_query = 2 * width**2 + 2 * num_voco * width + 2 * MLP * width**2 + width * hidden
+    keys_and_values = num_voco * 2 * hidden * width
+    a_query = width**2 + 2 * num_voco * width + 2 * MLP * width**2 + width * hidden
     return 2 * (keys_and_values + num_vision * a_query)
 
 

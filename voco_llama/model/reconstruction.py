@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from voco_llama.layout import next_tokens
 from voco_llama.packing import ShownSegments
@@ -94,9 +94,11 @@ class ReconstructionDecoder(nn.Module):
         super().__init__()
         width = decoder_width(hidden_size)
         heads = next(heads for heads in range(HEADS, 0, -1) if width % heads == 0)
+        self.head_dim = width // heads
         self.queries = nn.Parameter(torch.empty(num_vision, width))
-        self.voco = nn.Linear(hidden_size, width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        # Not nn.MultiheadAttention, which takes weights of a layer without calling it: ZeRO-3 gathers what is called.
+        self.keys_and_values = nn.Linear(hidden_size, 2 * width)
+        self.attended = nn.Linear(width, width)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, MLP * width), nn.GELU(), nn.Linear(MLP * width, width)
         )
@@ -111,13 +113,18 @@ class ReconstructionDecoder(nn.Module):
 
         That of a reading is the mean over the image's vision tokens and their channels.
         """
-        vision, voco = states.vision[readings.segment].detach(), self.voco(states.voco)[readings.segment]
-        queries = self.queries.expand(len(voco), -1, -1)
-        unread = torch.arange(voco.shape[1], device=voco.device) >= readings.num_voco[:, None]
-        read, _ = self.attention(queries, voco, voco, key_padding_mask=unread, need_weights=False)
-        read = queries + read
+        vision, num_voco = states.vision[readings.segment].detach(), states.voco.shape[1]
+        keys, values = self._in_heads(self.keys_and_values(states.voco)[readings.segment]).chunk(2, dim=1)
+        queries = self._in_heads(self.queries.to(keys.dtype)).expand(len(keys), -1, -1, -1)
+        is_read = torch.arange(num_voco, device=vision.device) < readings.num_voco[:, None]
+        read = scaled_dot_product_attention(queries, keys, values, attn_mask=is_read[:, None, None])
+        read = self.queries + self.attended(read.transpose(1, 2).flatten(2))
         predicted = self.output(read + self.mlp(read)).float()
         target = layer_norm(vision.float(), vision.shape[-1:])
         log_variance = self.log_variance.float().clamp(*LOG_VARIANCE)
         error = (predicted - target).square() * torch.exp(-log_variance)
         return (0.5 * (error + log_variance).mean(dim=(1, 2))) @ readings.weight
+
+    def _in_heads(self, states: Tensor) -> Tensor:
+        """`[..., tokens, heads x head_dim]` to `[..., heads, tokens, head_dim]`."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)

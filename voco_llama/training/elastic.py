@@ -46,7 +46,7 @@ class ElasticDraw:
         if self.readings == 1:
             drawn = random.choice(np.asarray(self.choices), size=size)[None]
         else:
-            fewest, *between, most = sorted(self.choices)
+            fewest, *between, most = sorted(set(self.choices))
             order = random.permuted(np.tile(between, (size, 1)), axis=1)[:, : self.readings - 2]
             ends = np.full((2, size), [[fewest], [most]])
             drawn = np.sort(np.concatenate([ends, order.T.reshape(-1, size)]), axis=0)

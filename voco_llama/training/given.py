@@ -57,6 +57,11 @@ UNREAD = (
         "nothing is drawn: set compression.num_voco_choices",
     ),
     Unread(
+        ("compression.draw",),
+        lambda settings: settings.compression.readings in (2, len(set(settings.compression.num_voco_choices or ()))),
+        "compression.readings={settings.compression.readings} draws nothing: give another, with more num_voco_choices",
+    ),
+    Unread(
         ("prompt.chat_template",),
         lambda settings: settings.prompt.template != "chat",
         "prompt.template is {settings.prompt.template}: set prompt.template=chat",

@@ -203,8 +203,6 @@ class VoCoTrainer(ResumingTrainer):
 
     def _as_read(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch as the model reads it, each row once or several times; its work is counted."""
-        if "document" not in batch and "rows" not in batch:  # what trains is no `VoCoLlama`
-            return batch
         in_two_steps, rows = "rows" in batch, HostRows.of_batch(batch)
         if self.elastic is not None:
             rows = rows.read_through(
@@ -238,8 +236,8 @@ class VoCoTrainer(ResumingTrainer):
             num_items_in_batch = num_items_in_batch * readings
         own = inputs.get(OWN_ROWS)
         inputs = {name: value for name, value in inputs.items() if name != OWN_ROWS}
-        if self.scheduled_loss is None:
-            return super().compute_loss(model, self._as_read(inputs), return_outputs, num_items_in_batch)
+        if self.scheduled_loss is None:  # what trains is no `VoCoLlama`
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         student = self.accelerator.unwrap_model(model)
         objective = self.scheduled_loss.objective(self._done, student, inputs)
         if own is not None:
