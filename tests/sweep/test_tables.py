@@ -16,7 +16,7 @@ from voco_llama.sweep.records import Records, record_file
 from voco_llama.training.checks import check_settings
 
 TABLES = sorted(file.stem for file in (CONFIG_DIR / "plan").glob("*.yaml"))
-MANY_ROWS = ("toy", "toy_gpu", "toy_adaptive", "toy_tokens", "real_gpu", "small")
+MANY_ROWS = ("toy", "toy_gpu", "toy_adaptive", "toy_tokens", "toy_tokens_selection", "real_gpu", "small")
 
 
 @functools.cache
