@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from voco_llama.data.mixture import LoadedMixture
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.errors import DataError, SettingsError, require
+from voco_llama.errors import CheckpointError, DataError, SettingsError, require
 from voco_llama.files import writing
 from voco_llama.layout import ROW_FIELDS, Row, next_tokens, pad_rows, truncate_voco
 from voco_llama.model.cache import VoCoCache
@@ -135,6 +135,7 @@ def measure(
 
     Raises:
         DataError: Too few of them look at one image and have an answer.
+        CheckpointError: What the model predicts is no number.
     """
     found, started = [], time.perf_counter()
     dtype = torch.float16 if arguments.fp16 else torch.bfloat16
@@ -150,7 +151,10 @@ def measure(
             f"data.sources: only {rows} of the rows drawn look at one image and have an answer: a head needs"
             f" {FEWEST_ROWS}: name other data, or raise rows"
         )
-    return Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    measured = Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    if not all(bool(part.isfinite().all()) for part in (measured.features, measured.divergences)):
+        raise CheckpointError("the checkpoint's VoCo tokens or answers are no numbers (nan, inf): train it again")
+    return measured
 
 
 def _measure_batch(
