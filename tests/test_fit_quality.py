@@ -106,6 +106,8 @@ def test_what_cannot_be_fitted_is_refused(place):
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"layer": 9}, "layer=9: the language model has 2 layers: give -2 to 1"),
         ({"model": replace(settings.model, checkpoint=None)}, "model.checkpoint is not set"),
+        ({"compression": replace(settings.compression, num_voco=1)}, "compression.num_voco is 1: there is nothing"),
+        ({"compression": replace(settings.compression, compressor="q_former")}, "=q_former makes one number of tokens"),
     ):
         with pytest.raises(SettingsError, match=complaint):
             fit_quality(replace(settings, **changes))
