@@ -245,6 +245,11 @@ def test_ask_has_images_choose(folder, tmp_path):
     assert said(quality=1e9) == said(num_voco=1)
     with pytest.raises(SettingsError, match="quality=0.1 is about VoCo tokens: leave it out under condition=full"):
         AskSettings(folder, **asked, quality=0.1, condition="full")
+    whole = tiny_processor(num_voco=MOST, condition="full", image_size=24)
+    tiny_model(whole).save_pretrained(tmp_path / "whole")
+    whole.save_pretrained(tmp_path / "whole")
+    with pytest.raises(SettingsError, match="quality=0.1 is about VoCo tokens: leave it out under condition=full"):
+        ask(AskSettings(tmp_path / "whole", **asked, quality=0.1))  # as it was trained
 
 
 def _cut_short(file):
