@@ -13,7 +13,7 @@ from tests.model.heads import random_head
 from tests.training.conftest import WORLD
 from voco_llama import VoCoLlama
 from voco_llama.composition import compose
-from voco_llama.errors import DataError, SettingsError
+from voco_llama.errors import CheckpointError, DataError, SettingsError
 from voco_llama.fit_quality import fit_quality, measure
 from voco_llama.layout import next_tokens, truncate_voco
 from voco_llama.model.quality import QUALITY_FILE
@@ -94,6 +94,9 @@ def test_what_is_measured_is_what_the_masked_passes_say(place):
         assert found[0] > 0
         cache = model.compress(sample["pixel_values"], 4)
         torch.testing.assert_close(features, head.features(cache)[0], atol=1e-4, rtol=1e-4)
+    torch.nn.init.constant_(model.get_output_embeddings().weight, torch.nan)
+    with pytest.raises(CheckpointError, match="the checkpoint's VoCo tokens or answers are no numbers"):
+        measure(model, head, processor, loader, training_arguments(settings))
 
 
 def test_what_cannot_be_fitted_is_refused(place):
@@ -103,6 +106,8 @@ def test_what_cannot_be_fitted_is_refused(place):
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"layer": 9}, "layer=9: the language model has 2 layers: give -2 to 1"),
         ({"model": replace(settings.model, checkpoint=None)}, "model.checkpoint is not set"),
+        ({"compression": replace(settings.compression, num_voco=1)}, "compression.num_voco is 1: there is nothing"),
+        ({"compression": replace(settings.compression, compressor="q_former")}, "=q_former makes one number of tokens"),
     ):
         with pytest.raises(SettingsError, match=complaint):
             fit_quality(replace(settings, **changes))

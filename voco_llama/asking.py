@@ -120,6 +120,7 @@ def ask(settings: AskSettings) -> list[str]:
     counts = [1] * len(images)
     condition = settings.condition or inference.model.config.condition
     inference.check_condition(condition, settings.num_voco)
+    check_quality(settings.quality, condition)
     if settings.video is not None:
         num_frames = settings.num_frames or inference.processor.num_frames
         inference.check_frames(num_frames, condition, settings.num_voco)

@@ -1,5 +1,6 @@
 """The values that settings, configurations and arguments may take, each list spelled once."""
 
+import math
 from collections.abc import Collection
 from typing import Literal, get_args
 
@@ -59,7 +60,7 @@ def check_quality(quality: float | None, condition: str | None) -> None:
     """Refuse a divergence that none can keep within, and one where no VoCo tokens are read (`SettingsError`)."""
     if quality is None:
         return
-    if not quality >= 0:
+    if not 0 <= quality < math.inf:
         raise SettingsError(f"quality is {quality}: give a divergence in nats an answer token, 0 or more, as 0.05")
     if condition not in (None, "voco"):
         raise SettingsError(f"quality={quality} is about VoCo tokens: leave it out under condition={condition}")

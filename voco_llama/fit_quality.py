@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from voco_llama.data.mixture import LoadedMixture
 from voco_llama.data.processor import VoCoProcessor
-from voco_llama.errors import DataError, SettingsError, require
+from voco_llama.errors import CheckpointError, DataError, SettingsError, require
 from voco_llama.files import writing
 from voco_llama.layout import ROW_FIELDS, Row, next_tokens, pad_rows, truncate_voco
 from voco_llama.model.cache import VoCoCache
@@ -70,17 +70,12 @@ def fit_quality(settings: FitQualitySettings) -> Path:
     Raises:
         VoCoError: Settings, data or the checkpoint cannot be used.
     """
-    settings = _settings_of_the_command(settings)
+    settings = check_fit_quality(settings)
     folder = Path(settings.model.checkpoint)
     arguments = training_arguments(settings)
     processor, mixture = build_processor(settings), open_mixture(settings)
     model = VoCoLlama.from_pretrained(folder, dtype=settings.model.dtype, attn_implementation=settings.model.attention)
     model.config.check_rows(processor.segment_shape(), processor.tokens, processor.condition, str(folder))
-    require(model.config.num_voco > 1, f"{folder}: makes one VoCo token an image: there is nothing to choose from")
-    require(
-        not model.config.compresses_outside,
-        f"{folder}: its {model.config.compressor} makes one number of tokens: there is nothing to choose from",
-    )
     model = model.to(arguments.device).eval()
     head = _new_head(settings, model, processor.num_voco)
     drawn = torch.randperm(len(mixture), generator=torch.Generator().manual_seed(settings.seed))[: settings.rows]
@@ -98,8 +93,12 @@ def fit_quality(settings: FitQualitySettings) -> Path:
     return file
 
 
-def _settings_of_the_command(settings: FitQualitySettings) -> FitQualitySettings:
-    """The same without what only concerns training; checked."""
+def check_fit_quality(settings: FitQualitySettings, paths: bool = True) -> FitQualitySettings:
+    """The same without what only concerns training, if they are of no contradiction.
+
+    Raises:
+        SettingsError: The first that was found; with `paths` also of a file or folder that is not there.
+    """
     require(settings.model.checkpoint is not None, "model.checkpoint is not set: name the checkpoint to fit a head to")
     require((world_size() or 1) == 1, "voco-llama fit-quality runs in one process: start it without torchrun")
     for name, least in (("rows", FEWEST_ROWS), ("steps", 1)):
@@ -110,8 +109,14 @@ def _settings_of_the_command(settings: FitQualitySettings) -> FitQualitySettings
         f"compression.condition={settings.compression.condition}: numbers of VoCo tokens are chosen where text reads"
         " them: choose an experiment with condition voco",
     )
+    nothing = "there is nothing to choose from by the image: leave quality out"
+    require(settings.compression.num_voco > 1, f"compression.num_voco is 1: {nothing}")
+    compressor = settings.compression.compressor
+    require(
+        compressor == "language_model", f"compression.compressor={compressor} makes one number of tokens: {nothing}"
+    )
     settings = dataclasses.replace(settings, trainer=undivided(settings.trainer))
-    check_settings(settings)
+    check_settings(settings, paths)
     return settings
 
 
@@ -135,6 +140,7 @@ def measure(
 
     Raises:
         DataError: Too few of them look at one image and have an answer.
+        CheckpointError: What the model predicts is no number.
     """
     found, started = [], time.perf_counter()
     dtype = torch.float16 if arguments.fp16 else torch.bfloat16
@@ -150,7 +156,10 @@ def measure(
             f"data.sources: only {rows} of the rows drawn look at one image and have an answer: a head needs"
             f" {FEWEST_ROWS}: name other data, or raise rows"
         )
-    return Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    measured = Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    if not all(bool(part.isfinite().all()) for part in (measured.features, measured.divergences)):
+        raise CheckpointError("the checkpoint's VoCo tokens or answers are no numbers (nan, inf): train it again")
+    return measured
 
 
 def _measure_batch(

@@ -250,3 +250,12 @@ def test_tensors_that_belie_the_description_are_refused(file, model, change):
     tensors = {name: tensor.contiguous() for name, tensor in (held | change(held)).items()}
     rewrite(file, tensors)
     assert "do not agree with its description or with the model" in refused(file, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_tensors_of_a_dtype_that_no_model_has_are_refused(file, model, dtype):
+    held = contents(file)[0]
+    held |= {name: held[name].to(dtype) for name in ("keys", "values")}
+    bytes_of_all = [held[name].flatten().view(torch.uint8) for name in ("keys", "values", "counts")]
+    rewrite(file, held, dtype=str(dtype).removeprefix("torch."), checksum=checksum(*bytes_of_all))
+    assert "do not agree with its description or with the model" in refused(file, model)

@@ -16,7 +16,15 @@ from voco_llama.asking import AskSettings, ask
 from voco_llama.errors import CheckpointError, SettingsError
 from voco_llama.inference import Inference, checkpoint_fingerprint, head_fingerprint
 from voco_llama.layout import truncate_voco
-from voco_llama.model.quality import QUALITY_FILE, divergences, fit_head, numbers_up_to, outcome
+from voco_llama.model.quality import (
+    QUALITY_FILE,
+    HeadShape,
+    QualityHead,
+    divergences,
+    fit_head,
+    numbers_up_to,
+    outcome,
+)
 
 MOST = 6
 
@@ -95,6 +103,11 @@ def test_num_voco_is_the_most_then(model, head, pixels):
     free = model.compress(pixels, quality=quality).counts
     assert torch.equal(model.compress(pixels, 2, quality=quality).counts, free.clamp(max=2))
     assert int(free.max()) > 2
+    most = [1 + i % 3 for i in range(12)]
+    assert torch.equal(model.compress(pixels, most, quality=quality).counts, free.minimum(torch.tensor(most)))
+    for wrong in ([2], [2, 3]):
+        with pytest.raises(SettingsError, match=f"there are {len(wrong)} numbers of VoCo tokens for 12 images"):
+            model.compress(pixels, wrong, quality=quality)
 
 
 def test_a_head_is_no_part_of_the_model(plain, head, pixels):
@@ -115,8 +128,9 @@ def test_a_head_of_other_weights_is_refused(model, processor, pixels):
         other.compress(pixels, quality=0.05)
     with pytest.raises(SettingsError, match="quality is -1: give a divergence in nats an answer token"):
         model.compress(pixels, quality=-1)
-    with pytest.raises(SettingsError, match="quality is nan"):
-        model.compress(pixels, quality=float("nan"))
+    for quality in (float("nan"), float("inf")):
+        with pytest.raises(SettingsError, match=f"quality is {quality}"):
+            model.compress(pixels, quality=quality)
 
 
 def test_answers_are_read_from_what_was_chosen(model, head, processor, pixels):
@@ -231,6 +245,11 @@ def test_ask_has_images_choose(folder, tmp_path):
     assert said(quality=1e9) == said(num_voco=1)
     with pytest.raises(SettingsError, match="quality=0.1 is about VoCo tokens: leave it out under condition=full"):
         AskSettings(folder, **asked, quality=0.1, condition="full")
+    whole = tiny_processor(num_voco=MOST, condition="full", image_size=24)
+    tiny_model(whole).save_pretrained(tmp_path / "whole")
+    whole.save_pretrained(tmp_path / "whole")
+    with pytest.raises(SettingsError, match="quality=0.1 is about VoCo tokens: leave it out under condition=full"):
+        ask(AskSettings(tmp_path / "whole", **asked, quality=0.1))  # as it was trained
 
 
 def _cut_short(file):
@@ -255,12 +274,55 @@ def _something_else(file):
     save_file({"keys": torch.zeros(1)}, file)
 
 
-@pytest.mark.parametrize("damage", [_cut_short, _other_version, _of_another_shape, _something_else])
+def _no_numbers(file):
+    _rewritten(file, lambda name, tensor: tensor * torch.nan if name == "out.bias" else tensor)
+
+
+def _half(file):
+    _rewritten(file, lambda name, tensor: tensor.half())
+
+
+def _said(**described):
+    return lambda file: _rewritten(file, lambda name, tensor: tensor, **described)
+
+
+def _rewritten(file, change, **more):
+    with safe_open(file, framework="pt") as opened:
+        described = json.loads(opened.metadata()["voco_llama"]) | more
+        tensors = {name: change(name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors, file, {"voco_llama": json.dumps(described)})
+
+
+DAMAGES = {
+    "cut short": _cut_short,
+    "other version": _other_version,
+    "another shape": _of_another_shape,
+    "something else": _something_else,
+    "no numbers": _no_numbers,
+    "half precision": _half,
+    "not rising": _said(numbers=[1, 3, 2, 4, 5, 6]),
+    "below one": _said(numbers=[0, 1, 2, 3, 4, 6]),
+    "no whole numbers": _said(numbers=[1, 2, 3, 4, 5.5, 6]),
+    "more than memory has room for": _said(numbers=[1, 2, 3, 4, 5, 10**15]),
+    "no such layer": _said(layer=2),
+    "counted from the end": _said(layer=-3),
+    "no fingerprint": _said(fingerprint=None),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_head_is_refused(folder, damage):
-    damage(folder / QUALITY_FILE)
-    with pytest.raises(CheckpointError, match=r"head.safetensors: .*fit it again") as error:
+    DAMAGES[damage](folder / QUALITY_FILE)
+    with pytest.raises(CheckpointError, match=r"head.safetensors: .*remove it and fit it again") as error:
         VoCoLlama.from_pretrained(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_head_that_reads_other_values_than_the_model_has_is_refused(folder, plain):
+    head = QualityHead(HeadShape(numbers_up_to(MOST), 1, 7), plain.fingerprint())
+    head.save(folder, {})
+    with pytest.raises(CheckpointError, match=r"head.safetensors: .*remove it and fit it again"):
+        VoCoLlama.from_pretrained(folder)
 
 
 def test_reading_and_the_masked_pass_differ_where_numbers_do(plain, processor, pixels):

@@ -121,6 +121,16 @@ def test_a_token_that_is_not_read_tells_nothing():
     assert decoder(states, readings._replace(num_voco=torch.tensor([2, 2, 3]))) != decoder(states, readings)
 
 
+def test_it_is_summed_in_float32_where_the_rest_is_in_half_precision():
+    decoder = ReconstructionDecoder(16, 4)
+    states = SegmentStates(torch.randn(1, 4, 16), torch.randn(1, 3, 16))
+    readings = Readings(torch.zeros(50, dtype=torch.long), torch.ones(50, dtype=torch.long), torch.full((50,), 257.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        one = decoder(states, Readings(*(part[:1] for part in readings)))
+        assert decoder(states, readings).dtype == torch.float32
+        torch.testing.assert_close(decoder(states, readings), 50 * one, rtol=1e-5, atol=0)
+
+
 def test_a_channel_that_never_varies_does_not_outweigh_all_others():
     decoder = ReconstructionDecoder(16, 4)
     torch.nn.init.constant_(decoder.log_variance, -100.0)

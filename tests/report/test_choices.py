@@ -79,6 +79,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path, fixed):
         compare_choices([adaptive(tmp_path / "w", checkpoint_fingerprint="other")], fixed)
     with pytest.raises(DataError, match="row 'at_1' did not choose by the image"):
         compare_choices(fixed[:1], fixed)
+    with pytest.raises(DataError, match="rows 'at_2' and 'again' both have 2 tokens: name one"):
+        compare_choices([adaptive(tmp_path)], [*fixed, write(tmp_path, "again", RIGHT[2], [2] * 4)])
+    for changes in ({"quality": 0.1}, {"condition": "full", "num_voco": None}):
+        other = write_row(tmp_path, "other", {"GQA": 0.5}, **changes)
+        other.with_name(json.loads(other.read_text())["answers_file"]).write_text("")
+        with pytest.raises(DataError, match="row 'other' has no one number of tokens: name results of evaluate num_v"):
+            compare_choices([adaptive(tmp_path)], [*fixed, other])
     file = adaptive(tmp_path / "p")
     answers = file.with_name(json.loads(file.read_text())["answers_file"])
     whole = answers.read_text()

@@ -69,6 +69,17 @@ def test_a_conversion_whose_packages_are_not_here_is_refused_first(plan, monkeyp
         convert()
 
 
+def test_a_row_that_can_have_no_head_is_refused_first(plan):
+    def adaptive(row):
+        plan(f'only=["{row}"]', "seeds=[0]", 'evaluate=["quality=0.05","condition=voco"]', "dry_run=true")
+
+    with pytest.raises(SettingsError, match=r"^voco-llama fit-quality .*: compression.num_voco is 1: there is nothing"):
+        adaptive("voco_1")
+    with pytest.raises(SettingsError, match=r"^voco-llama fit-quality .*compression.condition=full: numbers of VoCo"):
+        adaptive("upper")
+    adaptive("elastic_at_*")
+
+
 def test_the_data_sets_of_a_hub_that_is_there_are_looked_for_once(plan, tmp_path, monkeypatch):
     (tmp_path / "hub").mkdir()
     asked = []

@@ -29,6 +29,7 @@ RANDOM_WEIGHTS = ("model.language.pretrained=null", "model.language.config=some/
         (["compression.num_voco_choices=[1,2]"], "give numbers from 1 to compression.num_voco (1)"),
         (["compression=elastic_16", "compression.readings=6"], "compression.readings is 6: give 1 to 5, as many as"),
         (["compression=elastic_16", "compression.readings=0"], "compression.readings is 0: give 1 to 5, as many as"),
+        (["experiment=toy/readings", "compression=voco_4"], "compression.readings is 3, and nothing is drawn: set"),
         (["compression=elastic_16", "compression.num_voco=32"], "(32), and that number among them"),
         (
             ["stage=instruct", "compression=full", "compression.num_voco_choices=[1]"],

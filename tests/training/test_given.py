@@ -50,6 +50,7 @@ def composed(*overrides: str, command: str = "train"):
         (["loss.teacher_checkpoint=a"], "loss.teacher is none: choose loss=kl"),
         (["loss=kl", "loss.teacher_checkpoint=a", "loss.top_k_folder=b"], "set loss.teacher=top_k"),
         (["loss.lm=2", "loss.schedule=[{at: 0, lm: 1, kl: 0}]"], "loss.schedule goes before"),
+        (["loss.reconstruction=1", "loss.schedule=[{at: 0, lm: 1, kl: 0}]"], "loss.schedule goes before"),
         (["optimizer=muon", "trainer.optim=adafactor"], "optimizer is muon: set optimizer=trainer"),
         (
             ["experiment=toy/align", "trainer.num_train_epochs=3"],

@@ -12,6 +12,8 @@ FORMAT = "voco_llama.cache"
 FORMAT_VERSION = 2
 UNIFORM_VERSION = 1
 """Of files in which every entry has as many tokens: `[layers, entries, kv_heads, N, head_dim]`. They are still read."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Of models."""
 CHECKSUM = "checksum"
 """Of the metadata; the first files of `UNIFORM_VERSION` have none, and are read without."""
 
@@ -41,6 +43,7 @@ def fits(keys: Tensor, values: Tensor, counts: Tensor, kv_shape: tuple[int, int,
     """Whether tensors can be those of a cache of a model with so many layers, heads, numbers a head."""
     return (
         (keys.shape, keys.dtype) == (values.shape, values.dtype)
+        and keys.dtype in DTYPES
         and keys.dim() == 4
         and (keys.shape[0], *keys.shape[2:]) == kv_shape
         and counts.dtype == torch.long

@@ -63,13 +63,13 @@ class VoCoGeneration(Choosing):
             SettingsError: The model cannot make that number, or has fewer positions than a segment; or it has no head.
             CheckpointError: The head was fitted to other weights.
         """
+        if isinstance(num_voco, Sequence) and len(num_voco) != len(pixel_values):
+            raise SettingsError(
+                f"there are {len(num_voco)} numbers of VoCo tokens for {len(pixel_values)} images: give each one"
+            )
         if quality is not None:
             return self._compress_to(quality, pixel_values, num_voco)
         if isinstance(num_voco, Sequence):
-            if len(num_voco) != len(pixel_values):
-                raise SettingsError(
-                    f"there are {len(num_voco)} numbers of VoCo tokens for {len(pixel_values)} images: give each one"
-                )
             for number in set(num_voco):
                 self.check_num_voco(number)
             return self.compress(pixel_values, max(num_voco)).truncate(num_voco)

@@ -59,7 +59,7 @@ class LoadingMixin:
         check_loaded(info, f"{folder}: its weights", "the folder is damaged or its config.json was edited")
         if read_config(folder).get("eos_token_id") is None:  # saved before the configuration knew
             model.end_answers_at(_taught_end(folder))
-        model.set_quality_head(QualityHead.load(folder))
+        model.set_quality_head(QualityHead.load(folder, model.config.kv_shape))
         return model
 
     @classmethod

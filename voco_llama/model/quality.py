@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from voco_llama.errors import CheckpointError, SettingsError, refused_as
+from voco_llama.errors import CheckpointError, SettingsError, refused_as, shown
 from voco_llama.files import written_aside
 from voco_llama.model.cache import VoCoCache
 
@@ -50,6 +50,13 @@ class HeadShape:
     numbers: tuple[int, ...]
     layer: int
     width: int
+
+    def fits(self, kv_shape: tuple[int, int, int]) -> bool:
+        """Whether it can be that of a head for caches of so many layers, heads, numbers a head."""
+        layers, heads, dimension = kv_shape
+        are_whole = all(type(number) is int for number in (*self.numbers, self.layer, self.width))
+        rise = are_whole and list(self.numbers) == sorted(set(self.numbers)) and self.numbers[:1] > (0,)
+        return rise and 0 <= self.layer < layers and self.width == heads * dimension
 
 
 class QualityHead(nn.Module):
@@ -105,23 +112,29 @@ class QualityHead(nn.Module):
         return file
 
     @classmethod
-    def load(cls, folder: str | Path) -> "QualityHead | None":
-        """That of a checkpoint's folder; None: it has none.
+    def load(cls, folder: str | Path, kv_shape: tuple[int, int, int]) -> "QualityHead | None":
+        """That of a checkpoint's folder, whose caches have so many layers, heads, numbers a head; None: it has none.
 
         Raises:
-            CheckpointError: It is damaged, or of another version.
+            CheckpointError: It is damaged, of another version, or no head of such caches.
         """
         file = Path(folder) / QUALITY_FILE
         if not file.is_file():
             return None
-        advice = "it is damaged or of another version; fit it again (voco-llama fit-quality)"
+        advice = "it is damaged or of another version; remove it and fit it again (voco-llama fit-quality)"
         with refused_as(CheckpointError, file, advice), safe_open(str(file), framework="pt") as opened:
             described = json.loads(opened.metadata()["voco_llama"])
             if (described["format"], described["format_version"]) != (FORMAT, FORMAT_VERSION):
                 raise ValueError(f"format {described['format']} {described['format_version']}")
-            shape = HeadShape(tuple(described["numbers"]), described["layer"], described["width"])
-            head = cls(shape, described["fingerprint"])
-            head.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+            shape, own = HeadShape(tuple(described["numbers"]), described["layer"], described["width"]), described
+            if not (isinstance(own["fingerprint"], str) and shape.fits(kv_shape)):
+                raise ValueError(f"{shape} of {shown(own['fingerprint'])}")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            with torch.device("meta"):  # else what the file says would decide how much memory is taken
+                head = cls(shape, own["fingerprint"])
+            head.load_state_dict(tensors, assign=True)
+            if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
+                raise ValueError("it has weights that are no float32 numbers")
         return head.eval()
 
 

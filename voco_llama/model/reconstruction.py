@@ -123,7 +123,8 @@ class ReconstructionDecoder(nn.Module):
         target = layer_norm(vision.float(), vision.shape[-1:])
         log_variance = self.log_variance.float().clamp(*LOG_VARIANCE)
         error = (predicted - target).square() * torch.exp(-log_variance)
-        return (0.5 * (error + log_variance).mean(dim=(1, 2))) @ readings.weight
+        likelihoods = 0.5 * (error + log_variance).mean(dim=(1, 2))
+        return (likelihoods * readings.weight).sum()  # not `@`, which autocast makes in half precision
 
     def _in_heads(self, states: Tensor) -> Tensor:
         """`[..., tokens, heads x head_dim]` to `[..., heads, tokens, head_dim]`."""

@@ -89,9 +89,16 @@ def compare_choices(adaptive: Sequence[Path], fixed: Sequence[Path]) -> list[Cho
     """Each adaptive result beside its counterparts.
 
     Raises:
-        DataError: A number of tokens has no fixed result, or results are of other weights or questions.
+        DataError: A number of tokens has no fixed result, or two; or results are of other weights or questions.
     """
-    known = {answers.result["num_voco"]: answers for answers in map(read_answers, fixed)}
+    known: dict[int, Answers] = {}
+    for answers in map(read_answers, fixed):
+        row, number = answers.result["row"], answers.result["num_voco"]
+        if number is None or answers.result["quality"] is not None:
+            raise DataError(f"row {row!r} has no one number of tokens: name results of evaluate num_voco=... there")
+        if number in known:
+            raise DataError(f"rows {known[number].result['row']!r} and {row!r} both have {number} tokens: name one")
+        known[number] = answers
     return [_compare(read_answers(file), known) for file in adaptive]
 
 

@@ -26,11 +26,14 @@ TEACHER = "teacher"
 """The command that makes `loss.top_k_folder`."""
 
 
-def check_needs(stages: Sequence[Command], evaluations: Iterable[Command], records: Records) -> None:
+def check_needs(
+    stages: Sequence[Command], fits: Iterable[Command], evaluations: Iterable[Command], records: Records
+) -> None:
     """Refuse commands that would be refused once it is their turn.
 
     Args:
         stages: All that trains or makes data and is still to be run, in order.
+        fits: Those that give a checkpoint what chooses numbers of VoCo tokens.
         evaluations: Those still to be made.
         records: They compose commands.
 
@@ -51,6 +54,11 @@ def check_needs(stages: Sequence[Command], evaluations: Iterable[Command], recor
         made = [getattr(settings, key, None) for key in MADE]
         made += [settings.loss.top_k_folder] if command.name == TEACHER else []
         coming += [Path(place).absolute() for place in made if place is not None]
+    for command in fits:
+        from voco_llama.fit_quality import check_fit_quality  # slow to import: it brings the model
+
+        with _of(command):
+            check_fit_quality(records.compose(command), paths=False)
     for command in evaluations:
         with _of(command):
             _check_evaluation(records.compose(command), coming, seen)

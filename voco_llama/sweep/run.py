@@ -59,6 +59,10 @@ class Work:
         trains = [job.train for job in self.plan.jobs if job.name in self.untrained]
         return [*self.base, *trains], [command for pending in self.pending.values() for command in pending.values()]
 
+    def fits(self) -> list[Command]:
+        """Those that give a checkpoint what chooses numbers of VoCo tokens, where evaluations lack it."""
+        return [job.fit for job in self.plan.jobs if any(map(job.wants_head, self.pending[job.name].values()))]
+
     def in_the_way(self) -> list[str]:
         """Results that are there without a record."""
         return [
@@ -72,8 +76,8 @@ class Work:
         for job in self.plan.jobs:
             pending, trains = self.pending[job.name], job.name in self.untrained
             state = "finished" if not pending else "to do" if trains else "trained, evaluations to do"
-            fits = any(job.wants_head(evaluation) for evaluation in pending.values())
-            commands = [*([job.train] if trains else []), *([job.fit] if fits else []), *pending.values()]
+            fits = [job.fit] if job.fit in self.fits() else []
+            commands = [*([job.train] if trains else []), *fits, *pending.values()]
             lines += [f"{job.name}: {state}", *(f"    {command}" for command in commands)]
         return "\n".join([*lines, ""])
 
@@ -132,9 +136,10 @@ def _check(work: Sequence[Work], records: Records) -> None:
     seen = []
     for one in work:
         stages, evaluations = one.needed()
-        alike = [(command.name, command.overrides) for command in (*stages, *evaluations)], one.in_the_way()
+        fits = one.fits()
+        alike = [(command.name, command.overrides) for command in (*stages, *fits, *evaluations)], one.in_the_way()
         if alike not in seen:
-            check_needs(stages, evaluations, records)
+            check_needs(stages, fits, evaluations, records)
             seen.append(alike)
 
 

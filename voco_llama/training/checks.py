@@ -118,6 +118,11 @@ def _check_compression(settings: TrainSettings) -> None:
         " through them alone",
     )
     require(num_voco >= 0, f"compression.num_voco is {num_voco}: give 0 or more")
+    require(
+        choices is not None or compression.readings == 1,
+        f"compression.readings is {compression.readings}, and nothing is drawn: set compression.num_voco_choices, or"
+        " readings=1",
+    )
     if choices is not None:
         require(
             bool(choices) and min(choices) >= 1 and max(choices) == num_voco,

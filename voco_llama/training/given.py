@@ -92,7 +92,7 @@ UNREAD = (
         "loss.teacher is {settings.loss.teacher}: set loss.teacher=top_k",
     ),
     Unread(
-        ("loss.lm", "loss.kl"),
+        ("loss.lm", "loss.kl", "loss.reconstruction"),
         lambda settings: settings.loss.schedule is not None,
         "loss.schedule goes before: set loss.schedule=null",
     ),
