@@ -30,6 +30,8 @@ def main() -> int:
         for c in choices
     ]
     sys.stdout.write(f"{aligned(HEAD, body)}\n")
+    if left_out := sorted({name for choice in choices for name in choice.left_out}):
+        sys.stdout.write(f"Left out: {', '.join(left_out)}, whose questions have no points of their own.\n")
     return 0
 
 

@@ -42,6 +42,7 @@ def test_help_lists_the_commands(capsys):
         (["train", "experiment=toy/nothing"], "error: there is no experiment=toy/nothing"),
         (["train", "compression.num_voco=0"], "error: compression.num_voco is 0"),
         (["toyworld", "grdi=3"], "error: unknown setting 'grdi'; did you mean 'grid'?"),
+        (["train", "readings=3"], "error: unknown setting 'readings'; did you mean 'compression.readings'?"),
         (["toyworld", "grid=three"], "error: grid: Value 'three'"),
         (["toyworld", "grid=99"], "error: toy world: grid=99"),
         (["evaluate", "row=a"], "error: row a has no checkpoint in suite toy (its rows are upper,"),

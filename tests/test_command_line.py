@@ -48,6 +48,8 @@ def test_help_of_a_command_lists_what_it_reads(capsys, tmp_path):
     assert "experiment=align_7b, " in text
     assert "toy/voco_kl" in text
     assert "dry_run: Count what the training would be" in text
+    assert re.search(r"\ncompression\.\*: .* readings: Elastic.*\ncompression\.q_former\.\*: ", text, re.DOTALL)
+    assert re.search(r"\nloss\.\*: .* reconstruction: .*\nloss\.schedule\.N\.\*: Weights", text, re.DOTALL)
     assert "plan=13b, 7b, " in printed(capsys, "sweep", "seeds=[1]", "-h")
     evaluate = printed(capsys, "evaluate", "-h")
     assert "go_on: List questions that fail" in evaluate

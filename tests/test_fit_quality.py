@@ -111,6 +111,9 @@ def test_what_cannot_be_fitted_is_refused(place):
     ):
         with pytest.raises(SettingsError, match=complaint):
             fit_quality(replace(settings, **changes))
+    other = "was trained with compression.condition=voco and num_voco=4, and the settings have voco and 2: name"
+    with pytest.raises(SettingsError, match=other):
+        fit_quality(settings_of(place, "compression.num_voco=2"))
     text = f"{{format: llava_json, file: {place}/toyworld/text/train.json}}"
     with pytest.raises(DataError, match="only 0 of the rows drawn look at one image"):
         fit_quality(settings_of(place, f"data.sources=[{text}]"))

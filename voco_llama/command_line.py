@@ -9,9 +9,9 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pkgutil import resolve_name
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, get_args, get_origin
 
 from voco_llama.config_files import VARIABLE, choices_of, is_group, using_folder
 from voco_llama.errors import SettingsError, did_you_mean
@@ -20,6 +20,8 @@ from voco_llama.provenance import installed_version
 HELP = ("-h", "--help")
 OPTIONS = ("--config-dir", "--help")
 """Of a command."""
+ITEMS = {list: ".N", dict: ".NAME"}
+"""How the settings of an item are called."""
 WIDTH = 110
 
 
@@ -117,8 +119,19 @@ def _settings_of(command: Described) -> str:
     ]
     head = "groups (a number in a name, as in voco_4, is compression.num_voco):" if "trainer" in own else "groups:"
     schemas = [entry for entry in schema.__mro__ if dataclasses.is_dataclass(entry)]  # its own settings, then inherited
-    described = re.sub(r"\bNone\b", "null", "\n\n".join(inspect.cleandoc(entry.__doc__) for entry in schemas))
-    return "\n".join([*([head, *choices, ""] if choices else []), described])
+    inside = (text for entry in dataclasses.fields(schema) for text in _described_inside(entry.type, entry.name))
+    described = "\n\n".join([*(inspect.cleandoc(entry.__doc__) for entry in schemas), *inside])
+    return "\n".join([*([head, *choices, ""] if choices else []), re.sub(r"\bNone\b", "null", described)])
+
+
+def _described_inside(kind: Any, name: str) -> Iterator[str]:
+    """What the settings within a setting are, each group of them under its dotted name."""
+    if dataclasses.is_dataclass(kind):
+        yield f"{name}.*: {inspect.cleandoc(kind.__doc__)}"
+        for entry in dataclasses.fields(kind):
+            yield from _described_inside(entry.type, f"{name}.{entry.name}")
+    for part in get_args(kind):
+        yield from _described_inside(part, name + ITEMS.get(get_origin(kind), ""))
 
 
 def _listed(commands: Mapping[str, Described]) -> str:

@@ -264,6 +264,9 @@ def _keys_of(schema: type, prefix: str = "") -> Iterator[str]:
 
 def _did_you_mean_key(key: str, schema: type) -> str:
     known = list(_keys_of(schema)) + [f"data.sources.0.{entry.name}" for entry in dataclasses.fields(SourceSettings)]
+    deeper = [name for name in known if name.endswith(f".{key}")]
+    if deeper:
+        return f"; did you mean {' or '.join(repr(name) for name in deeper)}?"
     return did_you_mean(key, known) or f"; known at the top are {', '.join(e.name for e in dataclasses.fields(schema))}"
 
 

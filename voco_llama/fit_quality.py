@@ -75,6 +75,13 @@ def fit_quality(settings: FitQualitySettings) -> Path:
     arguments = training_arguments(settings)
     processor, mixture = build_processor(settings), open_mixture(settings)
     model = VoCoLlama.from_pretrained(folder, dtype=settings.model.dtype, attn_implementation=settings.model.attention)
+    asked, trained = settings.compression, model.config
+    require(
+        (asked.condition, asked.num_voco) == (trained.condition, trained.num_voco),
+        f"{folder} was trained with compression.condition={trained.condition} and num_voco={trained.num_voco}, and the"
+        f" settings have {asked.condition} and {asked.num_voco}: name that checkpoint's own experiment (the"
+        " settings.yaml of its run is one)",
+    )
     model.config.check_rows(processor.segment_shape(), processor.tokens, processor.condition, str(folder))
     model = model.to(arguments.device).eval()
     head = _new_head(settings, model, processor.num_voco)

@@ -386,7 +386,7 @@ class TeacherSettings(TrainSettings):
 class FitQualitySettings(TrainSettings):
     """What `voco-llama fit-quality` reads: the settings of a training, of which it takes the data, and these.
 
-    `model.checkpoint` names the checkpoint, which gets the head; `compression.num_voco` is the most tokens of an image.
+    `model.checkpoint` names the checkpoint, which gets the head; experiment or settings are those of its own training.
 
     Attributes:
         rows: Rows that are read, drawn from the data; those that look at one image count.

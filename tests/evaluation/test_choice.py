@@ -70,7 +70,8 @@ def test_answers_are_those_of_each_images_number(model, processor, images, quest
             assert answerer.counts.kept() == Counter(counts)
 
 
-def test_the_cost_is_a_mean_over_images(model, processor, quality):
+def test_the_cost_is_a_mean_over_images(model, processor, quality, caplog):
+    caplog.set_level("INFO", "voco_llama")
     answerer = answerer_of(model, processor, quality)
     one = model.config.kv_bytes(1, model.dtype)
     assert cost_of(answerer, kept={1: 3, 4: 1}) == {
@@ -79,6 +80,7 @@ def test_the_cost_is_a_mean_over_images(model, processor, quality):
         "kv_dtype": "float32",
         "images_by_tokens": {"1": 3, "4": 1},
     }
+    assert caplog.messages[-1] == "1.75 VoCo tokens an image, the mean of 4"
     with pytest.raises(DataError, match="the mean number of tokens is not known"):
         cost_of(answerer, kept={})
     whole = cost_of(answerer, kept={2: 5})

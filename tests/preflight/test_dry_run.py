@@ -332,6 +332,8 @@ def test_what_is_not_modelled_is_said():
     assert any("muon" in note for note in plan_module.uncounted(composed("toy/instruct")))
     notes = plan_module.uncounted(composed("toy/elastic_kl_own", None, "loss.own_answer_tokens=7"))
     assert any("the time to write them is not counted; for each token of 7, each pass" in note for note in notes)
+    assert any("loss.teacher=checkpoint: the time that the teacher reads is not counted" in note for note in notes)
+    assert not any("teacher" in note for note in plan_module.uncounted(composed("toy/elastic_most_voco")))
 
 
 def foreign_tokenizer(folder):

@@ -52,9 +52,16 @@ def test_what_passes(overrides):
         ([*KL, "loss.schedule=[{at: 0, lm: 1, kl: 0}]"], "loss.teacher is checkpoint, but loss.schedule's kl is 0"),
         (
             ["stage=instruct", "compression=full", "loss.reconstruction=1"],
-            "the reconstruction is for a student that reads",
+            "use stage voco or video with compression=voco_N, or loss.reconstruction=0",
         ),
-        (["compression=average_pool_1", "loss.reconstruction=1"], "leaves no vision tokens in the rows: use loss=lm"),
+        (
+            ["compression=average_pool_1", "loss.reconstruction=1"],
+            "leaves no vision tokens in the rows: use loss.reconstruction=0",
+        ),
+        (
+            ["compression=average_pool_1", "loss.schedule=[{at: 0, lm: 1, kl: 0, reconstruction: 1}]"],
+            "leaves no vision tokens in the rows: use loss.schedule without its reconstruction",
+        ),
         (["loss.lm=0"], "loss: all weights (lm, kl, reconstruction) are 0"),
         ([*KL, "loss.schedule=[{at: 0, lm: 0, kl: 1}, {at: 1, lm: 0, kl: 0}]"], "loss.schedule.1: all weights"),
         (["loss.lm=-1"], "loss has the weights lm -1.0, kl 0.0, reconstruction 0.0: none may be below 0"),

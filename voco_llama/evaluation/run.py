@@ -281,6 +281,8 @@ def cost_of(
     if kept:
         mean = sum(number * images for number, images in kept.items()) / sum(kept.values())
         tokens = int(mean) if mean.is_integer() else mean
+        if answerer.quality is not None:
+            logger.info("%.2f VoCo tokens an image, the mean of %d", mean, sum(kept.values()))
         found["images_by_tokens"] = {str(number): kept[number] for number in sorted(kept)}
     return {
         f"tokens_per_{what}": tokens,

@@ -84,6 +84,11 @@ def uncounted(settings: TrainSettings) -> list[str]:
     optimizer = "muon" if settings.optimizer == "muon" else str(settings.trainer.get("optim") or COUNTED_OPTIMIZER)
     if not optimizer.startswith(COUNTED_OPTIMIZER):
         notes.append(f"optimizer {optimizer} is not modelled: memory is counted as AdamW's")
+    if loss.teacher in ("checkpoint", "adapters_off"):
+        notes.append(
+            f"loss.teacher={loss.teacher}: the time that the teacher reads is not counted; of each row it is a forward"
+            " pass, about a third of what training on it takes"
+        )
     if loss.own_answers:
         most = f"of {loss.own_answer_tokens}" if loss.own_answer_tokens else "of the longest answer of a step"
         notes.append(

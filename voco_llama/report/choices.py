@@ -8,7 +8,8 @@ checkpoint at each of these numbers (`evaluate num_voco=n`) say of every questio
              solved as a linear program: of each image, the gains of more tokens by falling gain a token; the best of
              all images first, the last one in part.
 
-Accuracy is the mean over benchmarks of the share of questions answered right.
+Accuracy is the mean over benchmarks of the share of questions answered right. Left out are benchmarks whose questions
+have no points of their own (MMBench counts a question when all its orders are right).
 """
 
 import json
@@ -24,7 +25,11 @@ from voco_llama.evaluation.results import read_result
 
 @dataclass(frozen=True)
 class Choice:
-    """An adaptive result and its counterparts at the same mean number of tokens, accuracies from 0 to 1."""
+    """An adaptive result and its counterparts at the same mean number of tokens, accuracies from 0 to 1.
+
+    Attributes:
+        left_out: Benchmarks that the accuracies are not of, for their questions have no points of their own.
+    """
 
     row: str
     quality: float
@@ -32,6 +37,7 @@ class Choice:
     accuracy: float
     random: float
     best: float
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,13 @@ class Answers:
         result: Of `read_result`.
         points: Benchmark and document -> points.
         image: Benchmark and document -> the image that it is about.
+        left_out: Benchmarks whose questions have no points of their own.
     """
 
     result: Mapping[str, Any]
     points: Mapping[tuple[str, str], float]
     image: Mapping[tuple[str, str], str]
+    left_out: tuple[str, ...]
 
     @property
     def accuracy(self) -> float:
@@ -67,22 +75,25 @@ def read_answers(file: Path) -> Answers:
     """A result and its answers.
 
     Raises:
-        DataError: They cannot be read, or a question has no points of its own, or is not about one image.
+        DataError: They cannot be read, or a question with points of its own is not about one image.
     """
     result = read_result(file)
     answers = file.with_name(str(result.get("answers_file")))
-    points, image = {}, {}
+    points, image, left_out = {}, {}, set()
     with refused_as(DataError, answers, "evaluate the row again"):
         for line in map(json.loads, answers.read_text(encoding="utf-8").splitlines()):
             question = (line["benchmark"], str(line["document"]))
+            if line["points"] is None:
+                left_out.add(line["benchmark"])
+                continue
             images = line.get("images") or {}
-            if line["points"] is None or len(images) != 1:
-                lacks = "points of its own" if line["points"] is None else f"one image, but {len(images)}"
+            if len(images) != 1:
                 raise DataError(
-                    f"{answers}: {' '.join(question)} has not {lacks}: evaluate tasks of questions on one image each"
+                    f"{answers}: {' '.join(question)} has not one image, but {len(images)}: evaluate tasks of questions"
+                    " on one image each"
                 )
             points[question], (image[question],) = float(line["points"]), images
-    return Answers(result, points, image)
+    return Answers(result, points, image, tuple(sorted(left_out)))
 
 
 def compare_choices(adaptive: Sequence[Path], fixed: Sequence[Path]) -> list[Choice]:
@@ -106,9 +117,11 @@ def _compare(chosen: Answers, known: Mapping[int, Answers]) -> Choice:
     row, shares = chosen.result["row"], chosen.result.get("images_by_tokens") or {}
     if chosen.result["quality"] is None or not shares:
         raise DataError(f"row {row!r} did not choose by the image: name results of evaluate quality=...")
-    for number in map(int, shares):
-        if number not in known:
-            raise DataError(f"row {row!r} keeps {number} tokens of some images: evaluate num_voco={number} too")
+    if not chosen.points:
+        raise DataError(f"row {row!r}: no question has points of its own: evaluate other tasks (GQA, POPE, ...) too")
+    if lacking := sorted({int(number) for number in shares} - set(known)):
+        numbers = ", ".join(map(str, lacking))
+        raise DataError(f"row {row!r} keeps {numbers} tokens of some images: evaluate num_voco=... there too")
     for number, answers in known.items():
         same = answers.result["checkpoint_fingerprint"] == chosen.result["checkpoint_fingerprint"]
         if not same or answers.points.keys() != chosen.points.keys():
@@ -117,7 +130,7 @@ def _compare(chosen: Answers, known: Mapping[int, Answers]) -> Choice:
     images, tokens = sum(shares.values()), chosen.result["tokens_per_image"]
     dealt_out = sum(share * known[int(number)].accuracy for number, share in shares.items()) / images
     best = best_accuracy({number: answers.points for number, answers in known.items()}, chosen.image, tokens)
-    return Choice(row, chosen.result["quality"], tokens, chosen.accuracy, dealt_out, best)
+    return Choice(row, chosen.result["quality"], tokens, chosen.accuracy, dealt_out, best, chosen.left_out)
 
 
 def best_accuracy(

@@ -42,12 +42,13 @@ def check_losses(settings: TrainSettings) -> None:
     )
     _check_budgets(settings)
     if hears_teacher:
-        _check_student(settings, "the KL term teaches")
+        _check_student(settings, "the KL term teaches", "loss=lm")
         _check_teacher(settings)
         if loss.own_answers:
             _check_own_answers(settings)
     if has_term(loss, "reconstruction"):
-        _check_student(settings, "the reconstruction is for")
+        without = "loss.reconstruction=0" if loss.schedule is None else "loss.schedule without its reconstruction"
+        _check_student(settings, "the reconstruction is for", without)
 
 
 def has_term(loss: LossSettings, name: str) -> bool:
@@ -111,17 +112,18 @@ def _check_lora(settings: TrainSettings) -> None:
     )
 
 
-def _check_student(settings: TrainSettings, what: str) -> None:
+def _check_student(settings: TrainSettings, what: str, without: str) -> None:
+    """`without`: what leaves the term out."""
     stage, compression = settings.stage.name, settings.compression
     require(
         stage in DISTILLED_STAGES and compression.condition == "voco",
         f"{what} a student that reads through VoCo tokens, but stage is {stage} and"
         f" compression.condition {compression.condition}: use stage {' or '.join(DISTILLED_STAGES)} with"
-        " compression=voco_N, or loss=lm",
+        f" compression=voco_N, or {without}",
     )
     require(
         compression.compressor == "language_model",
-        f"compression.compressor={compression.compressor} leaves no vision tokens in the rows: use loss=lm",
+        f"compression.compressor={compression.compressor} leaves no vision tokens in the rows: use {without}",
     )
 
 
