@@ -14,9 +14,9 @@ from tests.training.conftest import WORLD
 from voco_llama import VoCoLlama
 from voco_llama.composition import compose
 from voco_llama.errors import CheckpointError, DataError, SettingsError
-from voco_llama.fit_quality import fit_quality, measure
+from voco_llama.fit_quality import _outcomes, fit_quality, measure
 from voco_llama.layout import next_tokens, truncate_voco
-from voco_llama.model.quality import QUALITY_FILE
+from voco_llama.model.quality import QUALITY_FILE, HeadShape, QualityHead
 from voco_llama.settings import FitQualitySettings
 from voco_llama.toyworld import write_toyworld
 from voco_llama.training.arguments import training_arguments
@@ -66,6 +66,13 @@ def test_a_head_is_fitted_and_saved_with_the_checkpoint(place, caplog):
     pixels = torch.rand(3, 3, *[model.config.image_size] * 2)
     assert model.compress(pixels, quality=0).counts.tolist() == [4, 4, 4]
     assert model.compress(pixels, quality=1e9).counts.tolist() == [1, 1, 1]
+
+
+def test_a_quality_that_leads_further_than_it_allows_is_told(caplog):
+    head = QualityHead(HeadShape((1, 2, 3, 4), 0, 8), "of no model")
+    list(_outcomes(head, torch.zeros(40, 3), torch.full((40, 3), 0.3)))  # foreseen, measured
+    assert "quality=0.2 allows less than it led to" in caplog.text
+    assert "quality=0.5 allows less" not in caplog.text
 
 
 def test_what_is_measured_is_what_the_masked_passes_say(place):

@@ -228,4 +228,6 @@ def _outcomes(head: QualityHead, predicted: Tensor, real: Tensor) -> Iterator[di
     for quality in QUALITIES:
         found = outcome(predicted, real, head.shape.numbers, quality)
         logger.info("quality=%g: %.2f tokens an image, %.4f nats (dealt out at random: %.4f)", quality, *found)
+        if found.divergence > quality:
+            logger.warning("quality=%g allows less than it led to: read more rows, or choose another", quality)
         yield {"quality": quality, **found._asdict()}

@@ -45,10 +45,6 @@ def test_what_will_be_made_need_not_be_there(plan, tmp_path):
             r"^voco-llama train .*model.language.pretrained=another would not be read, for model.checkpoint=",
         ),
         (['overrides=["data.max_length=0"]'], r"^voco-llama train .*data.max_length is 0: give 1 or more$"),
-        (
-            ['only=["voco_1"]', 'evaluate=["quality=0.05"]'],
-            r"^voco-llama evaluate row=voco_1 .*: quality chooses among numbers of VoCo tokens, and this row's",
-        ),
         (['overrides=["trainer.max_step=3"]'], r"^voco-llama train .*unknown setting 'trainer.max_step'; did you mean"),
     ],
 )

@@ -15,7 +15,6 @@ from voco_llama.evaluation.run import check_data_sets
 from voco_llama.evaluation.settings import EvaluateSettings, check_overwritten
 from voco_llama.evaluation.tasks import judge_of
 from voco_llama.llava_folder import check_is_model
-from voco_llama.settings import CompressionSettings
 from voco_llama.sweep.plan import TRAIN, Command
 from voco_llama.sweep.records import MADE, Records
 from voco_llama.training.checks import check_settings
@@ -43,7 +42,6 @@ def check_needs(
     """
     coming: list[Path] = []
     seen: set[tuple] = set()
-    compressions: dict[Path, CompressionSettings] = {}
     for command in stages:
         settings = records.compose(command)
         with _of(command):
@@ -51,7 +49,6 @@ def check_needs(
                 check_model_given(command.overrides, settings)
                 check_settings(settings, paths=False)
                 check_inputs(settings, coming=coming)
-                compressions[Path(settings.output_dir, "final").absolute()] = settings.compression
             elif command.name == CONVERT:
                 check_convert_gguf(settings)
         made = [getattr(settings, key, None) for key in MADE]
@@ -64,10 +61,7 @@ def check_needs(
             check_fit_quality(records.compose(command), paths=False)
     for command in evaluations:
         with _of(command):
-            settings = records.compose(command)
-            _check_evaluation(settings, coming, seen)
-            if settings.quality is not None:
-                _check_chooses(compressions.get(settings.checkpoint.absolute()))
+            _check_evaluation(records.compose(command), coming, seen)
 
 
 @contextmanager
@@ -94,17 +88,6 @@ def _check_evaluation(settings: EvaluateSettings, coming: Sequence[Path], seen: 
         if (key := (settings.hub, tasks)) not in seen:
             check_data_sets(settings)
             seen.add(key)
-
-
-def _check_chooses(compression: CompressionSettings | None) -> None:
-    """Refuse a training after which no head could be fitted; None: it is done, and `fit-quality` will say so."""
-    if compression is None:
-        return
-    reads_voco = compression.condition == "voco" and compression.compressor == "language_model"
-    require(
-        reads_voco and compression.num_voco > 1,
-        "quality chooses among numbers of VoCo tokens, and this row's training makes one number or none: leave it out",
-    )
 
 
 def _is_coming(place: Path, coming: Sequence[Path]) -> bool:
