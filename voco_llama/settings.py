@@ -260,6 +260,10 @@ class LossSettings:
         reconstruction: Of the image's vision tokens, as the language model leaves them, from the VoCo tokens that are
             read, by a small decoder that is dropped at the end (`voco_llama.model.reconstruction`); an image counts as
             much as the answers about it.
+        reconstruction_layer: How many of the language model's layers VoCo tokens have been through when the image is
+            told from them; null: all.
+        reconstruction_learning_rate: Of that decoder, which starts from nothing, scheduled as `trainer.learning_rate`;
+            null: that one.
         temperature: Both sides' logits are divided by it in the KL term.
         chunk_size: Tokens whose logits exist at the same time; smaller needs less memory.
         teacher: Reads the same rows under condition `full`. `checkpoint`: the model in `teacher_checkpoint`.
@@ -279,6 +283,8 @@ class LossSettings:
     lm: float = 1.0
     kl: float = 0.0
     reconstruction: float = 0.0
+    reconstruction_layer: int | None = None
+    reconstruction_learning_rate: float | None = 1e-3
     temperature: float = 1.0
     chunk_size: int = 1024
     teacher: str = _choice(TEACHERS, default="none")

@@ -164,9 +164,8 @@ def test_checkpointing_changes_nothing(use_reentrant):
     processor = tiny_processor(order="inline")
     model, batch = tiny_model(processor, layers=3).train(), rows_of(processor, BATCHES["mixed"])
     expected = loss_and_gradients(model, batch, two_steps=True)
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant}) if hasattr(
-        model, "activation_checkpointing_enable"
-    ) else model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": use_reentrant})
     found = loss_and_gradients(model, batch, two_steps=True)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -10,7 +10,9 @@ from voco_llama.layout import HostRows, next_tokens
 from voco_llama.model.losses import Objective
 from voco_llama.model.reconstruction import Readings, ReconstructionDecoder, SegmentStates
 from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.packing import images_in_order
 from voco_llama.tokens import IGNORE_INDEX
+from voco_llama.visibility import TokenFacts
 
 TEXTS = {
     "sharing": (["<image>\nWhat?", "Oh.", "<image>\nHow many?", "<image>\n<image>\nWhich?"], [0, -1, 0, 1]),
@@ -21,10 +23,11 @@ NUMBERS = torch.tensor([[1, 1, 1, 1], [2, 3, 3, 2], [4, 4, 4, 4]])
 OBJECTIVE = Objective(lm=0.5, reconstruction=0.3)
 
 
-def model_of(processor, **kwargs) -> VoCoLlama:
-    model = tiny_model(processor, **kwargs).train()
+def model_of(processor, layer: int | None = None) -> VoCoLlama:
+    model = tiny_model(processor).train()
     torch.manual_seed(1)
     model.add_reconstruction()
+    model.reconstruction.layer = layer
     for parameter in model.reconstruction.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return model
@@ -47,10 +50,10 @@ def loss_and_gradients(model, inputs, **kwargs) -> tuple:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.parametrize("order", ["first", "authors", "inline"])
-def test_both_passes_compute_the_same(order, name):
+@pytest.mark.parametrize(("order", "layer"), [("first", None), ("first", 1), ("authors", None), ("inline", 1)])
+def test_both_passes_compute_the_same(order, layer, name):
     processor = tiny_processor(num_voco=4, order=order)
-    model = model_of(processor)
+    model = model_of(processor, layer)
     inputs = inputs_of(processor, name)
     (masked, expected), (packed, found) = (loss_and_gradients(model, inputs, two_steps=way) for way in (False, True))
     torch.testing.assert_close(packed.loss, masked.loss)
@@ -75,28 +78,45 @@ def literally(model, inputs) -> torch.Tensor:
         logits_mask=torch.ones_like(fields["voco"]),
         with_logits=False,
     )  # no logits, no labels: the last hidden states of all tokens
-    states = states.hidden_states.view(*fields["voco"].shape, -1)
+    states = told = states.hidden_states.view(*fields["voco"].shape, -1)
+    if decoder.layer is not None:
+        facts = TokenFacts.of_batch(fields)
+        embeddings = model.embed(
+            fields["input_ids"],
+            inputs["pixel_values"],
+            images_in_order(fields, inputs["rows"].media, inputs["rows"].medium),
+        )
+        mask = model.mask(facts, facts, "voco", embeddings.dtype)
+        of_layers = model.decoder(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, output_hidden_states=True
+        )
+        told = of_layers.hidden_states[decoder.layer]
     trained, total = (next_tokens(fields["labels"]) != IGNORE_INDEX).sum(dim=1), 0.0
     for row, segments in enumerate(fields["segment"].amax(dim=1).tolist()):
         for segment in range(1, segments + 1):
             inside = fields["segment"][row] == segment
             vision = states[row][inside & (fields["input_ids"][row] == model.config.image_token_id)].detach()
-            keys, values = decoder.keys_and_values(states[row][inside & fields["voco"][row]]).chunk(2, dim=-1)
+            keys, values = decoder.keys_and_values(normed(told[row][inside & fields["voco"][row]])).chunk(2, dim=-1)
             heads = [slice(at, at + decoder.head_dim) for at in range(0, keys.shape[-1], decoder.head_dim)]
             scores = [decoder.queries[:, h] @ keys[:, h].T / decoder.head_dim**0.5 for h in heads]
             read = torch.cat([s.softmax(-1) @ values[:, h] for s, h in zip(scores, heads, strict=True)], dim=-1)
             read = decoder.queries + decoder.attended(read)
             predicted = decoder.output(read + decoder.mlp(read))
-            normal = torch.distributions.Normal(predicted, (0.5 * decoder.log_variance).exp())
+            normal = torch.distributions.Normal(predicted, (3 * torch.tanh(decoder.variance * 10 / 6)).exp())
             constant = 0.5 * torch.log(torch.tensor(2 * torch.pi))
-            nll = (-normal.log_prob(layer_norm(vision, vision.shape[-1:])) - constant).mean()
+            nll = (-normal.log_prob(normed(vision)) - constant).mean()
             total = total + nll * trained[row] / segments
     return total / trained.sum()
 
 
-def test_it_is_what_its_definition_says():
+def normed(states: torch.Tensor) -> torch.Tensor:
+    return layer_norm(states, states.shape[-1:])
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+def test_it_is_what_its_definition_says(layer):
     processor = tiny_processor(num_voco=4)
-    model, inputs = model_of(processor), inputs_of(processor)
+    model, inputs = model_of(processor, layer), inputs_of(processor)
     output, _ = loss_and_gradients(model, inputs, two_steps=True)
     model.zero_grad()
     expected = literally(model, inputs)
@@ -110,6 +130,21 @@ def test_it_is_what_its_definition_says():
     for name, gradient in alone.items():
         difference = both[name] - without.get(name, 0.0) - gradient
         assert float(difference.norm()) < 1e-4 * float(gradient.norm()) + 1e-7, name
+
+
+@pytest.mark.parametrize("two_steps", [False, True])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_changes_nothing(use_reentrant, two_steps):
+    processor = tiny_processor(num_voco=4)
+    model, inputs = model_of(processor, layer=1), inputs_of(processor)
+    plain, expected = loss_and_gradients(model, inputs, two_steps=two_steps)
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": use_reentrant})
+    again, found = loss_and_gradients(model, inputs, two_steps=two_steps)
+    assert again.loss == plain.loss
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_a_token_that_is_not_read_tells_nothing():
@@ -133,7 +168,7 @@ def test_it_is_summed_in_float32_where_the_rest_is_in_half_precision():
 
 def test_a_channel_that_never_varies_does_not_outweigh_all_others():
     decoder = ReconstructionDecoder(16, 4)
-    torch.nn.init.constant_(decoder.log_variance, -100.0)
+    torch.nn.init.constant_(decoder.variance, -100.0)
     readings = Readings(torch.tensor([0]), torch.tensor([1]), torch.ones(1))
     assert decoder(SegmentStates(torch.randn(1, 4, 16), torch.randn(1, 1, 16)), readings).isfinite()
 

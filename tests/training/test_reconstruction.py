@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.training.conftest import losses, settings_in
@@ -53,3 +54,13 @@ def test_a_killed_run_goes_on_to_the_same_curve_and_the_decoder_may_be_left_at_t
     assert losses(again.parent) == losses(trained.parent)
     plain = ["trainer.max_steps=1", f"model.checkpoint={trained.parent}/checkpoint-2", f"output_dir={tmp_path}/plain"]
     assert not has_decoder(train(settings_for("toy/voco_1", *plain)))
+
+
+@pytest.mark.parametrize("optimizer", ["trainer", "muon"])
+def test_the_decoder_has_a_learning_rate_of_its_own(settings_for, optimizer):
+    """A first step of Adam is as long as the rate, and variances begin at 0."""
+    one = ["trainer.max_steps=1", "trainer.save_steps=1", "trainer.warmup_steps=0", f"optimizer={optimizer}"]
+    rates = ["trainer.learning_rate=1e-5", "loss.reconstruction_learning_rate=1e-2"]
+    final = train(settings_for("toy/voco_1", *RECONSTRUCTION, *one, *rates))
+    variance = load_file(final.parent / "checkpoint-1" / "model.safetensors")["reconstruction.variance"]
+    torch.testing.assert_close(variance.abs(), torch.full_like(variance, 1e-2), rtol=1e-3, atol=0)

@@ -1,10 +1,11 @@
 """The two ways of one forward pass: whole rows under a mask, and packed tokens in two steps."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from voco_llama.choices import Condition
 from voco_llama.layout import HostRows, voco_index
@@ -38,15 +39,17 @@ class VoCoPasses:
         facts = TokenFacts.of_batch(fields)
         embeddings = self.embed(fields["input_ids"], pixel_values, order)
         mask = self.mask(facts, facts, condition, embeddings.dtype)
-        hidden_states = self.decoder(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
-        ).last_hidden_state
+        with self._told_from(with_segments) as below:
+            hidden_states = self.decoder(
+                inputs_embeds=embeddings, attention_mask=mask, position_ids=facts.position, use_cache=False
+            ).last_hidden_state
         segments = None
         if with_segments:
             index, num_voco = voco_index(fields["voco"], fields["segment"]), self._most_voco(fields)
             numbers = segment_numbers(fields)
             voco = hidden_states.new_zeros(int(numbers.max()) + 1, num_voco, hidden_states.shape[-1])
-            voco = voco.index_put((numbers[index >= 0], index[index >= 0]), hidden_states[index >= 0])
+            told = below[0] if below else hidden_states
+            voco = voco.index_put((numbers[index >= 0], index[index >= 0]), told[index >= 0])
             vision = hidden_states[fields["input_ids"] == self.config.image_token_id]
             segments = SegmentStates(vision.unflatten(0, (-1, self.config.num_vision_tokens)), voco)
         return hidden_states[wanted.to(self.device)], segments
@@ -70,14 +73,36 @@ class VoCoPasses:
             fields, condition, shape, tokens, images, wanted.cpu(), multiple=multiple, segments_too=with_segments
         )
         packing = packing.to(self.device)
-        hidden_states = self.run_packed(packing, pixel_values)
+        with self._told_from(with_segments) as below:
+            hidden_states = self.run_packed(packing, pixel_values)
         if not with_segments:
             return hidden_states, None
         number = packing.num_segment_tokens
         hidden_states, inside = hidden_states.tensor_split([len(hidden_states) - number])
         vision = inside[packing.image_places].unflatten(0, (-1, self.config.num_vision_tokens))
-        voco = inside.unflatten(0, (packing.num_segments, packing.segment_length))[:, packing.voco_places]
+        told = below[0][0, :number] if below else inside
+        voco = told.unflatten(0, (packing.num_segments, packing.segment_length))[:, packing.voco_places]
         return hidden_states, SegmentStates(vision, voco)
+
+    @contextmanager
+    def _told_from(self, with_segments: bool) -> Iterator[list[Tensor]]:
+        """The states that enter the layer from below which the image is told; nothing if it is told from the last ones.
+
+        They are taken where they enter, for they are outside of what checkpointing computes again.
+        """
+        found: list[Tensor] = []
+        if not with_segments or self.reconstruction.layer is None:
+            yield found
+            return
+
+        def take(_: nn.Module, args: tuple[Any, ...]) -> None:
+            found[:] = args[:1]  # those of the last call: before it `check_decoder` may have run the layers
+
+        handle = self.decoder.layers[self.reconstruction.layer].register_forward_pre_hook(take)
+        try:
+            yield found
+        finally:
+            handle.remove()
 
     def _most_voco(self, fields: Mapping[str, Tensor]) -> int:
         """VoCo tokens that a segment has: as many as the model was trained with, or, if there are more, as the rows."""

@@ -1,12 +1,16 @@
 """Reconstruction, in training only: what an image's vision tokens became, told from its VoCo tokens alone.
 
 The language model's last hidden states of the vision tokens, layer-normed and without gradient, are what a small
-decoder is to predict from the last hidden states of the first n VoCo tokens:
+decoder is to predict from the hidden states of the first n VoCo tokens, layer-normed too:
 
     queries [V, width], learned -> one cross-attention to n VoCo tokens -> one MLP -> [V, hidden]
 
 as the mean of a normal distribution with a learned variance for each channel. VoCo tokens thus learn from 64 or 576
 vectors an image, and not from the few words of an answer alone. The decoder is dropped when training ends.
+
+Text reads a VoCo token's keys and values, and of the last layer these are made from what enters it: what a VoCo token
+gathers in the last layer itself can be told from its last hidden state, and no text can read it. So the states may be
+taken from below (`ReconstructionDecoder.layer`).
 """
 
 from typing import NamedTuple
@@ -24,8 +28,11 @@ MOST_WIDTH = 1024
 """The decoder is as wide as the language model, but no wider than this."""
 MLP = 4
 """Inner size of the decoder's MLP, in widths."""
-LOG_VARIANCE = (-6.0, 6.0)
-"""Of a channel, from and to: one that never varies must not outweigh all others."""
+MOST_LOG_VARIANCE = 6.0
+"""Of a channel, and its least with the sign changed: one that never varies must not outweigh all others."""
+VARIANCE_SPEED = 10.0
+"""What a variance's parameter is multiplied by: at the rate of the weights it would need thousands of steps to come to
+the decoder's errors, and until then these weigh too little."""
 
 
 def decoder_width(hidden_size: int) -> int:
@@ -34,7 +41,7 @@ def decoder_width(hidden_size: int) -> int:
 
 
 class SegmentStates(NamedTuple):
-    """Last hidden states of segments: `[segments, V, hidden]`, and `[segments, N, hidden]`.
+    """Last hidden states of vision tokens, `[segments, V, hidden]`, and states of VoCo tokens, `[segments, N, hidden]`.
 
     Where rows show fewer than N VoCo tokens of a segment, the others may be anything.
     """
@@ -88,10 +95,14 @@ class ReconstructionDecoder(nn.Module):
     Args:
         hidden_size: Of the language model.
         num_vision: Vision tokens of an image.
+
+    Attributes:
+        layer: How many of the language model's layers VoCo tokens have been through; None: all, and the norm.
     """
 
     def __init__(self, hidden_size: int, num_vision: int) -> None:
         super().__init__()
+        self.layer: int | None = None
         width = decoder_width(hidden_size)
         heads = next(heads for heads in range(HEADS, 0, -1) if width % heads == 0)
         self.head_dim = width // heads
@@ -103,7 +114,7 @@ class ReconstructionDecoder(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, MLP * width), nn.GELU(), nn.Linear(MLP * width, width)
         )
         self.output = nn.Linear(width, hidden_size)
-        self.log_variance = nn.Parameter(torch.zeros(hidden_size))
+        self.variance = nn.Parameter(torch.zeros(hidden_size))
         nn.init.normal_(self.queries, std=0.02)
         for module in self.modules():  # all weights are what they should be: loading must not draw them anew
             module._is_hf_initialized = True
@@ -114,14 +125,15 @@ class ReconstructionDecoder(nn.Module):
         That of a reading is the mean over the image's vision tokens and their channels.
         """
         vision, num_voco = states.vision[readings.segment].detach(), states.voco.shape[1]
-        keys, values = self._in_heads(self.keys_and_values(states.voco)[readings.segment]).chunk(2, dim=1)
+        voco = self.keys_and_values(layer_norm(states.voco, states.voco.shape[-1:]))
+        keys, values = self._in_heads(voco[readings.segment]).chunk(2, dim=1)
         queries = self._in_heads(self.queries.to(keys.dtype)).expand(len(keys), -1, -1, -1)
         is_read = torch.arange(num_voco, device=vision.device) < readings.num_voco[:, None]
         read = scaled_dot_product_attention(queries, keys, values, attn_mask=is_read[:, None, None])
         read = self.queries + self.attended(read.transpose(1, 2).flatten(2))
         predicted = self.output(read + self.mlp(read)).float()
         target = layer_norm(vision.float(), vision.shape[-1:])
-        log_variance = self.log_variance.float().clamp(*LOG_VARIANCE)
+        log_variance = MOST_LOG_VARIANCE * torch.tanh(VARIANCE_SPEED / MOST_LOG_VARIANCE * self.variance.float())
         error = (predicted - target).square() * torch.exp(-log_variance)
         likelihoods = 0.5 * (error + log_variance).mean(dim=(1, 2))
         return (likelihoods * readings.weight).sum()  # not `@`, which autocast makes in half precision

@@ -15,7 +15,7 @@ from voco_llama.data.mixture import Mixture
 from voco_llama.data.processor import VoCoProcessor
 from voco_llama.data.prompts import PromptStyle
 from voco_llama.data.readers import Reader, open_reader
-from voco_llama.errors import CheckpointError, SettingsError, VoCoError, one_line, refused_as
+from voco_llama.errors import CheckpointError, SettingsError, VoCoError, one_line, refused_as, require
 from voco_llama.model.language import build_language_model
 from voco_llama.model.layouts import split_llava
 from voco_llama.model.vision_weights import read_vision_weights
@@ -124,11 +124,23 @@ def build_or_load(settings: TrainSettings) -> tuple[VoCoLlama, VoCoProcessor]:
 
 
 def fit_reconstruction(model: VoCoLlama, loss: LossSettings) -> None:
-    """Let the model have a decoder if the loss has a reconstruction; one that it has, of a checkpoint, is kept."""
+    """Let the model have a decoder if the loss has a reconstruction; one that it has, of a checkpoint, is kept.
+
+    Raises:
+        SettingsError: The language model has too few layers.
+    """
     if not has_term(loss, "reconstruction"):
         model.remove_reconstruction()
-    elif model.reconstruction is None:
+        return
+    if model.reconstruction is None:
         model.add_reconstruction()
+    layer, layers = loss.reconstruction_layer, model.config.text_config.num_hidden_layers
+    require(
+        layer is None or 1 <= layer < layers,
+        f"loss.reconstruction_layer is {layer}, and the language model has {layers} layers: give 1 to {layers - 1}, or"
+        " null for all of them",
+    )
+    model.reconstruction.layer = layer
 
 
 def _build(settings: TrainSettings, processor: VoCoProcessor) -> VoCoLlama:

@@ -58,6 +58,7 @@ POSITIVE = (
     "loss.temperature",
     "loss.chunk_size",
     "loss.own_answer_tokens",
+    "loss.reconstruction_learning_rate",
     "model.lora.alpha",
     "hardware.*",
     "projector_learning_rate",

@@ -77,6 +77,11 @@ UNREAD = (
         "the loss has no KL term: choose loss=kl or loss=lm_kl",
     ),
     Unread(
+        ("loss.reconstruction_layer", "loss.reconstruction_learning_rate"),
+        lambda settings: not has_term(settings.loss, "reconstruction"),
+        "the loss has no reconstruction: set loss.reconstruction",
+    ),
+    Unread(
         ("loss.own_answer_tokens",),
         lambda settings: settings.loss.own_answers == 0,
         "the student writes no answers: set loss.own_answers",

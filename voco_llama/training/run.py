@@ -112,7 +112,7 @@ def _train(settings: TrainSettings, run: RunFolder, interrupts: Interrupts, watc
         origin=origin,
         order=order,
         use_muon=settings.optimizer == "muon",
-        projector_learning_rate=settings.projector_learning_rate,
+        learning_rates=learning_rates_of(settings),
         scheduled_loss=ScheduledLoss(settings.loss, build_teacher(settings, model, processor, adapters)),
         own_answers=own_answers_of(settings, processor, batch),
         elastic=elastic,
@@ -170,6 +170,15 @@ class KeptRows(Sequence[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self._row(index)
+
+
+def learning_rates_of(settings: TrainSettings) -> dict[str, float]:
+    """Of parts of the model that have one of their own."""
+    rates = {
+        "projector": settings.projector_learning_rate,
+        "reconstruction": settings.loss.reconstruction_learning_rate,
+    }
+    return {part: rate for part, rate in rates.items() if rate is not None}
 
 
 def order_of(mixture: Mixture, tokens_per_medium: int, settings: TrainSettings, batch: GlobalBatch) -> EpochSampler:

@@ -60,8 +60,8 @@ def set_trainable(
 
 
 def part_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
-    """Parameters of the modules of a part of `stage.trains`, as far as the model has them."""
-    modules = (getattr(model, name, None) for name in MODULES[part])
+    """Parameters of the modules of a part of `stage.trains`, or of one of `ALWAYS`, as far as the model has them."""
+    modules = (getattr(model, name, None) for name in MODULES.get(part, (part,)))
     return [parameter for module in modules if module is not None for parameter in module.parameters()]
 
 

@@ -7,10 +7,11 @@ loss by their number, so that a global batch has one gradient however it is divi
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class VoCoTrainer(ResumingTrainer):
     Args:
         order: The order of samples.
         use_muon: Train with `voco_llama.training.optimizer` instead of the optimizer that the arguments name.
-        projector_learning_rate: Of the projector and the compressor; None: that of the arguments.
+        learning_rates: Of parts of the model (`voco_llama.training.stages.part_parameters`) that have one of their own
+            and not that of the arguments.
         elastic: Draws how many VoCo tokens each row keeps; None: all of them.
         scheduled_loss: Weights of the losses, and the teacher; None: the model has a loss of its own.
         own_answers: Lets the student write answers of its own into the batches; None: they stay as they are.
@@ -62,7 +64,7 @@ class VoCoTrainer(ResumingTrainer):
         *,
         order: EpochSampler,
         use_muon: bool = False,
-        projector_learning_rate: float | None = None,
+        learning_rates: Mapping[str, float] = MappingProxyType({}),
         elastic: ElasticDraw | None = None,
         scheduled_loss: ScheduledLoss | None = None,
         own_answers: OwnAnswers | None = None,
@@ -81,7 +83,7 @@ class VoCoTrainer(ResumingTrainer):
         self._num_labeled: Tensor | int | None = None
         self._last_step, self._micro_step = -1, 0
         self.use_muon = use_muon
-        self.projector_learning_rate = projector_learning_rate
+        self.learning_rates = learning_rates
         self.data_wait = DataWait()
         self.speed: Speed | None = None
         """None before training, and where what trains is no `VoCoLlama`."""
@@ -143,7 +145,7 @@ class VoCoTrainer(ResumingTrainer):
         return outlives_one_sigterm(super().get_train_dataloader())
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """The Trainer's own, or Muon; the projector may have a learning rate of its own."""
+        """The Trainer's own, or Muon; parts may have a learning rate of their own."""
         if self.optimizer is not None:
             return self.optimizer
         if self.use_muon:
@@ -156,8 +158,8 @@ class VoCoTrainer(ResumingTrainer):
             named = f"trainer.optim={self.args.optim.value} with optim_args={self.args.optim_args}"
             with refused_as(SettingsError, named, "choose another, or install what it needs"):
                 super().create_optimizer(*args, **kwargs)
-        if self.projector_learning_rate is not None:
-            give_learning_rate(self.optimizer, part_parameters(self.model, "projector"), self.projector_learning_rate)
+        for part, learning_rate in self.learning_rates.items():
+            give_learning_rate(self.optimizer, part_parameters(self.model, part), learning_rate)
         return self.optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
