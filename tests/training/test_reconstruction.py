@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.conftest import losses, settings_in
+from voco_llama.errors import SettingsError
 from voco_llama.model.voco_llama import VoCoLlama
+from voco_llama.training.build import build_or_load
 from voco_llama.training.run import train
 
 RECONSTRUCTION = (
@@ -64,3 +66,8 @@ def test_the_decoder_has_a_learning_rate_of_its_own(settings_for, optimizer):
     final = train(settings_for("toy/voco_1", *RECONSTRUCTION, *one, *rates))
     variance = load_file(final.parent / "checkpoint-1" / "model.safetensors")["reconstruction.variance"]
     torch.testing.assert_close(variance.abs(), torch.full_like(variance, 1e-2), rtol=1e-3, atol=0)
+
+
+def test_a_layer_that_the_language_model_has_not_is_refused(settings_for):
+    with pytest.raises(SettingsError, match=r"loss.reconstruction_layer is 4, and .* has 2 layers: give"):
+        build_or_load(settings_for("toy/voco_1", *RECONSTRUCTION, "loss.reconstruction_layer=4"))
