@@ -123,6 +123,7 @@ def test_what_is_refused(model, processor, settings_for):
         answerer_of(headless, processor, 0.05)
 
 
+@pytest.mark.slow
 def test_a_result_says_what_was_kept(settings_for, tmp_path):
     processor = tiny_processor(num_voco=4, num_frames=3)
     model = tiny_model(processor)

@@ -50,6 +50,7 @@ def test_result_describes_itself(settings_for, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_answers_to_every_task_do_not_depend_on_batches_or_reuse(settings_for):
     """One evaluation of each kind over all tasks that need no judge, images, frames, clips and text-only rows."""
     files = {
@@ -87,6 +88,7 @@ def test_a_judge_is_asked_and_named(settings_for, judge, monkeypatch):
     assert {d["full"] for d in result["benchmarks"].values()} == {100.0}
 
 
+@pytest.mark.slow
 def test_answers_to_judged_tasks_do_not_depend_on_batches_either(settings_for, judge, monkeypatch):
     """Most are on clips; nothing is scored by chance, or the second evaluation would differ."""
     for name, value in (("URL", judge.address), ("KEY", "key")):

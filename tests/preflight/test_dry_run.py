@@ -190,6 +190,7 @@ def test_numbers_of_the_papers_row():
     assert any(note.startswith("data.sources.0.file: data/LLaVA") for note in run.notes)
 
 
+@pytest.mark.slow
 def test_ways_of_compressing_and_losses_are_walked():
     pooled = dry_run(composed("average_pool_1"))
     assert pooled.segment == (0, 1)
@@ -325,6 +326,7 @@ def test_the_video_experiment_has_room_for_its_frames():
     assert dry_run(composed("video_7b", None, "trainer.max_steps=100")).length.steps == 100
 
 
+@pytest.mark.slow
 def test_what_is_not_modelled_is_said():
     assert not any("modelled" in note for note in dry_run(composed("voco_1")).notes)
     run = dry_run(composed("voco_1", None, "trainer.optim=lion_8bit"))

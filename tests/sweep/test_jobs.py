@@ -50,6 +50,7 @@ def holder():
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_folder_is_taken_by_one_sweep(run, holder, tmp_path, fake):
     (tmp_path / "runs").mkdir()
     process = holder(tmp_path / "runs" / LOCK_FILE)

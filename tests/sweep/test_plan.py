@@ -170,6 +170,7 @@ def test_seeds_may_share_the_base_stages_of_one(settings):
     ]
 
 
+@pytest.mark.slow
 def test_a_language_model_is_converted_for_all_seeds_alike_and_no_data_is_said_of_a_seed(run, settings, tmp_path):
     base = [["convert-gguf", "output=${paths.data}/smollm2"], *settings.base]
     plans = expand(replace(settings, base=base, seeds=[0, 7]))

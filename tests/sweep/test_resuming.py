@@ -72,6 +72,7 @@ def test_results_on_another_seeds_base_stages_are_refused(run):
         run(seeds=[3])
 
 
+@pytest.mark.slow
 def test_results_of_before_base_seed_stand_on_their_own_seeds_stages(run, tmp_path):
     run(seeds=[3])
     file = tmp_path / "results/seed_3/base.sweep.json"

@@ -16,7 +16,17 @@ from voco_llama.sweep.records import Records, record_file
 from voco_llama.training.checks import check_settings
 
 TABLES = sorted(file.stem for file in (CONFIG_DIR / "plan").glob("*.yaml"))
-MANY_ROWS = ("toy", "toy_gpu", "toy_adaptive", "toy_tokens", "toy_tokens_selection", "real_gpu", "small")
+MANY_ROWS = (
+    "toy",
+    "toy_gpu",
+    "toy_adaptive",
+    "toy_tokens",
+    "toy_tokens_selection",
+    "real_gpu",
+    "real",
+    "small",
+    "table_2",
+)
 
 
 @functools.cache
@@ -109,6 +119,7 @@ def test_rungs_keep_their_results_apart(table, results):
     assert COMMANDS["sweep"].compose([f"plan={table}"]).seeds == ([0, 1, 2] if table == "small" else [0])
 
 
+@pytest.mark.slow
 def test_all_rows_of_the_small_plan_train_for_as_long_from_one_alignment(records):
     plan = plan_of("small")
     (align,) = plan.base
@@ -155,6 +166,7 @@ def test_the_adaptive_row_is_read_at_each_number_that_its_head_may_choose():
     assert trains["toy_adaptive"].items() <= trains["toy"].items()
 
 
+@pytest.mark.slow
 def test_all_rows_at_synthetic_scale_train_for_as_long_from_the_same_model(records):
     plan = plan_of("toy")
     composed = [records.compose(job.train) for job in plan.jobs]

@@ -125,6 +125,7 @@ def asked_in(rows: list[dict]) -> list[tuple[str, str]]:
     return pairs
 
 
+@pytest.mark.slow
 def test_training_questions_do_not_give_their_answers_away() -> None:
     rng = random.Random(0)
     balancer = Balancer(rng)

@@ -89,6 +89,7 @@ def result_of(settings_for, caplog):
     return run
 
 
+@pytest.mark.slow
 def test_slow_data_is_seen(result_of, monkeypatch):
     row = VoCoProcessor.row
 
@@ -112,6 +113,7 @@ def test_slow_data_is_seen(result_of, monkeypatch):
     assert f"  data {shares[-1]:.0%}".replace("%", " %") in lines[-1]
 
 
+@pytest.mark.slow
 def test_slow_steps_are_not_taken_for_slow_data(result_of, monkeypatch):
     step = VoCoTrainer.training_step
 

@@ -151,6 +151,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing may catch it."""
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_adapters_goes_on_to_the_same_curve(distilled, monkeypatch):
     more = (
         *LORA,

@@ -136,6 +136,7 @@ def test_an_epoch_of_a_stream_reads_each_row_group_once(settings_of, monkeypatch
     assert sorted(read) == sorted({number // 2 for number in seen})
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(settings_of, seen):
     runs = [seen(settings_of(f"w{n}", *ORDERS["stream"], f"trainer.dataloader_num_workers={n}")) for n in (0, 1, 2)]
     assert runs[0] == runs[1] == runs[2]

@@ -96,6 +96,7 @@ def test_the_optimizer_is_the_one_that_is_set(settings_for, optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["trainer", "muon"])
+@pytest.mark.slow
 def test_the_projector_may_have_its_own_learning_rate(settings_for, optimizer):
     """After one step, which is proportional to the rate, the projector has gone half as far, all else as far."""
 
@@ -344,6 +345,7 @@ def test_a_checkpoint_of_another_kind(settings_for, world):
         train(settings_for("toy/instruct", f"model.checkpoint={world / 'language'}"))
 
 
+@pytest.mark.slow
 def test_progress_and_tensorboard(settings_for, caplog):
     caplog.set_level("INFO", "voco_llama")
     settings = settings_for(
