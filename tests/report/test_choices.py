@@ -81,7 +81,8 @@ def test_benchmarks_without_points_of_their_own_are_left_out(tmp_path, fixed):
     for result in (file, *fixed):
         answers = result.with_name(json.loads(result.read_text())["answers_file"])
         line = {"benchmark": "MMBench", "document": 0, "points": None, "images": {"a": [1]}}
-        answers.write_text(f"{answers.read_text()}{json.dumps(line)}\n")
+        part = line | {"document": "another", "points": 1.0, "images": {"e": [1]}}
+        answers.write_text(f"{answers.read_text()}{json.dumps(line)}\n{json.dumps(part)}\n")
     (choice,) = compare_choices([file], fixed)
     assert choice == dataclasses.replace(alone, left_out=("MMBench",))
 

@@ -111,11 +111,13 @@ def remove(path: Path) -> None:
 def content(file: Path) -> Any:
     """What a file says, without times; of a teacher's words the numbers to six digits, for their last one depends on
     where in memory they lie; of a head fitted to readings of an untrained model, which differ in nothing but such
-    last digits, the shapes."""
+    last digits, what it is made for and its shapes."""
     data = file.read_bytes()
     if file.name == QUALITY_FILE.name:
         with suppress(SafetensorError), safe_open(file, "pt") as opened:
-            return {tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            described = json.loads(opened.metadata()["voco_llama"])
+            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+            return shapes, {key: value for key, value in described.items() if key != "found"}
     if file.name.startswith("top_k_"):
         tensors = load(data)
         return {name: [f"{value:.5e}" for value in tensor.flatten().tolist()] for name, tensor in tensors.items()}

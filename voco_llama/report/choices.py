@@ -93,6 +93,8 @@ def read_answers(file: Path) -> Answers:
                     " on one image each"
                 )
             points[question], (image[question],) = float(line["points"]), images
+    for question in [question for question in points if question[0] in left_out]:  # in part only, it is no benchmark
+        del points[question], image[question]
     return Answers(result, points, image, tuple(sorted(left_out)))
 
 

@@ -27,10 +27,10 @@ MODULES = {
     "language": ("language_model", "voco_offsets"),
 }
 """The modules of a model that a part of `stage.trains` means, as far as the model has them."""
-
-
 ALWAYS = ("reconstruction",)
 """Modules that train in every stage, as far as the model has them."""
+PARTS = MODULES | {module: (module,) for module in ALWAYS}
+"""The modules of all that may have a learning rate of its own."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def set_trainable(
 
 
 def part_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
-    """Parameters of the modules of a part of `stage.trains`, or of one of `ALWAYS`, as far as the model has them."""
-    modules = (getattr(model, name, None) for name in MODULES.get(part, (part,)))
+    """Parameters of the modules of one of `PARTS`, as far as the model has them."""
+    modules = (getattr(model, name, None) for name in PARTS[part])
     return [parameter for module in modules if module is not None for parameter in module.parameters()]
 
 
